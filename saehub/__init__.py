@@ -1,0 +1,1 @@
+"""Wiring of the site (settings, URLs, ASGI, API) above; jobs and accounts below."""

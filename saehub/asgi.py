@@ -1,0 +1,20 @@
+"""ASGI entry: pages over HTTP, job cards over web sockets from our own origin."""
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "saehub.settings")
+django_app = get_asgi_application()
+
+from channels.auth import AuthMiddlewareStack  # noqa: E402  (Django has to be set up first)
+from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
+from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
+from django.urls import path  # noqa: E402
+
+from saehub.jobs.consumers import JobConsumer  # noqa: E402
+
+sockets = URLRouter([path("ws/jobs/<int:pk>/", JobConsumer.as_asgi())])
+application = ProtocolTypeRouter(
+    {"http": django_app, "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(sockets))}
+)

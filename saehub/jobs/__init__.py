@@ -1,0 +1,1 @@
+"""Everything long: one table of kinds, one row per job, one `run()`. Imports no other app."""

@@ -1,0 +1,42 @@
+"""The table of job kinds: what can be queued, what does it, where, and who may ask for it.
+
+A kind's function lives in `<app>/jobs.py` and is imported late, in the process that runs it, so that the web process never
+reaches torch. It is called as `function(progress, **ids)` and returns a dict of JSON scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    name: str  # one verb, also the function's name
+    module: str  # imported late
+    title: str  # what a person calls it
+    queue: str  # io | gpu | live
+    permission: str  # who may start, cancel and retry it
+    page: str  # URL name of the page of what it works on ...
+    subject: str  # ... whose primary key is this parameter
+    in_child: bool = True  # a process of its own: cancel and out-of-memory end only it
+    attempts: int = 3  # how often a job whose worker died is taken up again
+
+    def function(self) -> Callable[..., dict[str, Any]]:
+        return getattr(import_module(self.module), self.name)
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("add_model", "saes.jobs", "Add a language model", "io", "saes.add_languagemodel", "saes:model_detail", "model"),
+        Kind("read_corpus", "training.jobs", "Read a corpus", "io", "training.add_corpus", "training:corpus_detail", "corpus"),
+        Kind("capture", "training.jobs", "Capture activations", "gpu", "training.add_capture", "training:capture_detail", "capture"),
+        Kind("train", "training.jobs", "Train an SAE", "gpu", "training.add_run", "training:run_detail", "run"),
+        Kind("evaluate", "training.jobs", "Evaluate", "gpu", "training.add_evaluation", "saes:sae_detail", "sae"),
+        Kind("harvest", "concepts.jobs", "Harvest features", "gpu", "concepts.add_featureview", "saes:sae_detail", "sae"),
+        Kind("generate", "inference.jobs", "Generate", "live", "inference.add_generation", "inference:generation_detail", "generation", in_child=False, attempts=1),
+    )
+}  # fmt: skip

@@ -1,0 +1,71 @@
+"""manage.py work io|gpu|live: the workers of one queue on this machine, and the sweep for dead workers' jobs."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandParser
+from django.db import connections
+from django.utils import timezone
+
+from saehub.jobs.models import Job, State
+from saehub.jobs.processes import end_with_parent, kill_tree
+from saehub.jobs.runner import release, sweep
+
+SWEEP_SECONDS = 2.0
+STUCK_SECONDS = 20.0
+
+
+class Command(BaseCommand):
+    help = "Run the workers of one queue until interrupted. Any number of machines may serve a queue."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("queue", choices=sorted(settings.QUEUES))
+        parser.add_argument("--with-parent", action="store_true", help="End when the process that started this one ends.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        self.queue = options["queue"]
+        if os.environ.get("Q_CLUSTER_NAME") != self.queue:  # django-q2 reads it while Django starts
+            os.environ["Q_CLUSTER_NAME"] = self.queue
+            os.execv(sys.executable, [sys.executable, *sys.argv])
+        self.over = threading.Event()
+        end_with_parent(self.over.set if options["with_parent"] else lambda: None)
+        self.worker = os.environ["SAEHUB_WORKER"] = f"{socket.gethostname()}:{os.getpid()}:{self.queue}"
+        cluster = self.start_cluster()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: self.over.set())
+        while not self.over.wait(SWEEP_SECONDS):
+            sweep()
+            if self.stuck() or not cluster.sentinel.is_alive():
+                self.stderr.write(f"{self.worker}: the cluster is stuck or gone, starting it again")
+                self.stop_cluster()
+                cluster = self.start_cluster()
+        self.stop_cluster()
+
+    def start_cluster(self) -> Any:
+        from django_q.cluster import Cluster
+
+        self.started = timezone.now()
+        connections.close_all()  # never share a connection with a forked process
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        cluster = Cluster()
+        cluster.start()
+        for number, handler in handlers.items():  # the cluster took them; the end is ours to order
+            signal.signal(number, handler)
+        return cluster
+
+    def stop_cluster(self) -> None:
+        """Kill, then give the jobs back at once: an orderly stop would wait for the running job, hours maybe."""
+        kill_tree()
+        release(self.worker, "Its worker was stopped.")
+
+    def stuck(self) -> bool:
+        """Jobs wait though no job of ours runs: an idle worker died by `kill -9` while it held the queue's lock."""
+        waiting = Job.objects.filter(state=State.QUEUED, queue=self.queue).order_by("offered_at").first()
+        if waiting is None or waiting.offered_at is None or Job.objects.filter(state=State.RUNNING, worker=self.worker).exists():
+            return False
+        return (timezone.now() - max(waiting.offered_at, self.started)).total_seconds() > STUCK_SECONDS

@@ -1,0 +1,262 @@
+"""One row per job. The row is the truth; queue and sockets only hurry it."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import models, transaction
+from django.db.models import F, Q
+from django.urls import reverse
+from django.utils import timezone
+
+from saehub.jobs.kinds import KINDS, Kind
+
+
+class State(models.TextChoices):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+LIVE = (State.QUEUED, State.RUNNING)
+
+
+class JobQuerySet(models.QuerySet["Job"]):
+    def live(self) -> JobQuerySet:
+        return self.filter(state__in=LIVE)
+
+    def stale(self) -> JobQuerySet:
+        """Running jobs whose worker has not renewed its lease: it is dead, or cut off."""
+        return self.filter(state=State.RUNNING, lease_until__lt=timezone.now())
+
+    def claim(self, pk: int, worker: str) -> Job | None:
+        """Take a queued job, or None when somebody else has it or it is over. One conditional UPDATE decides."""
+        token = uuid.uuid4()
+        now = timezone.now()
+        taken = self.filter(pk=pk, state=State.QUEUED).update(
+            state=State.RUNNING,
+            token=token,
+            worker=worker,
+            attempt=F("attempt") + 1,
+            started_at=now,
+            changed_at=now,
+            lease_until=lease(),
+            rate=None,
+        )
+        return self.select_related("owner").get(pk=pk) if taken else None
+
+
+def lease() -> Any:
+    return timezone.now() + timedelta(seconds=settings.JOB_LEASE_SECONDS)
+
+
+class Job(models.Model):
+    kind = models.CharField(max_length=40, choices=[(kind.name, kind.title) for kind in KINDS.values()])
+    queue = models.CharField(max_length=10)
+    params = models.JSONField(default=dict)
+    subject_id = models.BigIntegerField(null=True)
+    title = models.CharField(max_length=200)
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="jobs")
+
+    state = models.CharField(max_length=10, choices=State.choices, default=State.QUEUED)
+    attempt = models.PositiveIntegerField(default=0)
+    token = models.UUIDField(null=True, help_text="Who holds the lease; a write with another token is refused.")
+    worker = models.CharField(max_length=120, blank=True)
+    lease_until = models.DateTimeField(null=True)
+    cancel_at = models.DateTimeField(null=True, help_text="When somebody asked to cancel it.")
+
+    created_at = models.DateTimeField(auto_now_add=True)
+    offered_at = models.DateTimeField(null=True, help_text="When the queue was last told of it.")
+    started_at = models.DateTimeField(null=True)
+    changed_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+
+    done = models.BigIntegerField(default=0)
+    total = models.BigIntegerField(null=True)
+    unit = models.CharField(max_length=20, default="steps")
+    step = models.CharField(max_length=200, blank=True)
+    rate = models.FloatField(null=True, help_text="Units a second, over the last seconds.")
+    memory = models.BigIntegerField(null=True, help_text="Resident bytes of the process that does it.")
+
+    result = models.JSONField(default=dict)
+    error = models.TextField(blank=True, help_text="One plain sentence.")
+    hint = models.TextField(blank=True)
+    traceback = models.TextField(blank=True)
+
+    objects = JobQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-pk",)
+        indexes = [
+            models.Index(fields=["state", "queue"]),
+            models.Index(fields=["kind", "subject_id"]),
+        ]
+        permissions = [("cancel_job", "Can cancel and retry jobs")]
+
+    def __str__(self) -> str:
+        return f"{self.title} (job {self.pk})"
+
+    # -- where it belongs
+    @property
+    def kind_row(self) -> Kind:
+        return KINDS[self.kind]
+
+    def get_absolute_url(self) -> str:
+        return reverse("jobs:job_detail", args=[self.pk])
+
+    def subject_url(self) -> str:
+        """Page of what this job works on."""
+        return reverse(self.kind_row.page, args=[self.subject_id]) if self.subject_id else self.get_absolute_url()
+
+    @property
+    def group(self) -> str:
+        """Channels group that hears of every change."""
+        return f"job-{self.pk}"
+
+    # -- how it stands
+    @property
+    def is_live(self) -> bool:
+        return self.state in LIVE
+
+    @property
+    def cancelling(self) -> bool:
+        return self.state == State.RUNNING and self.cancel_at is not None
+
+    @property
+    def fraction(self) -> float | None:
+        if self.state == State.DONE:
+            return 1.0
+        return min(self.done / self.total, 1.0) if self.total else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        if self.state != State.RUNNING or not (self.rate and self.total):
+            return None
+        return max(self.total - self.done, 0) / self.rate
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the last attempt has run, or ran."""
+        end = self.finished_at or timezone.now()
+        return (end - self.started_at).total_seconds() if self.started_at else None
+
+    @property
+    def silent(self) -> bool:
+        """Its worker has not been heard of for half a lease: the card says so before the lease runs out."""
+        late = timezone.now() + timedelta(seconds=settings.JOB_LEASE_SECONDS / 2)
+        return self.state == State.RUNNING and (self.lease_until is None or self.lease_until < late)
+
+    @property
+    def queue_position(self) -> int | None:
+        if self.state != State.QUEUED:
+            return None
+        return Job.objects.filter(state=State.QUEUED, queue=self.queue, pk__lt=self.pk).count() + 1
+
+    def log_tail(self, lines: int = 8) -> list[JobLine]:
+        return list(reversed(self.lines.order_by("-pk")[:lines]))
+
+    # -- transitions; each is one conditional UPDATE, so that two of them at once cannot both win
+    def holding(self) -> Q:
+        """The row as its present worker knows it: running, under our token."""
+        return Q(pk=self.pk, state=State.RUNNING, token=self.token)
+
+    def finish(self, state: State, **fields: Any) -> bool:
+        now = timezone.now()
+        fields |= {"state": state, "finished_at": now, "changed_at": now, "lease_until": None, "token": None}
+        return bool(Job.objects.filter(self.holding()).update(**fields))
+
+    def give_up(self, reason: str, *, count: bool = True) -> bool:
+        """The worker is gone. Queue the job again, or fail it when it has had its attempts; True when this call did it.
+
+        `count=False` is for a worker that was stopped in order: that attempt is not held against the job.
+        """
+        if self.cancel_at:
+            return self.finish(State.CANCELLED)
+        if count and self.attempt >= self.kind_row.attempts:
+            return self.finish(
+                State.FAILED,
+                error=f"{reason} This was attempt {self.attempt} of {self.kind_row.attempts}.",
+                hint="If it was memory, choose a smaller batch or model, then press Retry.",
+            )
+        with transaction.atomic():
+            fields: dict[str, Any] = {"state": State.QUEUED, "token": None, "lease_until": None, "rate": None}
+            if not count:
+                fields["attempt"] = F("attempt") - 1
+            if not Job.objects.filter(self.holding()).update(**fields, changed_at=timezone.now()):
+                return False
+            self.write(f"{reason} The job is queued again.")
+            self.offer()
+        return True
+
+    def cancel(self) -> None:
+        """Ask for the end: a queued job ends here, a running one is stopped by its worker within seconds."""
+        now = timezone.now()
+        ended = Job.objects.filter(pk=self.pk, state=State.QUEUED).update(
+            state=State.CANCELLED, cancel_at=now, finished_at=now, changed_at=now
+        )
+        if not ended:
+            Job.objects.filter(pk=self.pk, state=State.RUNNING, cancel_at=None).update(cancel_at=now)
+        self.announce()
+
+    def retry(self) -> bool:
+        """Queue a failed or cancelled job again, with fresh attempts. What it had finished is not done twice."""
+        with transaction.atomic():
+            again = Job.objects.filter(pk=self.pk, state__in=(State.FAILED, State.CANCELLED)).update(
+                state=State.QUEUED, attempt=0, cancel_at=None, finished_at=None, started_at=None, done=0, total=None,
+                step="", rate=None, error="", hint="", traceback="", changed_at=timezone.now(),
+            )  # fmt: skip
+            if again:
+                self.offer()
+        self.announce()
+        return bool(again)
+
+    def offer(self) -> None:
+        """Tell the queue, once the row is committed."""
+        from saehub.jobs.queue import push
+
+        Job.objects.filter(pk=self.pk).update(offered_at=timezone.now())
+        transaction.on_commit(lambda: push(self.pk, self.queue))
+
+    def write(self, text: str) -> None:
+        JobLine.objects.create(job=self, text=text[:2000])
+
+    def announce(self) -> None:
+        from saehub.jobs.queue import announce
+
+        announce(self.pk)
+
+
+class JobLine(models.Model):
+    """A line of a job's log."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="lines")
+    at = models.DateTimeField(default=timezone.now)
+    text = models.TextField()
+
+    class Meta:
+        ordering = ("pk",)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def enqueue(kind: str, owner: Any, *, title: str, **ids: Any) -> Job:
+    """Queue one job of `kind` on the rows named by `ids`. Works inside a transaction: the queue hears of it on commit."""
+    row = KINDS[kind]
+    with transaction.atomic():
+        job = Job.objects.create(
+            kind=kind,
+            queue=row.queue,
+            params=ids,
+            subject_id=ids.get(row.subject),
+            title=title[:200],
+            owner=owner if getattr(owner, "pk", None) else None,
+            changed_at=timezone.now(),
+        )
+        job.offer()
+    return job

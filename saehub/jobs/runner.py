@@ -1,0 +1,167 @@
+"""run(job_id): the one way a job is executed. Claims it, runs its function, and always says how it ended."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+from django.conf import settings
+from django.db import connection
+
+from saehub.jobs.models import Job, State
+from saehub.jobs.processes import kill_tree
+from saehub.jobs.progress import Cancelled, LeaseLost, Progress
+
+log = logging.getLogger(__name__)
+CANCEL_GRACE = 2.0  # seconds a cancelled child has to tidy up before it is killed
+
+
+def worker_name() -> str:
+    """Which worker process group we belong to; `manage.py work` sets it for its cluster."""
+    return os.environ.get("SAEHUB_WORKER", f"{socket.gethostname()}:{os.getpid()}")
+
+
+def run(job_id: int) -> None:
+    """Entry point of the queue's workers. A second delivery of the same id does nothing."""
+    job = Job.objects.claim(job_id, worker_name())
+    if job is None:
+        return
+    job.announce()
+    if job.kind_row.in_child:
+        supervise(job)
+    else:
+        execute(job)
+
+
+def supervise(job: Job) -> None:
+    """Run the job in a child process; end it on cancel, and notice when it dies without a word."""
+    child = subprocess.Popen(
+        [sys.executable, str(settings.BASE_DIR / "manage.py"), "run_job", str(job.pk), str(job.token)],
+        stdin=subprocess.DEVNULL,
+    )
+    asked: float | None = None
+    while child.poll() is None:
+        time.sleep(0.2)
+        row = Job.objects.filter(job.holding()).values("cancel_at").first()
+        if row is None:  # finished and about to exit, or taken from us
+            asked = asked or time.monotonic()
+        elif row["cancel_at"]:
+            asked = asked or time.monotonic()
+        if asked and time.monotonic() - asked > CANCEL_GRACE:
+            kill_tree(child.pid)
+    job.refresh_from_db(fields=["cancel_at"])
+    if Job.objects.filter(job.holding()).exists():
+        job.give_up(_how_it_died(child.returncode))
+        job.announce()
+
+
+def _how_it_died(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "The job's process was killed, by a person or because memory ran out."
+    if code < 0:
+        return f"The job's process was ended by signal {-code}."
+    return f"The job's process ended with code {code} without a result."
+
+
+def execute(job: Job) -> None:
+    """Call the kind's function here, with a heartbeat beside it, and write how it ended."""
+    progress = Progress(job)
+    stop = threading.Event()
+    heart = threading.Thread(target=_heartbeat, args=(job, stop), daemon=True)
+    heart.start()
+    try:
+        result = job.kind_row.function()(progress, **job.params)
+        job.finish(State.DONE, result=result, done=job_total(job), step="")
+    except Cancelled:
+        job.finish(State.CANCELLED)
+    except LeaseLost:
+        log.warning("job %s: lease lost, stopped", job.pk)
+    except BaseException as error:
+        job.finish(State.FAILED, error=sentence(error), hint=hint(error), traceback=traceback.format_exc())
+        if not isinstance(error, Exception):
+            raise
+    finally:
+        stop.set()
+        job.announce()
+
+
+def job_total(job: Job) -> int:
+    row = Job.objects.filter(pk=job.pk).values_list("total", "done").first() or (0, 0)
+    return row[0] or row[1]
+
+
+def _heartbeat(job: Job, stop: threading.Event) -> None:
+    """Renew the lease while the function computes. Cancel and a lost lease are noticed by `progress()` itself."""
+    try:
+        while not stop.wait(settings.JOB_LEASE_SECONDS / 5):
+            try:
+                Progress(job).beat()
+            except Cancelled:
+                continue
+            except LeaseLost:
+                return
+    finally:
+        connection.close()
+
+
+def sentence(error: BaseException) -> str:
+    """One plain sentence for the card. Errors of ours carry one; the others are named by type."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "The disk is full."
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "Memory ran out."
+    text = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    if isinstance(error, ValueError | OSError) or hasattr(error, "hint"):
+        return text or type(error).__name__
+    return f"Unexpected {type(error).__name__}: {text}" if text else f"Unexpected {type(error).__name__}."
+
+
+def hint(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "Free some space under the data folder, then press Retry."
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "Choose a smaller batch, a smaller model or fewer features, then press Retry."
+    return str(getattr(error, "hint", ""))
+
+
+def sweep() -> int:
+    """Take up what dead workers left, and offer again what the queue lost. Safe from any number of processes at once."""
+    from saehub.jobs.queue import pushed
+
+    found = 0
+    for job in Job.objects.stale():
+        found += job.give_up(f"Worker {job.worker} has not been heard of for {settings.JOB_LEASE_SECONDS} s.")
+        job.announce()
+    for queue in Job.objects.filter(state=State.QUEUED).values_list("queue", flat=True).distinct():
+        names = pushed(queue)
+        for job in Job.objects.filter(state=State.QUEUED, queue=queue):
+            if f"job-{job.pk}" not in names and Job.objects.filter(pk=job.pk, state=State.QUEUED).exists():
+                job.offer()
+                found += 1
+    return found
+
+
+def release(worker: str, reason: str) -> None:
+    """Give back the jobs of a worker that was stopped in order, and kill nothing: its processes are gone already."""
+    for job in Job.objects.filter(worker=worker, state=State.RUNNING):
+        job.give_up(reason, count=False)
+        job.announce()
+
+
+def summary(job: Job) -> dict[str, Any]:
+    """The job as JSON, for the API and `--json`."""
+    return {
+        "id": job.pk, "kind": job.kind, "title": job.title, "state": job.state, "done": job.done, "total": job.total,
+        "unit": job.unit, "step": job.step, "rate": job.rate, "attempt": job.attempt, "params": job.params,
+        "result": job.result, "error": job.error, "hint": job.hint, "created_at": job.created_at,
+        "started_at": job.started_at, "finished_at": job.finished_at,
+    }  # fmt: skip

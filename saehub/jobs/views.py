@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import messages
+from django.core.paginator import Paginator
+from django.db.models import Count
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.functional import SimpleLazyObject
+from django.views.decorators.http import require_POST
+
+from saehub.accounts.access import check, needs
+from saehub.jobs.models import Job, State
+
+
+def running_jobs(request: HttpRequest) -> dict[str, Any]:
+    """Context of every page: how many jobs are on. Asked of the database only by a page that shows it."""
+    return {"running_jobs": SimpleLazyObject(lambda: Job.objects.live().count())}
+
+
+@needs("jobs.view_job")
+def job_list(request: HttpRequest) -> HttpResponse:
+    counts = dict(Job.objects.order_by().values_list("state").annotate(Count("pk")))
+    state = request.GET.get("state", "")
+    jobs = Job.objects.select_related("owner")
+    if state in State.values:
+        jobs = jobs.filter(state=state)
+    page = Paginator(jobs, 25).get_page(request.GET.get("page"))
+    context = {
+        "section": "jobs",
+        "page": page,
+        "state": state,
+        "states": [(value, label, counts.get(value, 0)) for value, label in State.choices],
+        "live": any(job.is_live for job in page),
+    }
+    return render(request, "jobs/job_list.html" + ("#rows" if request.htmx else ""), context)
+
+
+@needs("jobs.view_job")
+def job_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    """The page of a job; for htmx only its card, the same fragment that the socket sends."""
+    job = get_object_or_404(Job.objects.select_related("owner"), pk=pk)
+    context = {"section": "jobs", "job": job}
+    if request.htmx:
+        return render(request, "jobs/job_detail.html#card", context)
+    return render(request, "jobs/job_detail.html", context | {"lines": job.lines.all()[:2000]})
+
+
+@require_POST
+@needs("jobs.view_job", post="jobs.cancel_job")
+def job_cancel(request: HttpRequest, pk: int) -> HttpResponse:
+    job = get_object_or_404(Job, pk=pk)
+    check(request.user, "jobs.cancel_job", job)
+    job.cancel()
+    return _card(request, job)
+
+
+@require_POST
+@needs("jobs.view_job", post="jobs.cancel_job")
+def job_retry(request: HttpRequest, pk: int) -> HttpResponse:
+    job = get_object_or_404(Job, pk=pk)
+    check(request.user, "jobs.cancel_job", job)
+    check(request.user, job.kind_row.permission)
+    if not job.retry():
+        messages.warning(request, "Only a failed or cancelled job can be tried again.")
+    return _card(request, job)
+
+
+def _card(request: HttpRequest, job: Job) -> HttpResponse:
+    job.refresh_from_db()
+    if request.htmx:
+        return render(request, "jobs/job_detail.html#card", {"job": job})
+    return redirect(job.subject_url())

@@ -1,0 +1,6 @@
+from django.apps import AppConfig
+
+
+class SaesConfig(AppConfig):
+    name = "saes"
+    verbose_name = "SAEs"

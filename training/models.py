@@ -1,0 +1,152 @@
+"""From text to an SAE: corpora, captures of activations, training runs, evaluations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+from django.urls import reverse
+
+from saehub.jobs.made import Made
+from saes.models import SAE, LanguageModel
+
+
+class Corpus(Made):
+    """Text to run a model on: a file, a folder of the server, pasted text, or a Hub dataset."""
+
+    KIND = "read_corpus"
+    FOLDER = "corpora"
+
+    class Source(models.TextChoices):
+        UPLOAD = "upload", "uploaded file"
+        TEXT = "text", "pasted text"
+        PATH = "path", "path on the server"
+        HUB = "hub", "Hugging Face dataset"
+
+    name = models.CharField(max_length=120, unique=True)
+    source = models.CharField(max_length=10, choices=Source.choices)
+    location = models.CharField(max_length=400, help_text="File name, path on the server, or dataset id")
+    subset = models.CharField(max_length=120, blank=True, help_text="Configuration of a Hub dataset")
+    split = models.CharField(max_length=60, blank=True)
+    text_field = models.CharField(max_length=80, blank=True, help_text="Column or key that holds the text")
+    revision = models.CharField(max_length=80, blank=True)
+
+    n_documents = models.PositiveIntegerField(null=True, editable=False)
+    n_characters = models.BigIntegerField(null=True, editable=False)
+    size_bytes = models.BigIntegerField(null=True, editable=False)
+    sha256 = models.CharField(max_length=64, blank=True, editable=False)
+    sample = models.TextField(blank=True, editable=False)
+
+    class Meta:
+        ordering = ("name",)
+        verbose_name_plural = "corpora"
+
+    def get_absolute_url(self) -> str:
+        return reverse("training:corpus_detail", args=[self.pk])
+
+
+class Capture(Made):
+    """Activations of one model on one corpus, stored as shards."""
+
+    KIND = "capture"
+    FOLDER = "captures"
+
+    class Storage(models.TextChoices):
+        FP32 = "float32", "float32 (exact)"
+        BF16 = "bfloat16", "bfloat16 (half the disk)"
+        FP16 = "float16", "float16"
+
+    model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="captures")
+    corpus = models.ForeignKey(Corpus, on_delete=models.PROTECT, related_name="captures")
+    hook_names = models.JSONField(default=list)
+    context_length = models.PositiveIntegerField(default=128)
+    prepend_bos = models.BooleanField(default=True)
+    store_special = models.BooleanField(default=False)
+    dtype = models.CharField(max_length=10, choices=Storage.choices, default=Storage.FP32)
+    max_tokens = models.BigIntegerField(null=True, blank=True)
+
+    n_tokens = models.BigIntegerField(null=True, editable=False)
+    n_contexts = models.BigIntegerField(null=True, editable=False)
+    size_bytes = models.BigIntegerField(null=True, editable=False)
+    seconds = models.FloatField(null=True, editable=False)
+    manifest = models.JSONField(default=dict, editable=False)
+
+    class Meta:
+        ordering = ("-pk",)
+
+    def get_absolute_url(self) -> str:
+        return reverse("training:capture_detail", args=[self.pk])
+
+    def d_in(self, hook_name: str) -> int | None:
+        row = self.model.hook(hook_name)
+        return row["d"] if row else None
+
+
+class Run(Made):
+    """One training of one SAE on one hook point of a capture."""
+
+    KIND = "train"
+    FOLDER = "runs"
+
+    capture = models.ForeignKey(Capture, on_delete=models.PROTECT, related_name="runs")
+    hook_name = models.CharField(max_length=200)
+    architecture = models.CharField(max_length=40)
+    config = models.JSONField(default=dict, help_text="What the trainer is given, and d_sae, k or the L1 coefficient")
+    sae = models.OneToOneField(
+        SAE, null=True, blank=True, on_delete=models.SET_NULL, related_name="run", editable=False
+    )
+    evaluate_after = models.BooleanField(default=True)
+    harvest_after = models.BooleanField(default=True)
+    seconds = models.FloatField(null=True, editable=False)
+    tokens = models.BigIntegerField(null=True, editable=False)
+
+    class Meta:
+        ordering = ("-pk",)
+
+    def get_absolute_url(self) -> str:
+        return reverse("training:run_detail", args=[self.pk])
+
+
+class RunPoint(models.Model):
+    """What a run looked like at one step: a point of its curves."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="points")
+    step = models.PositiveIntegerField()
+    tokens = models.BigIntegerField()
+    values = models.JSONField(default=dict)
+
+    class Meta:
+        ordering = ("step",)
+        constraints = [models.UniqueConstraint(fields=["run", "step"], name="one_point_per_step")]
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} step {self.step}"
+
+
+class Evaluation(Made):
+    """Metrics of one SAE on the held-out contexts of one capture, each with its definition and n."""
+
+    KIND = "evaluate"
+
+    sae = models.ForeignKey(SAE, on_delete=models.CASCADE, related_name="evaluations")
+    capture = models.ForeignKey(Capture, on_delete=models.CASCADE, related_name="evaluations")
+    max_contexts = models.PositiveIntegerField(
+        default=64, help_text="Held-out contexts run through the model for CE and KL"
+    )
+    metrics = models.JSONField(default=dict, editable=False)
+    seconds = models.FloatField(null=True, editable=False)
+
+    class Meta:
+        ordering = ("-pk",)
+
+    def get_absolute_url(self) -> str:
+        return self.sae.get_absolute_url()
+
+    def start(self, user: Any, *, title: str = "") -> Any:
+        from saehub.jobs.models import enqueue
+
+        self.job = enqueue(
+            "evaluate", user, title=title or f"Evaluate {self.sae.name}", sae=self.sae_id, evaluation=self.pk
+        )
+        self.save(update_fields=["job"])
+        return self.job
