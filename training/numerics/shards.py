@@ -7,12 +7,13 @@ A folder holds `manifest.json` and `shard-00000.safetensors`, ... Every shard ha
   row_position (n,) int32              position of the row's token in its context
   x/<hook name> (n, d)                 activations in the storage dtype, one tensor per hook point
 Rows of special tokens are absent unless the policy stores them. The manifest is written last: a folder without it is
-unfinished. Shards are memory-mapped; reading touches only the rows asked for.
+unfinished, and `unfinished.json` says which of its shards are whole. Shards are memory-mapped; reading touches only the rows asked for.
 """
 
 import errno
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 MANIFEST = "manifest.json"
+UNFINISHED = "unfinished.json"  # stands in for the manifest while shards are being written
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HELD_OUT_FRACTION = 0.05
 WINDOW_ROWS = 2**18  # rows shuffled together; part of the definition of the shuffled order
@@ -47,8 +49,11 @@ def is_held_out(contexts: np.ndarray, fraction: float = HELD_OUT_FRACTION) -> np
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write through a temporary name, so the file is whole or absent."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -77,6 +82,23 @@ def open_capture(path: str | Path) -> "Capture":
         return Capture(path, json.loads(file.read_text(encoding="utf-8")))
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CaptureError(f"{MANIFEST} of the capture {path.name} is damaged ({error}).") from error
+
+
+def _read_tensor(file: Path, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A memory-mapped tensor of a shard, checked against what the manifest says."""
+    try:
+        with safe_open(file, framework="pt") as handle:
+            tensor = handle.get_tensor(key)
+    except FileNotFoundError as error:
+        raise CaptureError(f"The capture {file.parent.name} lost its file {file.name}; capture it again.") from error
+    except (SafetensorError, OSError) as error:
+        raise CaptureError(f"{file.name} of the capture {file.parent.name} is damaged or cut ({error}).") from error
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise CaptureError(
+            f"{file.name} of the capture {file.parent.name} holds {key} as {tensor.dtype} {tuple(tensor.shape)} where the "
+            f"manifest says {dtype} {shape}."
+        )
+    return tensor
 
 
 class Capture:
@@ -236,21 +258,7 @@ class Capture:
         return context, self._read(i, "row_position", (n,), torch.int32).numpy()
 
     def _read(self, i: int, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A memory-mapped tensor of shard i, checked against the manifest."""
-        file = self.path / self.shards[i]["file"]
-        try:
-            with safe_open(file, framework="pt") as handle:
-                tensor = handle.get_tensor(key)
-        except FileNotFoundError as error:
-            raise CaptureError(f"The capture {self.path.name} lost its file {file.name}; capture it again.") from error
-        except (SafetensorError, OSError) as error:
-            raise CaptureError(f"{file.name} of the capture {self.path.name} is damaged or cut ({error}).") from error
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            raise CaptureError(
-                f"{file.name} of the capture {self.path.name} holds {key} as {tensor.dtype} {tuple(tensor.shape)} where the "
-                f"manifest says {dtype} {shape}."
-            )
-        return tensor
+        return _read_tensor(self.path / self.shards[i]["file"], key, shape, dtype)
 
     def _check(self, hook: str, split: str) -> None:
         if hook not in self.d:
@@ -259,3 +267,150 @@ class Capture:
             )
         if split not in ("train", "held_out", "all"):
             raise CaptureError(f'There is no split "{split}"; choose train, held_out or all.')
+
+
+class ShardWriter:
+    """Writes a capture folder shard by shard; begins after the last whole shard of an unfinished folder.
+
+    facts: JSON description of what is captured; a folder begun with other facts is refused. hooks: {hook name: d}.
+    A shard is closed once it holds `shard_rows` rows, at the end of the batch that filled it.
+    """
+
+    def __init__(self, path: Path, facts: dict[str, Any], hooks: dict[str, int], dtype: str, shard_rows: int) -> None:
+        self.path, self.hooks, self.dtype, self.shard_rows = path, hooks, dtype, shard_rows
+        self._pending: list[dict[str, Tensor]] = []
+        self._pending_rows = 0
+        self._documents = 0
+        self.state: dict[str, Any] = {
+            "facts": facts,
+            "shards": [],
+            "n_contexts": 0,
+            "n_tokens": 0,
+            "n_documents": 0,
+            "norm_sums": dict.fromkeys(hooks, 0.0),
+            "seconds": 0.0,
+        }
+        self._begin(facts)
+        self._clock = time.monotonic()
+
+    @property
+    def n_contexts(self) -> int:
+        """Contexts in whole shards, safely on disk."""
+        return int(self.state["n_contexts"])
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in whole shards and rows waiting for the next one."""
+        return int(self.state["n_tokens"]) + self._pending_rows
+
+    def whole_shards(self) -> Iterator[np.ndarray]:
+        """Tokens (c, context_length) int32 of every shard already on disk."""
+        length = self.state["facts"]["policy"]["context_length"]
+        for shard in self.state["shards"]:
+            file = self.path / shard["file"]
+            yield _read_tensor(file, "contexts", (shard["n_contexts"], length), torch.int32).numpy()
+
+    def add(self, contexts: np.ndarray, stored: np.ndarray, x: dict[str, Tensor], first: np.ndarray, last: int) -> None:
+        """Add contexts (b, t) int32 with the mask `stored` (b, t), the activations {hook: (rows, d)} of the stored
+        tokens, and the documents in which each context begins (b,) and the last one ends.
+
+        Raises CaptureError for activations that are NaN or infinite, in the model or once in the storage dtype.
+        """
+        row, position = np.nonzero(stored)
+        batch = {
+            "contexts": torch.from_numpy(contexts.astype(np.int32)),
+            "documents": torch.from_numpy(first.astype(np.int32)),
+            "row_context": torch.from_numpy((row + self._next_context()).astype(np.int32)),
+            "row_position": torch.from_numpy(position.astype(np.int32)),
+        }
+        for hook, values in x.items():
+            batch[f"x/{hook}"] = self._to_storage(hook, values)
+            self.state["norm_sums"][hook] += float(values.float().norm(dim=-1).double().sum())
+        self._pending.append(batch)
+        self._pending_rows += len(row)
+        self._documents = last + 1
+        if self._pending_rows >= self.shard_rows:
+            self._flush()
+
+    def finish(self, **more: Any) -> dict[str, Any]:
+        """Write what is left and then the manifest, which makes the folder a capture; returns the manifest."""
+        if self._pending:
+            self._flush()
+        sums, n = self.state.pop("norm_sums"), self.state["n_tokens"]
+        length = self.state["facts"]["policy"]["context_length"]
+        norms = {hook: total / max(n, 1) for hook, total in sums.items()}
+        manifest = self.state.pop("facts") | more | self.state
+        manifest |= {"norms": norms, "n_tokens_seen": self.n_contexts * length}
+        write_json(self.path / MANIFEST, manifest)
+        (self.path / UNFINISHED).unlink()
+        return manifest
+
+    def _begin(self, facts: dict[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / UNFINISHED
+        if file.exists():
+            self._continue(file, facts)
+        elif any(self.path.iterdir()):
+            raise CaptureError(f"The folder {self.path.name} is not empty and holds no capture; choose a new folder.")
+        else:
+            write_json(file, self.state)
+
+    def _continue(self, file: Path, facts: dict[str, Any]) -> None:
+        try:
+            state = json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise CaptureError(
+                f"{file.name} of the capture {self.path.name} is damaged; choose a new folder."
+            ) from error
+        changed = [key.replace("_", " ") for key in facts if state["facts"].get(key) != facts[key]]
+        if changed:
+            raise CaptureError(
+                f"The folder {self.path.name} holds an unfinished capture with another {' and '.join(changed)}; finish that "
+                "one or choose another folder."
+            )
+        self.state = state
+        self._documents = state["n_documents"]
+
+    def _next_context(self) -> int:
+        return self.n_contexts + sum(len(batch["contexts"]) for batch in self._pending)
+
+    def _to_storage(self, hook: str, values: Tensor) -> Tensor:
+        if not values.isfinite().all():
+            raise CaptureError(f"The model's activations at {hook} hold NaN or infinite values; run it in float32.")
+        stored = values.to("cpu", DTYPES[self.dtype]).contiguous()
+        if not stored.isfinite().all():
+            raise CaptureError(
+                f"Activations at {hook} are too large for {self.dtype}; store them as bfloat16 or float32."
+            )
+        return stored
+
+    def _flush(self) -> None:
+        shard = {key: torch.cat([batch[key] for batch in self._pending]) for key in self._pending[0]}
+        self._pending = []
+        number = len(self.state["shards"])
+        file = f"shard-{number:05d}.safetensors"
+        write_tensors(self.path / file, shard)
+        row_context = shard["row_context"].numpy()
+        entry = {
+            "file": file,
+            "first_context": self.n_contexts,
+            "n_contexts": len(shard["contexts"]),
+            "n_rows": len(row_context),
+            "n_held_out": int(is_held_out(row_context).sum()),
+        }
+        self.state["shards"].append(entry)
+        self.state["n_contexts"] += entry["n_contexts"]
+        self.state["n_tokens"] += entry["n_rows"]
+        self.state["n_documents"] = self._documents
+        self.state["seconds"] += time.monotonic() - self._clock
+        self._pending_rows, self._clock = 0, time.monotonic()
+        write_json(self.path / UNFINISHED, self.state)
+
+
+def discard(path: Path) -> None:
+    """Remove what an unfinished capture left in its folder, and the folder when nothing else is in it."""
+    for pattern in ("shard-*.safetensors", "*.tmp", UNFINISHED):
+        for file in path.glob(pattern):
+            file.unlink()
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()

@@ -46,10 +46,11 @@ class TokenPolicy:
 
 @dataclass(frozen=True)
 class Context:
-    """One packed context: `ids` (context_length,) int32 and the index of the document of its first text token."""
+    """One packed context: `ids` (context_length,) int32 and the documents of its first and last text token."""
 
     ids: np.ndarray
     document: int
+    last_document: int
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -264,7 +265,8 @@ def iter_contexts(texts: Iterable[str], tokenizer: Any, policy: TokenPolicy) -> 
         whole = len(pending) // length * length
         for start in range(0, whole, length):
             made = True
-            yield Context(np.concatenate([bos, pending[start : start + length]]), int(pending_documents[start]))
+            ids = np.concatenate([bos, pending[start : start + length]])
+            yield Context(ids, int(pending_documents[start]), int(pending_documents[start + length - 1]))
         pending, pending_documents = pending[whole:], pending_documents[whole:]
     if not made:
         raise CorpusError(
