@@ -1,0 +1,1 @@
+"""Sparse autoencoders and language models as plain torch objects; nothing in here imports Django."""

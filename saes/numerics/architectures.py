@@ -1,0 +1,58 @@
+"""The table of architectures, and a fresh SAE of any of them."""
+
+import torch
+from torch.nn.functional import normalize
+
+from saes.numerics.sae import SAE, SAEConfig, SAEError
+from saes.numerics.standard import StandardSAE
+from saes.numerics.topk import TopKSAE
+
+ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (StandardSAE, TopKSAE)}
+
+# Measured on layer 9 of SmolLM2-135M, 131k tokens: held-out FVU 0.224 with encoder rows of this norm, 0.257 with 1.
+ENCODER_NORM = 0.58
+
+
+def sae_class(architecture: str) -> type[SAE]:
+    """The class of an architecture's name. Raises SAEError, listing the known ones."""
+    if architecture not in ARCHITECTURES:
+        raise SAEError(
+            f"The architecture {architecture!r} is not supported; the supported ones are {', '.join(ARCHITECTURES)}."
+        )
+    return ARCHITECTURES[architecture]
+
+
+@torch.no_grad()
+def build_sae(
+    config: SAEConfig,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> SAE:
+    """A trainable SAE with fresh weights, the same for the same seed on every device.
+
+    W_dec rows are random directions of norm 1; W_enc is its transpose with every feature's norm set to ENCODER_NORM
+    (independent directions when d_out differs from d_in); biases are zero. Raises SAEError for a config that no
+    architecture accepts, or one that does not fit into memory.
+    """
+    cls = sae_class(config.architecture)
+    try:
+        sae = cls(config, device=device, dtype=dtype)
+        generator = torch.Generator().manual_seed(seed)
+        sae.W_dec.copy_(_unit_rows(config.d_sae, config.d_out, generator))
+        encoder = sae.W_dec if config.d_out == config.d_in else _unit_rows(config.d_sae, config.d_in, generator)
+        sae.W_enc.copy_(ENCODER_NORM * encoder.T)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in str(error):
+            raise SAEError(
+                f"An SAE of {config.d_in} x {config.d_sae} does not fit into the memory of {device}; "
+                "choose fewer features."
+            ) from error
+        raise
+    return sae
+
+
+def _unit_rows(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
+    """Random directions (rows, columns) of norm 1; drawn on the CPU so that a seed means the same everywhere."""
+    return normalize(torch.randn(rows, columns, generator=generator), dim=-1)
