@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.generic import TemplateView
 
+from concepts.models import FeatureView
 from inference.models import Generation
-from saehub.accounts.access import LOGIN, needs
+from saehub.accounts.access import LOGIN, PUBLIC, needs
 from saehub.jobs.models import Job
 from saes.models import SAE, LanguageModel
-from concepts.models import FeatureView
 from training.models import Capture, Corpus, Run
 
 
@@ -33,6 +34,13 @@ def home(request: HttpRequest) -> HttpResponse:
         "generations": Generation.objects.ready().select_related("sae")[:4],
     }
     return render(request, "home.html", context)
+
+
+@needs(PUBLIC)
+def health(request: HttpRequest) -> HttpResponse:
+    """For probes: the site answers and its database too."""
+    connection.ensure_connection()
+    return HttpResponse("ok\n", content_type="text/plain")
 
 
 style = needs(LOGIN)(TemplateView.as_view(template_name="styleguide.html"))

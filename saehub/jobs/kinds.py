@@ -31,6 +31,7 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
+        Kind("probe", "saehub.jobs.probe", "Check the workers", "io", "jobs.add_job", "jobs:job_detail", "job"),
         Kind("add_model", "saes.jobs", "Add a language model", "io", "saes.add_languagemodel", "saes:model_detail", "model"),
         Kind("read_corpus", "training.jobs", "Read a corpus", "io", "training.add_corpus", "training:corpus_detail", "corpus"),
         Kind("capture", "training.jobs", "Capture activations", "gpu", "training.add_capture", "training:capture_detail", "capture"),

@@ -1,0 +1,46 @@
+# make demo   everything, then a real SAE trained in front of you     make up   the site and its workers
+# make test   every test                                              make lint style, types, import order
+PYTHON ?= python3
+PORT ?= 8000
+HOST ?= 127.0.0.1
+SERVE ?= 1
+BIN := .venv/bin
+RUN := $(BIN)/python manage.py
+
+.PHONY: demo up test lint install bench clean
+
+demo: .venv/.installed .venv/.demo
+	$(RUN) up --host $(HOST) --port $(PORT) --then demo $(if $(filter 0,$(SERVE)),--leave)
+
+up: .venv/.installed
+	$(RUN) up --host $(HOST) --port $(PORT)
+
+test: .venv/.installed .venv/.dev .venv/.demo lint
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+	$(BIN)/lint-imports
+
+bench: .venv/.installed
+	for bench in tests/bench/bench_*.py; do $(BIN)/python $$bench; done
+
+install: .venv/.installed .venv/.dev .venv/.demo
+
+.venv/.installed: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/.dev: requirements-dev.txt .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.venv/.demo: requirements-demo.txt .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
+	touch $@
+
+clean:
+	rm -rf .venv .test-data .pytest_cache .mypy_cache .ruff_cache
