@@ -1,9 +1,6 @@
 """A language model to take activations from: any causal model of the transformers library."""
 
-import errno
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from saes.numerics import hooks
+from saes.numerics.folders import disk_is_full, whole_folder
 from saes.numerics.hooks import Hook, HookPoint, LMError, UnknownHookPoint
 
 __all__ = [
@@ -210,30 +208,20 @@ def import_gguf(gguf_path: str | Path, out_dir: str | Path) -> Path:
     """Convert a GGUF file to an ordinary local model folder (safetensors, tokenizer, chat template); returns it.
 
     Weights are stored as float32: a dequantised value is scale * q + offset, which bfloat16 would round a second time.
-    The folder appears complete or not at all. Raises LMError when the file is not GGUF, the folder already exists, the
-    architecture is unknown to transformers, or the disk is full.
+    The folder appears whole or not at all. Raises LMError when the file is not GGUF or transformers does not know its
+    architecture, FolderError when the folder already exists or cannot be written.
     """
-    source, target = Path(gguf_path), Path(out_dir)
+    source = Path(gguf_path)
     _require_gguf(source)
-    if target.exists():
-        raise LMError(f"{target} already exists; give a new folder for the converted model.")
-    lm = load_lm(source.parent, gguf_file=source.name, device="cpu", dtype=torch.float32)
-    # What was read is not quantised any more, but transformers would refuse to save it while it believes so.
-    lm.model.hf_quantizer = None
-    if hasattr(lm.model.config, "quantization_config"):
-        del lm.model.config.quantization_config
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        with plain_errors(str(source)):
-            lm.model.save_pretrained(partial)
-            lm.tokenizer.save_pretrained(partial)
-        partial.chmod(0o755)  # mkdtemp's 0700 would hide the model from the other users of a shared data folder
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return target
+    with whole_folder(Path(out_dir)) as folder:
+        lm = load_lm(source.parent, gguf_file=source.name, device="cpu", dtype=torch.float32)
+        # What was read is not quantised any more, but transformers would refuse to save it while it believes so.
+        lm.model.hf_quantizer = None
+        if hasattr(lm.model.config, "quantization_config"):
+            del lm.model.config.quantization_config
+        lm.model.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+    return Path(out_dir)
 
 
 def _require_gguf(path: Path) -> None:
@@ -303,7 +291,7 @@ def _sentence(name: str, error: Exception, missing: str) -> str:
         )
     if caused_by(MemoryError, torch.OutOfMemoryError) or "can't allocate memory" in text:
         return f"{name} does not fit into memory; choose a smaller model, a half-precision dtype or another device."
-    if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in causes) or "No space left" in text:
+    if any(disk_is_full(cause) for cause in causes):
         return f"The disk is full, so {name} could not be stored; free some space and try again."
     if "trust_remote_code" in text:
         return f"{name} needs program code from its own repository, which is not run here."

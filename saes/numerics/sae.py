@@ -69,6 +69,10 @@ class SAE(nn.Module):
     """
 
     architecture: ClassVar[str]
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
 
     def __init__(
         self, config: SAEConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -78,14 +82,18 @@ class SAE(nn.Module):
         if config.architecture != self.architecture:
             raise SAEError(f"A {self.architecture} SAE cannot have a config of architecture {config.architecture!r}.")
         self.config = config
+        for name, shape in self.parameter_shapes(config).items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape, device=device, dtype=dtype)))
 
-        def zeros(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(*shape, device=device, dtype=dtype))
-
-        self.W_enc = zeros(config.d_in, config.d_sae)
-        self.b_enc = zeros(config.d_sae)
-        self.W_dec = zeros(config.d_sae, config.d_out)
-        self.b_dec = zeros(config.d_out)
+    @classmethod
+    def parameter_shapes(cls, config: SAEConfig) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor; what a file of weights is held against before anything is built."""
+        return {
+            "W_enc": (config.d_in, config.d_sae),
+            "b_enc": (config.d_sae,),
+            "W_dec": (config.d_sae, config.d_out),
+            "b_dec": (config.d_out,),
+        }
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """z (n, d_sae) of x (n, d_in). Raises SAEError when x has another width."""
