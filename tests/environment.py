@@ -1,9 +1,21 @@
-"""Loaded before Django's settings: the tests have a data folder and an embedded PostgreSQL of their own."""
+"""Loaded before Django's settings: the tests have a data folder and an embedded PostgreSQL of their own.
 
+The folder is kept between runs (the database cluster need not be made again); a second run beside the first gets its own.
+"""
+
+import fcntl
 import os
+import tempfile
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
-os.environ["SAEHUB_DATA"] = str(root / ".test-data")
+data = root / ".test-data"
+data.mkdir(exist_ok=True)
+lock = (data / "tests.lock").open("w")
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    data = Path(tempfile.mkdtemp(prefix="saehub-tests-"))
+os.environ["SAEHUB_DATA"] = str(data)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("SAEHUB_JOB_LEASE", "4")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+from datetime import timedelta
 
-from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
-from django.db import DatabaseError
-
-log = logging.getLogger(__name__)
+from django.utils import timezone
 
 
 def push(job_id: int, queue: str) -> None:
@@ -25,11 +22,16 @@ def pushed(queue: str) -> set[str]:
 
 
 def announce(job_id: int) -> None:
-    """Tell the pages that watch a job. A page that misses it sees the same row at its next poll, so failing is harmless."""
+    """Tell the pages that watch a job.
+
+    Does what the layer's `group_send` does, with the layer's own models on Django's connection: workers have no event loop,
+    and the layer's connection pool belongs to the loop that first used it. The table's trigger notifies on commit, so no
+    page reads the row before it has changed.
+    """
+    from channels_postgres.models import GroupChannel, Message
+
     layer = get_channel_layer()
-    if layer is None:
-        return
-    try:
-        async_to_sync(layer.group_send)(f"job-{job_id}", {"type": "changed", "job": job_id})
-    except (DatabaseError, OSError, RuntimeError) as error:
-        log.warning("job %s: pages not told of a change: %s", job_id, error)
+    channels = GroupChannel.objects.filter(group_key=layer._group_key(f"job-{job_id}")).values_list("channel", flat=True)
+    message = layer.serialize({"type": "changed", "job": job_id})
+    expire = timezone.now() + timedelta(seconds=layer.expiry)
+    Message.objects.bulk_create([Message(channel=channel, message=message, expire=expire) for channel in set(channels)])

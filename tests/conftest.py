@@ -1,0 +1,147 @@
+"""Fixtures of the whole suite: real PostgreSQL, real workers, a tiny real language model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROLES = ("viewer", "annotator", "researcher", "curator", "admin")
+
+
+def make_user(name: str, role: str | None = None) -> Any:
+    from django.contrib.auth.models import Group, User
+
+    user = User.objects.create_user(name, password="correct horse battery")
+    if role:
+        user.groups.add(Group.objects.get(name=role))
+    return user
+
+
+@pytest.fixture
+def user_of(db: None) -> Callable[[str], Any]:
+    """`user_of("researcher")`: a user of that role (the same one each time); `user_of("stranger")` has no role."""
+    made: dict[str, Any] = {}
+
+    def get(role: str) -> Any:
+        if role not in made:
+            made[role] = make_user(f"a-{role}", role if role in ROLES else None)
+        return made[role]
+
+    return get
+
+
+@pytest.fixture
+def client_of(user_of: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`client_of("researcher")`: a browserless client logged in as a user of that role."""
+    from django.test import Client
+
+    def get(role: str) -> Any:
+        client = Client()
+        client.force_login(user_of(role), backend="django.contrib.auth.backends.ModelBackend")
+        return client
+
+    return get
+
+
+@pytest.fixture
+def run_job(db: None) -> Callable[[Any], Any]:
+    """Claim a queued job and run its function in this process, the way a worker does; returns the finished row."""
+
+    def run(job: Any) -> Any:
+        from saehub.jobs.models import Job
+        from saehub.jobs.runner import execute
+
+        claimed = Job.objects.claim(job.pk, "test")
+        assert claimed is not None, f"job {job.pk} was not queued"
+        execute(claimed)
+        job.refresh_from_db()
+        return job
+
+    return run
+
+
+TEXT = (
+    "The cat sat on the mat while the dog slept by the door. Paris is the capital of France, and Rome is that of Italy. "
+    "An exception is raised when the key is missing. Numbers such as 3.14 and 2.71 are floats; 42 is an integer.\n"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real Llama of two layers and a byte-level BPE tokenizer trained on a few sentences, saved as a model folder."""
+    return build_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+
+
+def build_tiny_model(folder: Path, **changes: Any) -> Path:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<bos>", "<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    raw.train_from_iterator([TEXT] * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4} | changes
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, **sizes,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# -- real processes beside the tests, on the test database ---------------------------------------------------------------
+def child_environment() -> dict[str, str]:
+    """Environment in which a `manage.py` process uses this test run's database and data folder."""
+    from django.conf import settings
+    from django.db import connection
+
+    row = connection.settings_dict
+    url = f"postgresql://{row['USER']}@/{row['NAME']}?host={row['HOST']}"
+    if row["HOST"] and not str(row["HOST"]).startswith("/"):
+        url = f"postgresql://{row['USER']}:{row['PASSWORD']}@{row['HOST']}:{row['PORT']}/{row['NAME']}"
+    return {**os.environ, "DATABASE_URL": url, "SAEHUB_DATA": str(settings.DATA_DIR), "SECRET_KEY": settings.SECRET_KEY}
+
+
+@contextlib.contextmanager
+def manage(*call: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A `manage.py` process for the length of a test; it and everything it started are gone afterwards."""
+    from saehub.jobs.processes import kill_tree
+
+    child = subprocess.Popen(
+        [sys.executable, str(ROOT / "manage.py"), *call], env=child_environment(), cwd=ROOT, start_new_session=True
+    )
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            kill_tree(child.pid)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30, what: str = "") -> Any:
+    """Poll until `condition()` is true and return its value; fail naming what was waited for."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    pytest.fail(f"waited {seconds} s for {what or condition}")

@@ -1,0 +1,103 @@
+"""Jobs through a real django-q2 cluster: run, cancel, and every way of `kill -9`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import psutil
+import pytest
+
+from saehub.jobs.models import Job, State, enqueue
+from tests.conftest import manage, wait_for
+
+pytestmark = pytest.mark.django_db(transaction=True, serialized_rollback=True)
+
+
+def start(steps: int, seconds: float = 0.05) -> Job:
+    return enqueue("probe", None, title="count", steps=steps, seconds=seconds)
+
+
+def reaches(job: Job, *states: str, seconds: float = 40) -> Job:
+    def there() -> bool:
+        job.refresh_from_db()
+        return job.state in states
+
+    wait_for(there, seconds, f"{job} to be {states}; it is {job.state}")
+    return job
+
+
+def moves(job: Job) -> Job:
+    """Wait until the job has counted."""
+
+    def there() -> bool:
+        job.refresh_from_db()
+        return job.state == State.RUNNING and job.done > 0
+
+    wait_for(there, 30, f"{job} to move")
+    return job
+
+
+def child_of(job: Job) -> psutil.Process:
+    """The process that runs the job."""
+    found = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"][-3:-1] == ["run_job", str(job.pk)]]
+    assert len(found) == 1, "exactly one process runs a job"
+    return found[0]
+
+
+def test_a_job_is_run_reported_and_cancelled_by_real_workers() -> None:
+    with manage("work", "io"):
+        done = reaches(start(5), State.DONE)
+        assert done.result == {"steps": 5} and done.worker.endswith(":io")
+        long = moves(start(2000))
+        long.cancel()
+        asked = time.monotonic()
+        reaches(long, State.CANCELLED)
+        assert time.monotonic() - asked < 5, "cancel stops the work within seconds"
+        wait_for(lambda: not _alive("run_job"), 5, "the job's process to be gone")
+
+
+def test_a_killed_job_process_is_noticed_and_the_job_taken_up_again() -> None:
+    with manage("work", "io"):
+        job = moves(start(60))
+        child_of(job).kill()
+        reaches(job, State.DONE)
+        assert job.attempt == 2
+        assert "killed" in " ".join(job.lines.values_list("text", flat=True))
+
+
+def test_a_killed_worker_takes_its_job_process_along_and_the_job_is_finished_by_another() -> None:
+    with manage("work", "io"):
+        job = moves(start(60))
+        child = child_of(job)
+        child.parent().kill()  # the django-q2 worker
+        wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5, "the child to end")
+        reaches(job, State.DONE)
+        assert job.attempt == 2
+
+
+def test_a_killed_worker_machine_leaves_nothing_and_the_next_one_finishes() -> None:
+    with manage("work", "io") as worker:
+        job = moves(start(60))
+        tree = psutil.Process(worker.pid).children(recursive=True)
+        os.kill(worker.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(tree, timeout=8)
+        assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE], "no orphan outlives its parent"
+    with manage("work", "io"):
+        reaches(job, State.DONE)
+    assert job.attempt == 2
+
+
+def test_stopping_a_worker_gives_its_job_back_at_once() -> None:
+    with manage("work", "io") as worker:
+        job = moves(start(2000))
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(10) == 0
+    job.refresh_from_db()
+    assert (job.state, job.attempt) == (State.QUEUED, 0)
+
+
+def _alive(command: str) -> list[Any]:
+    return [p for p in psutil.process_iter(["cmdline"]) if command in (p.info["cmdline"] or []) and p.parent() and str(os.getpid()) in map(str, [a.pid for a in p.parents()])]
