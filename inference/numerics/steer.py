@@ -1,0 +1,197 @@
+"""Steering: change a few codes of an SAE while the model runs, and nothing else.
+
+x' = x + decode(z') - decode(z), which keeps what the SAE does not explain (x - decode(z), the error term). The decoder
+is affine, so this equals x + sum over edited features i of (z'_i - z_i) * W_dec[i], and only those are touched.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from saes.numerics.lm import LM
+from saes.numerics.sae import SAE
+from saes.numerics.standard import StandardSAE
+
+LARGEST_VALUE = torch.finfo(torch.float32).max
+Scope = Literal["all", "generated"]
+SCOPES: dict[str, str] = {
+    "all": "every token, the prompt included",
+    "generated": "tokens the model has written; prompt positions keep their activations",
+}
+
+
+class SteeringError(ValueError):
+    """An edit that cannot be made; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What an edit with value v does to a code z: `formula` in words of z and v, `change` = z' - z.
+
+    `reads_code` False: the change does not depend on z, so the SAE need not be run.
+    """
+
+    formula: str
+    change: Callable[[Tensor, Tensor], Tensor]
+    reads_code: bool = True
+
+    def apply(self, z: Tensor, v: Tensor) -> Tensor:
+        """z' of codes z, elementwise with values v."""
+        return z + self.change(z, v)
+
+
+MODES: dict[str, Mode] = {
+    "add": Mode("z' = z + v", lambda z, v: v.expand_as(z), reads_code=False),
+    "scale": Mode("z' = z * v", lambda z, v: z * (v - 1)),
+    "clamp": Mode("z' = v", lambda z, v: v - z),
+    "ablate": Mode("z' = 0", lambda z, v: -z),
+}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One feature and what becomes of its code. `value` is not used by ablate."""
+
+    feature: int
+    mode: str
+    value: float = 0.0
+
+
+@dataclass(frozen=True)
+class Steering:
+    """The edits of one SAE at one hook point. Without edits nothing is hooked at all."""
+
+    sae: SAE
+    hook_name: str
+    edits: Sequence[Edit] = field(default_factory=tuple)
+    scope: Scope = "all"
+
+
+def check_edits(sae: SAE, edits: Sequence[Edit]) -> None:
+    """Raises SteeringError for the first edit that cannot be made on this SAE."""
+    if sae.config.d_out != sae.config.d_in:
+        raise SteeringError(
+            f"This SAE reads {sae.config.d_in} numbers and writes {sae.config.d_out}, so it cannot steer its input."
+        )
+    seen: set[int] = set()
+    for edit in edits:
+        if edit.mode not in MODES:
+            raise SteeringError(f'There is no steering mode "{edit.mode}"; choose one of {", ".join(MODES)}.')
+        if not isinstance(edit.feature, int) or not 0 <= edit.feature < sae.config.d_sae:
+            raise SteeringError(
+                f"There is no feature {edit.feature}; this SAE has features 0 to {sae.config.d_sae - 1}."
+            )
+        if not abs(edit.value) <= LARGEST_VALUE:  # NaN compares false
+            raise SteeringError(f"The steering value of feature {edit.feature} is {edit.value}; give a finite number.")
+        if edit.feature in seen:
+            raise SteeringError(f"Feature {edit.feature} is edited twice; keep one edit of each feature.")
+        seen.add(edit.feature)
+
+
+def check_steering(lm: LM, steering: Steering) -> None:
+    """Raises SteeringError when the edits or the scope are wrong or the SAE does not fit the model at the hook point,
+    UnknownHookPoint when the model has no such hook point."""
+    check_edits(steering.sae, steering.edits)
+    if steering.scope not in SCOPES:
+        raise SteeringError(f'There is no steering scope "{steering.scope}"; choose one of {", ".join(SCOPES)}.')
+    d, d_in = lm.resolve(steering.hook_name).d, steering.sae.config.d_in
+    if d != d_in:
+        raise SteeringError(
+            f"The SAE reads vectors of {d_in} numbers, but {steering.hook_name} of {lm.name or 'this model'} has {d}; "
+            "choose the model and hook point the SAE was trained on."
+        )
+
+
+class SteeringHook:
+    """x (b, t, d) -> x' (b, t, d). Positions before `first` keep their activations.
+
+    `start` is the position of x[:, 0] in the whole text: with a key-value cache each call sees only the newest tokens.
+    The hook itself holds no state that a call changes, so one hook may serve several threads.
+    """
+
+    def __init__(self, sae: SAE, edits: Sequence[Edit], first: int = 0) -> None:
+        check_edits(sae, edits)
+        self.sae = sae
+        self.first = first
+        self.modes = [MODES[edit.mode] for edit in edits]
+        self.ids = torch.tensor([edit.feature for edit in edits], dtype=torch.int64, device=sae.W_dec.device)
+        self.values = torch.tensor([float(edit.value) for edit in edits], device=sae.W_dec.device)
+        self.directions = sae.W_dec.detach()[self.ids].float()
+
+    def __call__(self, x: Tensor, start: int = 0) -> Tensor | None:
+        shift = self.shift(x, start)
+        return None if shift is None else (x.float() + shift).to(x.dtype)
+
+    @torch.no_grad()
+    def shift(self, x: Tensor, start: int = 0) -> Tensor | None:
+        """x' - x (b, t, d) in float32, or None where no position is edited."""
+        skipped = min(max(self.first - start, 0), x.shape[1])
+        if skipped == x.shape[1] or not self.modes:
+            return None
+        edited = x[:, skipped:].to(self.ids.device)
+        shift = self._change(edited) @ self.directions
+        scale = self.sae.decoder_scale(edited)
+        shift = (shift if scale is None else shift * scale).to(x.device)
+        return torch.cat([shift.new_zeros(x.shape[0], skipped, x.shape[2]), shift], dim=1) if skipped else shift
+
+    def _change(self, x: Tensor) -> Tensor:
+        """z' - z (b, t, edits) of the edited features."""
+        shape = (*x.shape[:-1], len(self.modes))
+        z = self.codes(x) if any(mode.reads_code for mode in self.modes) else x.new_zeros(shape, dtype=torch.float32)
+        return torch.stack([mode.change(z[..., j], self.values[j]) for j, mode in enumerate(self.modes)], dim=-1)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """z (b, t, edits) of the edited features alone.
+
+        A standard SAE's codes do not depend on each other, so only those columns are computed. Others choose among all
+        features: the whole selection is made and the edited ones are read from it.
+        """
+        sae = self.sae
+        if type(sae) is StandardSAE:
+            inputs = sae.normalise(x) - sae.b_dec if sae.config.apply_b_dec_to_input else sae.normalise(x)
+            return sae.activation(inputs @ sae.W_enc[:, self.ids] + sae.b_enc[self.ids]).float()
+        values, indices = sae.encode_sparse(x)
+        return torch.where(indices[..., None] == self.ids, values[..., None], 0).sum(-2).float()
+
+
+def steering_hook(sae: SAE, edits: Sequence[Edit], scope: Scope = "all", prompt_length: int = 0) -> SteeringHook:
+    """The function on x (b, t, d) that makes the edits, for saes.numerics.lm.hooked.
+
+    With scope "generated", positions below `prompt_length` are left alone. Raises SteeringError.
+    """
+    return SteeringHook(sae, edits, prompt_length if scope == "generated" else 0)
+
+
+def steering_hooks(
+    lm: LM, steering: Sequence[Steering], prompt_length: int, position: Callable[[], int] = lambda: 0
+) -> Mapping[str, Callable[[Tensor], Tensor | None]]:
+    """Everything to hook for several SAEs, by hook point; nothing for a Steering without edits.
+
+    SAEs at one hook point all read the same unedited x and their shifts add up, so their order does not matter.
+    `position` tells where the tokens of the present forward pass begin. Raises SteeringError, UnknownHookPoint.
+    """
+    hooks: dict[str, list[SteeringHook]] = {}
+    for one in steering:
+        check_steering(lm, one)
+        name = lm.resolve(one.hook_name).name
+        same = [
+            e
+            for other in steering
+            if other.sae is one.sae and lm.resolve(other.hook_name).name == name
+            for e in other.edits
+        ]
+        check_edits(one.sae, same)
+        if one.edits:
+            hooks.setdefault(name, []).append(steering_hook(one.sae, one.edits, one.scope, prompt_length))
+    return {name: _together(parts, position) for name, parts in hooks.items()}
+
+
+def _together(hooks: Sequence[SteeringHook], position: Callable[[], int]) -> Callable[[Tensor], Tensor | None]:
+    def steer(x: Tensor) -> Tensor | None:
+        shifts = [shift for hook in hooks if (shift := hook.shift(x, position())) is not None]
+        return (x.float() + torch.stack(shifts).sum(0)).to(x.dtype) if shifts else None
+
+    return steer

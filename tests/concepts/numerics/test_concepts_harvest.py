@@ -1,0 +1,235 @@
+"""Harvest against a naive dense implementation in numpy: one feature after another, one context after another."""
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from concepts.featurefile import FeatureView, open_view
+from concepts.numerics import harvest as module
+from concepts.numerics.harvest import HarvestError, harvest
+from tests.tiny_models import RESID, tiny_sae
+from training.numerics.shards import Capture, is_held_out
+
+K, INTERVALS, PER_INTERVAL = 4, 5, 3
+
+
+class Naive:
+    """Everything from the dense codes (n, d_sae) of all rows at once."""
+
+    def __init__(self, sae: Any, capture: Capture, split: str = "all") -> None:
+        chunks = list(capture.rows(RESID, split))
+        with torch.no_grad():
+            self.acts = sae.encode(torch.cat([x for x, _, _ in chunks])).numpy()
+        self.context = np.concatenate([c for _, c, _ in chunks])
+        self.position = np.concatenate([p for _, _, p in chunks])
+        self.token = capture.contexts()[self.context, self.position]
+
+    def peaks(self, i: int) -> list[tuple[float, int, int]]:
+        """(value, context, position) of the largest activation in every context in which i fires, best first."""
+        best: dict[int, tuple[float, int, int]] = {}
+        for row in np.flatnonzero(self.acts[:, i] > 0):
+            value, context, position = float(self.acts[row, i]), int(self.context[row]), int(self.position[row])
+            if context not in best or value > best[context][0]:
+                best[context] = (value, context, position)
+        return sorted(best.values(), key=lambda peak: (-peak[0], peak[1]))
+
+    def along(self, i: int, context: int, length: int) -> np.ndarray:
+        out = np.zeros(length, np.float32)
+        rows = self.context == context
+        out[self.position[rows]] = self.acts[rows, i]
+        return out
+
+    def tokens(self, i: int) -> dict[int, tuple[float, int]]:
+        fires = self.acts[:, i] > 0
+        return {
+            int(t): (float(self.acts[fires & (self.token == t), i].sum()), int((fires & (self.token == t)).sum()))
+            for t in np.unique(self.token[fires])
+        }
+
+
+def compare(view: FeatureView, naive: Naive, length: int) -> None:
+    n, d_sae = naive.acts.shape
+    assert (view.n_tokens, view.n_features) == (n, d_sae)
+    for i in range(d_sae):
+        record, values = view.feature(i), naive.acts[:, i][naive.acts[:, i] > 0]
+        peaks = naive.peaks(i)
+        assert record.n_fires == len(values)
+        assert record.density == len(values) / n
+        assert record.n_contexts == len(peaks)
+        assert record.maximum == (values.max() if len(values) else 0)
+        assert record.histogram.counts.sum() == len(values)
+        assert [(e.value, e.context, e.peak) for e in record.top] == peaks[:K]
+        if not len(values):
+            assert np.isnan(record.mean)
+            assert record.intervals == record.top_tokens == []
+            continue
+        assert record.mean == pytest.approx(values.mean(dtype=np.float64), rel=1e-6)
+        bins = np.minimum((values / values.max() * 50).astype(int), 49)
+        assert record.histogram.counts.tolist() == np.bincount(bins, minlength=50).tolist()
+        for example in [*record.top, *(e for interval in record.intervals for e in interval.examples)]:
+            np.testing.assert_array_equal(example.activations, naive.along(i, example.context, length))
+        compare_intervals(record, peaks, values.max())
+        compare_tokens(record, naive.tokens(i))
+
+
+def compare_intervals(record: Any, peaks: list[tuple[float, int, int]], maximum: np.float32) -> None:
+    assert sum(interval.n_fires for interval in record.intervals) == record.n_fires
+    assert sum(interval.share for interval in record.intervals) == pytest.approx(1)
+    for j, interval in zip(reversed(range(INTERVALS)), record.intervals, strict=True):
+        assert interval.low == pytest.approx(maximum * j / INTERVALS)
+        inside = {
+            (value, context, position)
+            for value, context, position in peaks
+            if min(int(np.float32(value) / maximum * 50), 49) // 10 == j
+        }
+        sample = [(e.value, e.context, e.peak) for e in interval.examples]
+        assert len(sample) == len(set(sample)) == min(PER_INTERVAL, len(inside))
+        assert set(sample) <= inside
+
+
+def compare_tokens(record: Any, tokens: dict[int, tuple[float, int]]) -> None:
+    found = {top.id: (top.total, top.count) for top in record.top_tokens}
+    assert len(found) == min(10, len(tokens))
+    for id, (total, count) in found.items():
+        assert count == tokens[id][1]
+        assert total == pytest.approx(tokens[id][0], rel=1e-5)
+    smallest = min(total for total, _ in found.values())
+    assert all(total <= smallest * 1.00001 for id, (total, _) in tokens.items() if id not in found)
+    assert [top.total for top in record.top_tokens] == sorted((top.total for top in record.top_tokens), reverse=True)
+
+
+def run(sae: Any, capture: Capture, folder: Path, **options: Any) -> dict[str, Any]:
+    return harvest(sae, capture, RESID, folder, k=K, intervals=INTERVALS, per_interval=PER_INTERVAL, **options)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "standard"])
+def test_equals_the_naive_implementation(architecture: str, small_capture: Capture, tmp_path: Path) -> None:
+    sae = tiny_sae(architecture)
+    sae.b_enc[7] = -1000  # a dead feature
+    summary = run(sae, small_capture, tmp_path / "view")
+    naive = Naive(sae, small_capture)
+    compare(open_view(tmp_path / "view"), naive, small_capture.context_length)
+    assert summary["n_tokens"] == small_capture.n_rows == len(naive.acts)
+    assert summary["alive"] == (naive.acts > 0).any(0).sum()
+    assert summary["alive"] + summary["dead"] == 96
+    assert summary["dead"] >= 1
+
+
+def test_blocks_and_chunks_change_nothing(
+    sae: Any, small_capture: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks that cut contexts and shards, and many blocks of features (the samples aside, which are drawn by block)."""
+    monkeypatch.setattr(module, "CHUNK_ROWS", 37)
+    monkeypatch.setattr(module, "BLOCK_CODES", 900)
+    run(sae, small_capture, tmp_path / "view")
+    compare(open_view(tmp_path / "view"), Naive(sae, small_capture), small_capture.context_length)
+    assert not list((tmp_path / "view").glob("codes-*"))
+
+
+def test_one_split_only(sae: Any, small_capture: Capture, tmp_path: Path) -> None:
+    run(sae, small_capture, tmp_path / "view", split="held_out")
+    view = open_view(tmp_path / "view")
+    compare(view, Naive(sae, small_capture, "held_out"), small_capture.context_length)
+    assert is_held_out(view.column("context_number")).all()
+    assert view.n_tokens < small_capture.n_rows
+
+
+def test_the_same_again(sae: Any, small_capture: Capture, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run(sae, small_capture, tmp_path / name)
+    for file in (tmp_path / "one").glob("*.npy"):
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+
+
+def test_progress_rises_to_its_total(sae: Any, small_capture: Capture, tmp_path: Path) -> None:
+    seen: list[tuple[int, int | None, str]] = []
+    run(sae, small_capture, tmp_path / "view", progress=lambda *report: seen.append(report))
+    done = [report[0] for report in seen]
+    assert done == sorted(done)
+    assert done[-1] == seen[-1][1]
+    assert {report[2] for report in seen} == {"encoding tokens", "collecting examples"}
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", ["encoding tokens", "collecting examples"])
+def test_stopped_leaves_the_old_view(step: str, sae: Any, small_capture: Capture, tmp_path: Path) -> None:
+    run(sae, small_capture, tmp_path / "view")
+    before = (tmp_path / "view" / "view.json").read_text()
+
+    def stop(done: int, total: int | None, name: str) -> None:
+        if name == step:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(sae, small_capture, tmp_path / "view", progress=stop)
+    assert (tmp_path / "view" / "view.json").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["view"]
+
+
+def test_a_new_view_replaces_the_old_one(sae: Any, small_capture: Capture, tmp_path: Path) -> None:
+    run(sae, small_capture, tmp_path / "view")
+    run(tiny_sae("standard"), small_capture, tmp_path / "view")
+    assert open_view(tmp_path / "view").facts["sae"]["architecture"] == "standard"
+    assert [path.name for path in tmp_path.iterdir()] == ["view"]
+
+
+def test_facts_say_how_it_was_made(view_dir: Path, small_capture: Capture) -> None:
+    facts = open_view(view_dir).facts
+    assert facts["policy"] == {"context_length": 16, "prepend_bos": True, "store_special": False}
+    assert facts["special_ids"] == [0, 1]
+    assert facts["hook"] == RESID
+    assert facts["sae"]["d_sae"] == 96
+    assert facts["capture"]["run_id"] == small_capture.manifest["run_id"]
+    assert (facts["k"], facts["intervals"], facts["per_interval"]) == (4, 5, 3)
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 4 kB, as on a disk that fills up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk(sae: Any, small_capture: Capture, tmp_path: Path, small_files: None) -> None:
+    with pytest.raises(HarvestError, match="The disk is full"):
+        run(sae, small_capture, tmp_path / "view")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_scratch_than_disk(tmp_path: Path) -> None:
+    with pytest.raises(HarvestError, match=r"needs about 1000000000.0 GB of scratch space and [\d.]+ GB are free"):
+        module._check_space(1e18, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sae": tiny_sae(d_in=24)}, "reads vectors of 24 numbers, but the capture holds 32"),
+        ({"hook": "blocks.9.hook_resid_post"}, "no hook point blocks.9"),
+        ({"intervals": 7}, "must divide 50"),
+        ({"k": 0}, "At least 1 top context"),
+    ],
+)
+def test_bad_input(change: dict[str, Any], sentence: str, sae: Any, small_capture: Capture, tmp_path: Path) -> None:
+    call: dict[str, Any] = {"sae": sae, "capture": small_capture, "hook": RESID, "out_dir": tmp_path / "view"} | change
+    with pytest.raises(HarvestError, match=sentence):
+        harvest(**call)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_weights(small_capture: Capture, tmp_path: Path) -> None:
+    sae = tiny_sae("standard")
+    sae.W_enc[0, 3] = torch.nan
+    with pytest.raises(HarvestError, match="NaN or infinite"):
+        run(sae, small_capture, tmp_path / "view")
+    assert list(tmp_path.iterdir()) == []
