@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig, GPT2Config, GPTNeoXConfig, LlamaConfig
 
 from saes.numerics.architectures import build_sae
 from saes.numerics.lm import LM

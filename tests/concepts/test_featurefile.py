@@ -102,7 +102,7 @@ def test_damage_is_named(view_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ViewError, match="lost its column maximum"):
         open_view(folder).feature(0)
     (folder / "n_fires.npy").write_bytes((view_dir / "n_fires.npy").read_bytes()[:200])
-    with pytest.raises(ViewError, match="column n_fires .* is damaged"):
+    with pytest.raises(ViewError, match=r"column n_fires .* is damaged"):
         open_view(folder).feature(0)
     facts = json.loads((folder / "view.json").read_text())
     (folder / "view.json").write_text(json.dumps(facts | {"version": 99}))

@@ -123,7 +123,7 @@ def test_equals_the_naive_implementation(architecture: str, small_capture: Captu
 def test_blocks_and_chunks_change_nothing(
     sae: Any, small_capture: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chunks that cut contexts and shards, and many blocks of features (the samples aside, which are drawn by block)."""
+    """Chunks that cut contexts and shards, and many blocks of features. (Which samples are drawn depends on them.)"""
     monkeypatch.setattr(module, "CHUNK_ROWS", 37)
     monkeypatch.setattr(module, "BLOCK_CODES", 900)
     run(sae, small_capture, tmp_path / "view")
