@@ -13,6 +13,7 @@ from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import reverse
+from django.utils.http import urlencode
 
 PUBLIC = "public"
 LOGIN = "login"
@@ -98,7 +99,7 @@ def _to_login(request: HttpRequest) -> HttpResponse:
         return redirect_to_login(request.get_full_path())
     current = request.htmx.current_url_abs_path or "/"  # type: ignore[attr-defined]
     response = HttpResponse(status=204)
-    response["HX-Redirect"] = f"{reverse('login')}?next={current}"
+    response["HX-Redirect"] = f"{reverse('login')}?{urlencode({'next': current})}"
     return response
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 
@@ -44,6 +45,11 @@ class HouseAdmin(admin.ModelAdmin):
 
 class MadeByJobs(HouseAdmin):
     """Rows that jobs make: to look at, annotate and delete here, never to add."""
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        """One by one, so that each row's folder goes with it."""
+        for row in queryset:
+            row.delete()
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
