@@ -1,0 +1,75 @@
+// Keeps what the server swaps in from disturbing whoever is looking: focus, open folds and scrolled logs survive a swap;
+// [data-say] of a swapped element is read aloud, at most every five seconds; times keep counting; errors are told.
+const SPOKEN_EVERY = 5000;
+let kept = null;
+
+function keep(target) {
+  const within = (selector) => [...target.querySelectorAll(selector)].filter((element) => element.id);
+  kept = {
+    focus: target.contains(document.activeElement) ? document.activeElement.id : "",
+    open: within("details[open]").map((element) => element.id),
+    scrolled: within(".log").map((element) => [element.id, element.scrollTop, element.scrollHeight - element.clientHeight - element.scrollTop < 4]),
+  };
+}
+
+function restore() {
+  if (!kept) return;
+  const { focus, open, scrolled } = kept;
+  kept = null;
+  for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+  for (const [id, top, atEnd] of scrolled) {
+    const log = document.getElementById(id);
+    if (log) log.scrollTop = atEnd ? log.scrollHeight : top;
+  }
+  if (focus && document.activeElement?.id !== focus) document.getElementById(focus)?.focus({ preventScroll: true });
+}
+
+let spokenAt = 0, waiting = 0;
+function say(text) {
+  const status = document.getElementById("status");
+  if (!status || status.textContent === text) return;
+  clearTimeout(waiting);
+  waiting = setTimeout(() => { spokenAt = Date.now(); status.textContent = text; }, Math.max(0, spokenAt + SPOKEN_EVERY - Date.now()));
+}
+
+function swapped(element) {
+  restore();
+  const speaks = element?.matches?.("[data-say]") ? element : element?.querySelector?.("[data-say]");
+  if (speaks?.dataset.say) say(speaks.dataset.say);
+}
+
+for (const name of ["htmx:beforeSwap", "htmx:oobBeforeSwap"]) document.addEventListener(name, (event) => keep(event.detail.target));
+document.addEventListener("htmx:oobAfterSwap", (event) => swapped(event.detail.elt ?? event.target));
+document.addEventListener("htmx:afterSwap", (event) => swapped(document.getElementById(event.detail.target.id) ?? event.detail.elt));
+
+// -- times
+const UNITS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+function ago(seconds) {
+  if (Math.abs(seconds) < 1) return "just now";
+  const [size, unit] = UNITS.find(([size]) => Math.abs(seconds) >= size);
+  const shown = `${Math.floor(Math.abs(seconds) / size)} ${unit}`;
+  return seconds > 0 ? `${shown} ago` : `in ${shown}`;
+}
+setInterval(() => {
+  for (const time of document.querySelectorAll("time[data-ago]")) {
+    const text = ago((Date.now() - Date.parse(time.dateTime)) / 1000);
+    if (time.textContent !== text) time.textContent = text;
+  }
+}, 1000);
+
+// -- what went wrong, said where it can be seen
+function tell(text) {
+  const notices = document.getElementById("notices");
+  if (!notices) return;
+  notices.querySelector("[data-told]")?.remove();
+  const note = Object.assign(document.createElement("p"), { className: "note bad", textContent: text });
+  note.dataset.told = "";
+  notices.append(note);
+}
+const WORDS = { 403: "You may not do this.", 404: "It is not there any more; reload the page." };
+document.addEventListener("htmx:responseError", (event) => {
+  const status = event.detail.xhr.status;
+  tell(WORDS[status] ?? `The server answered with an error (${status}). Nothing was changed on this page; try again, or reload it.`);
+});
+document.addEventListener("htmx:sendError", () => tell("The server cannot be reached. This page shows how things stood before."));
+document.addEventListener("htmx:afterOnLoad", () => document.querySelector("#notices [data-told]")?.remove());
