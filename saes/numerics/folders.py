@@ -24,6 +24,7 @@ def whole_folder(target: Path, *, replaces: Collection[str] = ()) -> Iterator[Pa
         _refuse_strangers(target, replaces)
         partial.mkdir(parents=True)
         yield partial
+        _share(partial)
         _put_in_place(partial, target)
     except Exception as error:
         if disk_is_full(error):
@@ -49,6 +50,14 @@ def _refuse_strangers(target: Path, replaces: Collection[str]) -> None:
             raise FolderError(f"The folder {target} already holds {strangers[0]}; give a new folder.")
     elif target.exists():
         raise FolderError(f"{target} already exists and is not a folder; give a new folder.")
+
+
+def _share(folder: Path) -> None:
+    """Give every file the folder's own read and write rights: safetensors makes files only their writer can read."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _put_in_place(partial: Path, target: Path) -> None:

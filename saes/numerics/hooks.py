@@ -1,7 +1,7 @@
 """Where activations are read and changed: hook points of transformers models, by the names of the field.
 
 A hook point has a TransformerLens name ("blocks.9.hook_resid_post"), but is one side of one module of the transformers
-model ("model.layers.9", "out"). FAMILIES says which, per architecture; every row was compared with TransformerLens.
+model ("model.layers.9", "out"). FAMILIES says which, per architecture.
 """
 
 import difflib
@@ -203,7 +203,7 @@ def _module_point(model: PreTrainedModel, points: list[HookPoint], path: str, si
         d = text_config(model).hidden_size  # an attention or MLP module as a whole
     if d is None:
         raise UnknownHookPoint(
-            f"{name!r} is a {type(module).__name__}, whose {side}put cannot be hooked; "
+            f"{name!r:.80} is a {type(module).__name__}, whose {side}put cannot be hooked; "
             "name a block, an attention or MLP module, a norm or a linear layer."
         )
     layer = re.search(r"\.(\d+)(?:\.|$)", path)
@@ -214,10 +214,10 @@ def _unknown(model: PreTrainedModel, points: list[HookPoint], name: str) -> str:
     n_layers = len(decoder_blocks(model)[1])
     layer = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
     if layer and int(layer[1]) >= n_layers:
-        return f"There is no layer {layer[1]} for {name!r}: this model's layers are 0 to {n_layers - 1}."
-    near = difflib.get_close_matches(name, [point.name for point in points], n=3, cutoff=0.4)
+        return f"There is no layer {layer[1]:.20} for {name!r:.80}: this model's layers are 0 to {n_layers - 1}."
+    near = difflib.get_close_matches(name[:80], [point.name for point in points], n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the names are like {points[-1].name}."
-    return f"This model has no hook point {name!r}; {hint}"
+    return f"This model has no hook point {name!r:.80}; {hint}"
 
 
 # Functions by (module, side), for the calling context only. Every thread starts with an empty context, so two requests

@@ -165,11 +165,11 @@ def load_lm(
     options: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
     if gguf_file:
         options["gguf_file"] = gguf_file
-    with plain_errors(name):
+    with plain_errors(gguf_file or name):
         config = AutoConfig.from_pretrained(name, **options)
-    with plain_errors(name, missing="tokenizer"):
+    with plain_errors(gguf_file or name, missing="tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    with plain_errors(name):
+    with plain_errors(gguf_file or name):
         auto: Any = AutoModelForCausalLM
         model, info = auto.from_pretrained(name, dtype=wanted_dtype, output_loading_info=True, **options)
         _refuse_incomplete(name, info)

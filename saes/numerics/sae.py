@@ -27,7 +27,8 @@ class SAEConfig:
     per row. `metadata` is whatever else a file carried and is written back when saving. The dtype is not here: the
     tensors know it.
 
-    Raises SAEError when a size is not a positive whole number or the normalisation is not one of NORMALIZATIONS.
+    Raises SAEError when a size is not a positive whole number, when b_dec is to be subtracted from inputs of another
+    width, or when the normalisation is not one of NORMALIZATIONS.
     """
 
     architecture: str
@@ -46,6 +47,8 @@ class SAEConfig:
             object.__setattr__(self, "d_out", self.d_in)
         for name in ("d_in", "d_sae", "d_out"):
             require_positive_int(name, getattr(self, name))
+        if self.apply_b_dec_to_input and self.d_out != self.d_in:
+            raise SAEError("apply_b_dec_to_input needs d_out to equal d_in; an SAE with another target cannot have it.")
         if self.normalize_activations not in NORMALIZATIONS:
             raise SAEError(
                 f"normalize_activations is {self.normalize_activations!r}, which is not known; "

@@ -5,8 +5,8 @@ Needs SAELens in an environment of its own (it is no dependency of this project)
     python3 -m venv /tmp/saelens && /tmp/saelens/bin/pip install torch==2.13.0 sae-lens==6.54.12
     /tmp/saelens/bin/python tests/golden/make_golden.py
 
-Each case is a folder with SAELens' own cfg.json and sae_weights.safetensors, and golden.safetensors with x (rows, d_in),
-feature_acts = encode(x) and x_hat = decode(feature_acts).
+Each case is a folder with SAELens' own cfg.json and sae_weights.safetensors, and golden.safetensors with
+x (rows, d_in), feature_acts = encode(x) and x_hat = decode(feature_acts).
 """
 
 import shutil
