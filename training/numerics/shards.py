@@ -56,11 +56,11 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """safetensors through a temporary name. Raises OSError (ENOSPC) when the disk is full."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, metadata)
         os.replace(temporary, path)
     except SafetensorError as error:  # the library reports system errors as text
         if f"os error {errno.ENOSPC}" in str(error):
