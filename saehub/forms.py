@@ -8,17 +8,22 @@ from django.forms.renderers import TemplatesSetting
 
 
 class HouseRenderer(TemplatesSetting):
+    """Fields that a form names in `advanced` are folded, and unfold by themselves when one of them has an error."""
+
     form_template_name = "forms/form.html"
     field_template_name = "forms/field.html"
 
     def render(self, template_name: str, context: dict[str, Any], request: Any = None) -> str:
-        """A form's fields named in its `advanced` go under a fold, which opens when one of them has an error."""
         if template_name == self.form_template_name:
-            names = getattr(context["form"], "advanced", ())
-            folded = [row for row in context["fields"] if row[0].name in names]
-            context = context | {
-                "first": [row for row in context["fields"] if row[0].name not in names],
-                "folded": folded,
-                "folded_errors": any(row[0].errors for row in folded),
-            }
+            context = context | self._split(context)
         return super().render(template_name, context, request)
+
+    @staticmethod
+    def _split(context: dict[str, Any]) -> dict[str, Any]:
+        names = getattr(context["form"], "advanced", ())
+        folded = [pair for pair in context["fields"] if pair[0].name in names]
+        return {
+            "first": [pair for pair in context["fields"] if pair[0].name not in names],
+            "folded": folded,
+            "folded_errors": any(errors for _, errors in folded),
+        }

@@ -11,7 +11,7 @@ from django.utils.functional import SimpleLazyObject
 from django.views.decorators.http import require_POST
 
 from saehub.accounts.access import check, needs
-from saehub.jobs.models import Job, State
+from saehub.jobs.models import Job, State, enqueue
 
 
 def running_jobs(request: HttpRequest) -> dict[str, Any]:
@@ -72,3 +72,16 @@ def _card(request: HttpRequest, job: Job) -> HttpResponse:
     if request.htmx:
         return render(request, "jobs/job_detail.html#card", {"job": job})
     return redirect(job.subject_url())
+
+
+@needs("jobs.view_job")
+def job_running(request: HttpRequest) -> HttpResponse:
+    """The count of live jobs in the top bar."""
+    return render(request, "base.html#running")
+
+
+@require_POST
+@needs("jobs.add_job")
+def job_probe(request: HttpRequest) -> HttpResponse:
+    """Queue a job that only counts, to see that the workers answer."""
+    return redirect(enqueue("probe", request.user, title="Check the workers", steps=50).get_absolute_url())
