@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from saehub.jobs.made import Made
 
 
 class LanguageModel(Made):
-    """A transformers causal language model this instance knows: a Hub repository, a folder, or a GGUF file once imported."""
+    """A transformers causal language model this instance knows: a Hub repository, a folder, or an imported GGUF file."""
 
     KIND = "add_model"
     FOLDER = "models"
@@ -51,8 +52,9 @@ class LanguageModel(Made):
         return str(self.folder) if self.source == self.Source.GGUF else self.location
 
     def hook(self, name: str) -> dict[str, Any] | None:
-        """Row of a hook point by its TransformerLens name or module path."""
-        return next((row for row in self.hook_points if name in (row["name"], row["module"])), None)
+        """Row of a hook point by its TransformerLens name, or by its module path, which means the module's output."""
+        rows = [row for row in self.hook_points if name in (row["name"], row["module"])]
+        return min(rows, key=lambda row: (row["name"] != name, row.get("side") == "in"), default=None)
 
 
 class SAE(Made):
@@ -95,3 +97,11 @@ class SAE(Made):
     @property
     def files(self) -> Path:
         return Path(settings.DATA_DIR) / self.path
+
+    def delete(self, *args: Any, **kwargs: Any) -> Any:
+        """With its files, where they are in the folder that holds nothing but SAEs."""
+        files = self.files.resolve()
+        gone = super().delete(*args, **kwargs)
+        if (Path(settings.DATA_DIR) / "sae").resolve() in files.parents:
+            shutil.rmtree(files, ignore_errors=True)
+        return gone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from django.db import models
@@ -40,6 +41,12 @@ class Corpus(Made):
     class Meta:
         ordering = ("name",)
         verbose_name_plural = "corpora"
+
+    @property
+    def file(self) -> Path:
+        """The file or folder that is read; a Hub dataset has none."""
+        own = self.source in (self.Source.UPLOAD, self.Source.TEXT)
+        return self.folder / self.location if own else Path(self.location)
 
     def get_absolute_url(self) -> str:
         return reverse("training:corpus_detail", args=[self.pk])
@@ -97,6 +104,9 @@ class Run(Made):
     )
     evaluate_after = models.BooleanField(default=True)
     harvest_after = models.BooleanField(default=True)
+    stop_at = models.DateTimeField(
+        null=True, editable=False, help_text="When somebody asked to stop here and keep what is trained."
+    )
     seconds = models.FloatField(null=True, editable=False)
     tokens = models.BigIntegerField(null=True, editable=False)
 

@@ -1,0 +1,90 @@
+"""Form fields that both `saes` and `training` use."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.db import transaction
+
+
+def server_path(text: str, roots: Iterable[Path]) -> Path:
+    """The file or folder `text` names, resolved; it must exist and lie under one of `roots`, links followed.
+
+    Where it lies is asked first, so that nobody learns what exists elsewhere on the server. Raises ValidationError.
+    """
+    allowed = [root.resolve() for root in roots]
+    path = Path(text).expanduser()
+    if "\0" in text or not path.is_absolute():
+        raise ValidationError("Give the whole path on the server, beginning with /.")
+    path = path.resolve()
+    if not any(path.is_relative_to(root) for root in allowed):
+        listed = ", ".join(str(root) for root in allowed)
+        raise ValidationError(
+            f"Pages may read only under {listed}; put it there, or ask an admin to add its folder to "
+            "SAEHUB_IMPORT_DIRS."
+        )
+    if not path.exists():
+        raise ValidationError(f"There is nothing at {path} on the server.")
+    return path
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files under a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+class NewRow(forms.ModelForm):
+    """A form that makes a row and starts the job which fills it.
+
+    Names are unique, but a row of one's own that never became ready gives way to a new one of the same name: it holds
+    nothing, and somebody who mistyped an address wants to try again under the name they chose.
+    """
+
+    user: Any
+    replaced: Any = None
+
+    def __init__(self, *args: Any, user: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.user = user
+        self.fields["name"].required = False
+        self.fields["name"].help_text = "Made up from the rest when left empty"
+
+    def validate_unique(self) -> None:
+        """Left to `check_name`, which knows when an old row may go."""
+
+    def check_name(self, default: Callable[[], str]) -> None:
+        """Fill in and check the name, once the other fields are clean."""
+        name = self.cleaned_data.get("name") or default()
+        self.cleaned_data["name"] = self.instance.name = name[:120]
+        old = self._meta.model.objects.select_related("job").filter(name=name).first()
+        if old is None or not self._meta.model._meta.get_field("name").unique:
+            return
+        if old.ready or old.busy or old.owner_id != self.user.pk:
+            self.add_error("name", f"There is already one named {name}; choose another name.")
+        self.replaced = old
+
+    def make(self) -> Any:
+        """The new row, saved, with its job queued."""
+        with transaction.atomic():
+            if self.replaced is not None:
+                self.replaced.delete()
+            self.instance.owner = self.user
+            row = self.save()
+            shutil.rmtree(row.folder, ignore_errors=True)  # of a row that a restored database does not know any more
+            try:
+                self.store(row)
+                row.start(self.user)
+            except BaseException:
+                shutil.rmtree(row.folder, ignore_errors=True)
+                raise
+        return row
+
+    def store(self, row: Any) -> None:
+        """Write what belongs into the row's folder, before its job may run. Nothing for most."""

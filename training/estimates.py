@@ -1,0 +1,87 @@
+"""What a capture or a run will cost, said before it starts."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+
+from training.models import Capture, Run
+from training.preview import Preview, preview
+
+CHARACTERS_PER_TOKEN = 4.0  # of English text, where the model's own tokenizer cannot be asked
+STORAGE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FLOAT = 4
+
+
+def free_bytes() -> int:
+    """Disk that long work may fill."""
+    return max(shutil.disk_usage(settings.DATA_DIR).free - settings.DISK_RESERVE, 0)
+
+
+@dataclass(frozen=True)
+class CaptureEstimate:
+    """tokens None: the corpus was not counted and no limit is set."""
+
+    tokens: int | None
+    bytes: int | None
+    free: int
+    preview: Preview | None
+
+    @property
+    def fits(self) -> bool:
+        return self.bytes is None or self.bytes <= self.free
+
+    @property
+    def used_up(self) -> float | None:
+        """Share of the free disk that it takes."""
+        return self.bytes / self.free if self.bytes is not None and self.free else None
+
+
+def estimate_capture(data: dict[str, Any]) -> CaptureEstimate | None:
+    """From the clean fields of a CaptureForm; None while model, hook points or corpus are not chosen."""
+    model, corpus, hooks = data.get("model"), data.get("corpus"), data.get("hook_names")
+    if not (model and corpus and hooks):
+        return None
+    shown = preview(model, corpus.sample, bool(data.get("prepend_bos")), bool(data.get("store_special")))
+    ratio = shown.characters_per_token if shown else CHARACTERS_PER_TOKEN
+    found = int(corpus.n_characters / ratio) if corpus.n_characters is not None else None
+    tokens = min(filter(None, (found, data.get("max_tokens"))), default=None)
+    width = sum(row["d"] for row in map(model.hook, hooks) if row)
+    each = width * STORAGE_BYTES[data.get("dtype") or "float32"] + 3 * 4  # with the token and where it stands
+    return CaptureEstimate(tokens, None if tokens is None else tokens * each, free_bytes(), shown)
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """seconds None: nothing comparable was trained here yet. passes: how often each training token is seen."""
+
+    seconds: float | None
+    like: Run | None
+    passes: float
+    memory: int
+    disk: int
+    free: int
+
+    @property
+    def fits(self) -> bool:
+        return self.disk <= self.free
+
+
+def estimate_run(capture: Capture, hook_name: str, architecture: str, d_sae: int, n_tokens: int) -> RunEstimate:
+    """Time from the last run of the same architecture here: a step costs about d_in * d_sae per token."""
+    d_in = capture.d_in(hook_name) or 0
+    weights = 2 * d_in * d_sae + d_in + d_sae
+    like = Run.objects.ready().filter(architecture=architecture, seconds__gt=0, tokens__gt=0, sae__isnull=False)
+    last = like.select_related("sae").order_by("-ready_at").first()
+    cost = n_tokens * d_in * d_sae
+    return RunEstimate(
+        seconds=last.seconds * cost / (last.tokens * last.sae.d_in * last.sae.d_sae) if last else None,
+        like=last,
+        passes=n_tokens / max(0.95 * (capture.n_tokens or 0), 1),
+        memory=4 * FLOAT * weights,  # weights, gradients, Adam's two moments
+        disk=2 * 3 * FLOAT * weights,  # a checkpoint holds weights and moments; the old one stays until the new one is whole
+        free=free_bytes(),
+    )

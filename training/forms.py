@@ -1,0 +1,441 @@
+"""Forms on the way from text to an SAE. Torch-free: the trainer's own checks come again in the job."""
+
+from __future__ import annotations
+
+import codecs
+import math
+from pathlib import Path
+from typing import Any
+
+from django import forms
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.files.uploadedfile import UploadedFile
+from django.urls import reverse_lazy
+from django.utils.text import get_valid_filename, slugify
+
+from saes.fields import NewRow, server_path, size_of
+from saes.forms import HUB_ID
+from saes.models import SAE, LanguageModel
+from training.estimates import CaptureEstimate, RunEstimate, estimate_capture, estimate_run, free_bytes
+from training.hook_points import HookPointsWidget, resolved, usual_hook
+from training.models import Capture, Corpus, Evaluation, Run
+
+SNIFF_BYTES = 65536
+PARQUET = b"PAR1"
+EXPANSION = 8  # features per dimension when none are named
+ARCHITECTURES = {
+    "topk": "TopK: the k largest features of each token",
+    "standard": "ReLU, sparse by an L1 penalty",
+}
+
+
+# ---------------------------------------------------------------------------------------------------- corpora
+
+
+class CorpusForm(NewRow):
+    """Text to add, from one of four places. The fields of the other places are ignored."""
+
+    source = forms.ChoiceField(
+        choices=Corpus.Source.choices, initial=Corpus.Source.UPLOAD, widget=forms.RadioSelect, label="Where it comes from"
+    )
+    file = forms.FileField(required=False, label="File", help_text="Text, JSON Lines, CSV or Parquet")
+    text = forms.CharField(
+        required=False,
+        strip=False,
+        widget=forms.Textarea(attrs={"rows": 8}),
+        label="Text",
+        help_text="Two empty lines part one document from the next",
+    )
+    path = forms.CharField(
+        required=False, max_length=400, label="Path on the server", help_text="A file, or a folder of files"
+    )
+    dataset = forms.CharField(
+        required=False, max_length=400, label="Dataset id", help_text="As on the Hub: Salesforce/wikitext"
+    )
+    text_field = forms.CharField(
+        required=False, max_length=80, label="Field with the text", help_text='Column or key; "text" when left empty'
+    )
+    subset = forms.CharField(required=False, max_length=120, label="Subset", help_text="Configuration of a Hub dataset")
+    split = forms.CharField(required=False, max_length=60, label="Split", help_text='"train" when left empty')
+    revision = forms.CharField(required=False, max_length=80, label="Revision", help_text="Of a Hub dataset")
+    advanced = ["name", "text_field", "subset", "split", "revision"]
+
+    class Meta:
+        model = Corpus
+        fields = ("source", "name", "text_field", "subset", "split", "revision")
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or self.cleaned_data
+        field, check = {
+            Corpus.Source.UPLOAD: ("file", checked_upload),
+            Corpus.Source.TEXT: ("text", checked_text),
+            Corpus.Source.PATH: ("path", checked_path),
+            Corpus.Source.HUB: ("dataset", checked_dataset),
+        }.get(data.get("source", ""), ("source", None))
+        if check is None or field in self.errors:
+            return data
+        try:
+            self.instance.location, name = check(data.get(field))
+        except ValidationError as error:
+            self.add_error(field, error)
+        else:
+            self.check_name(lambda: name)
+        return data
+
+    def store(self, row: Corpus) -> None:
+        """An uploaded file or pasted text goes into the row's folder, where its job reads it."""
+        if row.source not in (Corpus.Source.UPLOAD, Corpus.Source.TEXT):
+            return
+        row.folder.mkdir(parents=True)
+        if row.source == Corpus.Source.TEXT:
+            row.file.write_text(self.cleaned_data["text"], encoding="utf-8", newline="\n")
+            return
+        with row.file.open("wb") as target:
+            for chunk in self.cleaned_data["file"].chunks():
+                target.write(chunk)
+
+
+def checked_upload(file: UploadedFile | None) -> tuple[str, str]:
+    """(file name to store it under, name of the corpus)."""
+    if file is None:
+        raise ValidationError("Choose a file to upload.")
+    if file.size is None or file.size > settings.UPLOAD_LIMIT:
+        raise ValidationError(
+            f"The file is larger than {settings.UPLOAD_LIMIT // 2**20} MB; put it on the server and give its path."
+        )
+    if file.size > free_bytes():
+        raise ValidationError("The server's disk is too full for this file; free some space first.")
+    name = get_valid_filename(Path(file.name or "file").name)
+    refuse_what_is_not_text(name, file.read(SNIFF_BYTES))
+    file.seek(0)
+    return name[-100:], Path(file.name or "file").stem
+
+
+def checked_text(text: str) -> tuple[str, str]:
+    if not (text or "").strip():
+        raise ValidationError("Paste some text.")
+    if "\0" in text:
+        raise ValidationError("The text holds a zero byte, so it is not plain text.")
+    return "text.txt", " ".join(text.split()[:5])[:60]
+
+
+def checked_path(text: str) -> tuple[str, str]:
+    if not (text or "").strip():
+        raise ValidationError("Give the path of a file or folder on the server.")
+    path = server_path(text.strip(), settings.IMPORT_DIRS)
+    if size_of(path) == 0:
+        raise ValidationError(f"{path} is empty; choose a file with text.")
+    if path.is_file():
+        with path.open("rb") as file:
+            refuse_what_is_not_text(path.name, file.read(SNIFF_BYTES))
+    return str(path), path.stem
+
+
+def checked_dataset(text: str) -> tuple[str, str]:
+    wanted = (text or "").strip().removeprefix("https://huggingface.co/").removeprefix("datasets/").strip("/")
+    if not HUB_ID.fullmatch(wanted):
+        raise ValidationError("Give the dataset's id as on the Hub, such as Salesforce/wikitext.")
+    return wanted, wanted.rpartition("/")[2]
+
+
+def refuse_what_is_not_text(name: str, start: bytes) -> None:
+    """By the first bytes; the job reads the rest. Raises ValidationError."""
+    if not start.strip():
+        raise ValidationError(f"{name} is empty; choose a file with text.")
+    suffix = Path(name).suffix.lower()
+    if suffix == ".parquet":
+        if not start.startswith(PARQUET):
+            raise ValidationError(f"{name} is not a Parquet file: it does not begin with PAR1.")
+        return
+    if suffix == ".json":
+        raise ValidationError(f"{name} is a JSON document; save it as JSON Lines (.jsonl), one document a line.")
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise ValidationError(f"{name} is not UTF-8 text; choose a text, JSON Lines, CSV or Parquet file.")
+
+
+# ---------------------------------------------------------------------------------------------------- captures
+
+ESTIMATE = {"hx-get": "", "hx-target": "#estimate"}
+
+
+class CaptureForm(NewRow):
+    """What to run a model on, where to look into it, and what to keep."""
+
+    model = forms.ModelChoiceField(LanguageModel.objects.none(), empty_label="Choose a model", label="Language model")
+    hook_names = forms.Field(widget=HookPointsWidget, label="Hook points")
+    corpus = forms.ModelChoiceField(Corpus.objects.none(), empty_label="Choose a corpus", label="Corpus")
+    max_tokens = forms.IntegerField(
+        required=False, min_value=1, max_value=2**31 - 1, label="Tokens at most", help_text="The whole corpus when empty"
+    )
+    context_length = forms.IntegerField(min_value=2, max_value=131_072, initial=128, label="Context length, tokens")
+    prepend_bos = forms.BooleanField(
+        required=False, initial=True, label="BOS before every context", help_text="Left out for a model without one"
+    )
+    store_special = forms.BooleanField(
+        required=False,
+        label="Store special tokens too",
+        help_text="BOS is an attention sink: its activations are tens of times larger and would rule the training",
+    )
+    dtype = forms.ChoiceField(choices=Capture.Storage.choices, initial=Capture.Storage.FP32, label="Stored as")
+    advanced = ["name", "context_length", "prepend_bos", "store_special", "dtype"]
+
+    class Meta:
+        model = Capture
+        fields = (
+            "model", "hook_names", "corpus", "max_tokens", "name", "context_length", "prepend_bos", "store_special", "dtype",
+        )  # fmt: skip
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        fields: Any = self.fields
+        fields["model"].queryset = LanguageModel.objects.ready()
+        fields["corpus"].queryset = Corpus.objects.ready()
+        fields["model"].widget.attrs |= {
+            "hx-get": reverse_lazy("training:capture_create"), "hx-target": "#hooks", "hx-swap": "outerHTML",
+        }  # fmt: skip
+        fields["hook_names"].error_messages["required"] = "Choose at least one hook point."
+        chosen = self._model()
+        fields["hook_names"].widget.model = chosen
+        if chosen and not self.is_bound:
+            self.initial.setdefault("hook_names", [usual_hook(chosen)])
+            self.initial.setdefault("model", chosen.pk)
+
+    def _model(self) -> LanguageModel | None:
+        """The model that is chosen in the form so far, or the only one there is."""
+        value = self.data.get("model") if self.is_bound else self.initial.get("model")
+        models = LanguageModel.objects.ready()
+        if str(value or "").isdigit():
+            return models.filter(pk=value).first()
+        return models.first() if not self.is_bound and models.count() == 1 else None
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or self.cleaned_data
+        model = data.get("model")
+        if model and data.get("hook_names"):
+            try:
+                data["hook_names"] = resolved(model, data["hook_names"])
+            except ValidationError as error:
+                self.add_error("hook_names", error)
+        longest = model.context_length if model else None
+        if longest and (data.get("context_length") or 0) > longest:
+            self.add_error("context_length", f"{model.name} reads at most {longest:,} tokens at once.")
+        data["prepend_bos"] = bool(data.get("prepend_bos") and model and model.has_bos)
+        if model and data.get("corpus"):
+            self._check_size(data)
+            self.check_name(lambda: f"{data['corpus'].name} · {model.name}")
+        return data
+
+    def _check_size(self, data: dict[str, Any]) -> None:
+        estimate = estimate_capture(data)
+        if estimate is None:
+            return
+        if estimate.tokens is None:
+            self.add_error("max_tokens", f"{data['corpus'].name} is a stream whose length was not counted; set a limit.")
+        elif not estimate.fits:
+            self.add_error(
+                "max_tokens",
+                f"This needs about {(estimate.bytes or 0) / 1e9:.1f} GB and the disk has {estimate.free / 1e9:.1f} GB to "
+                "spare; capture fewer tokens or hook points, or store bfloat16.",
+            )
+
+    def estimate(self) -> CaptureEstimate | None:
+        """What the form as it stands would cost; fields with errors count as empty."""
+        if self.is_bound:
+            self.is_valid()
+            return estimate_capture(self.cleaned_data)
+        data = {name: self.get_initial_for_field(field, name) for name, field in self.fields.items()}
+        chosen = Corpus.objects.ready().filter(pk=data["corpus"]).first() if data["corpus"] else None
+        return estimate_capture(data | {"model": self._model(), "corpus": chosen})
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+class RunForm(NewRow):
+    """An SAE to train: on what, of which kind and size, for how long."""
+
+    source = forms.ChoiceField(label="Capture and hook point")
+    architecture = forms.ChoiceField(
+        choices=list(ARCHITECTURES.items()), initial="topk", widget=forms.RadioSelect, label="Architecture"
+    )
+    k = forms.IntegerField(required=False, min_value=1, initial=32, label="k, features per token")
+    l1_coefficient = forms.FloatField(required=False, min_value=0, initial=5.0, label="L1 coefficient")
+    d_sae = forms.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=2**20,
+        label="Features (d_sae)",
+        help_text=f"{EXPANSION} times the width of the hook point when empty",
+    )
+    n_tokens = forms.IntegerField(min_value=1, max_value=10**12, initial=1_000_000, label="Tokens to train on")
+    evaluate_after = forms.BooleanField(required=False, initial=True, label="Then evaluate on held-out tokens")
+    harvest_after = forms.BooleanField(required=False, initial=True, label="Then harvest the top texts of every feature")
+    batch_size = forms.IntegerField(min_value=1, max_value=2**20, initial=2048, label="Batch size, tokens")
+    lr = forms.FloatField(
+        required=False,
+        min_value=1e-8,
+        max_value=1,
+        label="Learning rate",
+        help_text="5e-4 / √(features / 16,384) when empty",
+    )
+    seed = forms.IntegerField(min_value=0, max_value=2**31 - 1, initial=0, label="Seed")
+    lr_warmup = forms.FloatField(min_value=0, max_value=1, initial=0.02, label="Warm-up, share of steps")
+    lr_decay = forms.FloatField(min_value=0, max_value=1, initial=0.2, label="Decay at the end, share of steps")
+    l1_warmup = forms.FloatField(min_value=0, max_value=1, initial=0.05, label="L1 warm-up, share of steps")
+    aux_coefficient = forms.FloatField(min_value=0, initial=1 / 32, label="Weight of the dead features' loss")
+    dead_after_tokens = forms.IntegerField(
+        required=False, min_value=1, label="Dead after, tokens", help_text="A tenth of the run, at most 10 million, when empty"
+    )
+    clip = forms.FloatField(
+        required=False, min_value=0, label="Gradient norm at most", help_text="Not limited when empty"
+    )
+    advanced = [
+        "name", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "l1_warmup", "aux_coefficient", "dead_after_tokens",
+        "clip",
+    ]  # fmt: skip
+    trainer_fields = (
+        "n_tokens", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "aux_coefficient", "dead_after_tokens", "clip",
+    )  # fmt: skip
+
+    class Meta:
+        model = Run
+        fields = ("name", "architecture", "evaluate_after", "harvest_after")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.captures = {
+            row.pk: row for row in Capture.objects.ready().select_related("model", "corpus").order_by("-pk")[:200]
+        }
+        source: Any = self.fields["source"]
+        source.choices = [("", "Choose a capture")] * (len(self.captures) > 1) + [
+            (f"{row.name} · {row.n_tokens:,} tokens", [(f"{row.pk}:{hook}", hook) for hook in row.hook_names])
+            for row in self.captures.values()
+        ]
+        source.error_messages["invalid_choice"] = "That capture does not hold this hook point; choose one of the list."
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or self.cleaned_data
+        if not data.get("source"):
+            return data
+        key, _, hook = data["source"].partition(":")
+        self.instance.capture, self.instance.hook_name = self.captures[int(key)], hook
+        d_in = self.instance.capture.d_in(hook) or 0
+        if "d_sae" not in self.errors:
+            data["d_sae"] = data.get("d_sae") or EXPANSION * d_in
+            self._check_architecture(data)
+            self._check_size(data)
+        self.check_name(lambda: self._default_name(data))
+        return data
+
+    def _check_architecture(self, data: dict[str, Any]) -> None:
+        needed = {"topk": "k", "standard": "l1_coefficient"}.get(data.get("architecture", ""))
+        if needed and data.get(needed) is None and needed not in self.errors:
+            self.add_error(needed, "This architecture needs it.")
+        if needed == "k" and (data.get("k") or 0) > data["d_sae"]:
+            self.add_error("k", f"k is {data['k']:,}, but the SAE has only {data['d_sae']:,} features; choose a smaller k.")
+
+    def _check_size(self, data: dict[str, Any]) -> None:
+        estimate = self.estimate_of(data)
+        if estimate and not estimate.fits:
+            self.add_error(
+                "d_sae",
+                f"Checkpoints of {data['d_sae']:,} features take {estimate.disk / 1e9:.1f} GB and the disk has "
+                f"{estimate.free / 1e9:.1f} GB to spare; choose fewer features or free some space.",
+            )
+
+    def _default_name(self, data: dict[str, Any]) -> str:
+        model, hook = self.instance.capture.model, self.instance.capture.model.hook(self.instance.hook_name)
+        place = f"layer{hook['layer']}" if hook and hook["layer"] is not None else slugify(self.instance.hook_name)
+        kind = f"topk{data.get('k')}" if data.get("architecture") == "topk" else f"relu-l1-{data.get('l1_coefficient')}"
+        return f"{slugify(model.name)}-{place}-{kind}-{data.get('d_sae')}"
+
+    def estimate_of(self, data: dict[str, Any]) -> RunEstimate | None:
+        key, _, hook = str(data.get("source") or "").partition(":")
+        capture = self.captures.get(int(key)) if key.isdigit() else None
+        if capture is None or not data.get("n_tokens"):
+            return None
+        d_sae = data.get("d_sae") or EXPANSION * (capture.d_in(hook) or 0)
+        return estimate_run(capture, hook, data.get("architecture") or "topk", d_sae, data["n_tokens"])
+
+    def estimate(self) -> RunEstimate | None:
+        """What the form as it stands would cost; fields with errors count as empty."""
+        if self.is_bound:
+            self.is_valid()
+            return self.estimate_of(self.cleaned_data)
+        data = {name: self.get_initial_for_field(field, name) for name, field in self.fields.items()}
+        if not data["source"] and len(self.captures) == 1:
+            row = next(iter(self.captures.values()))
+            data["source"] = f"{row.pk}:{row.hook_names[0]}"
+        return self.estimate_of(data)
+
+    def save(self, commit: bool = True) -> Run:
+        self.instance.config = self.config()
+        return super().save(commit)
+
+    def config(self) -> dict[str, Any]:
+        """What the job builds the SAE and its TrainConfig from. The curve has about 150 points however long the run."""
+        data = self.cleaned_data
+        names = [*self.trainer_fields, *(("l1_coefficient", "l1_warmup") if data["architecture"] == "standard" else ())]
+        config: dict[str, Any] = {"d_sae": data["d_sae"]}
+        if data["architecture"] == "topk":
+            config["k"] = data["k"]
+        config |= {name: data[name] for name in names if data[name] is not None}
+        steps = math.ceil(data["n_tokens"] / data["batch_size"])
+        return config | {"log_every": max(1, steps // 150), "checkpoint_every": min(500, max(10, steps // 20))}
+
+
+def like(run: Run) -> dict[str, Any]:
+    """Initial values of a RunForm that trains the same again."""
+    return run.config | {
+        "source": f"{run.capture_id}:{run.hook_name}",
+        "architecture": run.architecture,
+        "evaluate_after": run.evaluate_after,
+        "harvest_after": run.harvest_after,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- evaluation
+
+
+class EvaluationForm(forms.Form):
+    """Which capture's held-out contexts an SAE is measured on."""
+
+    capture = forms.ModelChoiceField(Capture.objects.none(), label="Capture")
+    max_contexts = forms.IntegerField(min_value=1, max_value=100_000, initial=64, required=False, label="Contexts for CE and KL")
+
+    def __init__(self, sae: SAE, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sae = sae
+        field: Any = self.fields["capture"]
+        field.queryset = Capture.objects.ready().select_related("model").filter(
+            model=sae.model, hook_names__contains=[sae.hook_name]
+        )
+        missing = f"Choose a capture that holds {sae.hook_name} of {sae.model_name}; make one if there is none."
+        field.error_messages |= {"required": missing, "invalid_choice": missing}
+
+    def clean_capture(self) -> Capture:
+        capture: Capture = self.cleaned_data["capture"]
+        d = capture.d_in(self.sae.hook_name)
+        if d != self.sae.d_in:
+            raise ValidationError(
+                f"This SAE reads vectors of {self.sae.d_in} numbers, but {capture.name} holds vectors of {d}; "
+                "choose a capture of the model it was trained on."
+            )
+        return capture
+
+    def make(self, user: Any) -> Evaluation:
+        capture = self.cleaned_data["capture"]
+        row = Evaluation.objects.create(
+            name=f"{self.sae.name} on {capture.name}"[:120],
+            owner=user,
+            sae=self.sae,
+            capture=capture,
+            max_contexts=self.cleaned_data["max_contexts"] or 64,
+        )
+        row.start(user)
+        return row

@@ -1,0 +1,131 @@
+"""Text of a dataset on the Hugging Face Hub, for jobs: its Parquet files, streamed row by row, nothing kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from huggingface_hub import HfFileSystem
+
+from saes.hub import HubFile, Listing, hub_errors, list_repository
+from saes.numerics.lm import LMError
+from training.numerics.tokens import MAX_DOCUMENT_CHARS, CorpusError
+
+CONVERTED = "refs/convert/parquet"  # the Hub's own conversion of every public dataset: <subset>/<split>/0000.parquet
+
+
+@dataclass(frozen=True)
+class Part:
+    """The Parquet files of one split of one subset, at one commit."""
+
+    repo_id: str
+    commit: str
+    subset: str
+    split: str
+    files: tuple[HubFile, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Of the names and content hashes of its files, as the Hub states them."""
+        return hashlib.sha256("\n".join(f"{file.path} {file.etag}" for file in self.files).encode()).hexdigest()
+
+
+def find_part(repo_id: str, revision: str, subset: str, split: str) -> Part:
+    """The files to read. Without a revision it is the Hub's Parquet conversion, else what the repository itself holds.
+
+    Raises CorpusError, listing what there is, when the subset or split is not there or has to be named.
+    """
+    listing = _parquet_of(repo_id, revision)
+    places: dict[tuple[str, str], list[HubFile]] = {}
+    for file in sorted(listing.files, key=lambda file: file.path):
+        if file.path.endswith(".parquet"):
+            places.setdefault(place_of(file.path), []).append(file)
+    if not places:
+        raise CorpusError(f"{repo_id} has no Parquet files at this revision; choose another revision or dataset.")
+    chosen = choose(repo_id, list(places), subset, split)
+    return Part(repo_id, listing.commit, *chosen, tuple(places[chosen]))
+
+
+def _parquet_of(repo_id: str, revision: str) -> Listing:
+    if revision:
+        return list_repository(repo_id, revision, "dataset")
+    try:
+        return list_repository(repo_id, CONVERTED, "dataset")
+    except LMError:  # not converted (private, or too new): what the repository holds itself, or why it cannot be had
+        return list_repository(repo_id, "", "dataset")
+
+
+def place_of(path: str) -> tuple[str, str]:
+    """(subset, split) of a Parquet file's path, by the two layouts in use.
+
+    `subset/split/0000.parquet` (the Hub's conversion), and `[subset or data/]train-00000-of-00002.parquet`.
+    """
+    *folders, name = path.split("/")
+    if len(folders) >= 2:
+        return "/".join(folders[:-1]), folders[-1].removeprefix("partial-")
+    subset = folders[0] if folders and folders[0] != "data" else "default"
+    return subset, name.removesuffix(".parquet").partition("-0")[0]
+
+
+def choose(repo_id: str, places: list[tuple[str, str]], subset: str, split: str) -> tuple[str, str]:
+    """The one place that is meant; "default" and "train" where nothing is said, or the only one there is."""
+    subsets = sorted({place[0] for place in places})
+    wanted = subset or ("default" if "default" in subsets else subsets[0] if len(subsets) == 1 else "")
+    if wanted not in subsets:
+        said = f"no subset {subset}" if subset else f"{len(subsets)} subsets"
+        raise CorpusError(f"{repo_id} has {said}; name one of {_listed(subsets)}.")
+    splits = sorted({place[1] for place in places if place[0] == wanted})
+    chosen = split or ("train" if "train" in splits else splits[0] if len(splits) == 1 else "")
+    if chosen not in splits:
+        said = f"no split {split}" if split else f"{len(splits)} splits"
+        raise CorpusError(f"{repo_id} has {said} in {wanted}; name one of {_listed(splits)}.")
+    return wanted, chosen
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
+
+
+def stream_texts(part: Part, text_field: str, filesystem: Any = None) -> Iterator[str]:
+    """Documents of the part, in order, read through range requests.
+
+    filesystem: an fsspec file system; the Hub's own unless given. Raises CorpusError for a missing field or a file that
+    is not Parquet, LMError when the Hub cannot be reached.
+    """
+    filesystem = filesystem or HfFileSystem()
+    with hub_errors(part.repo_id):
+        for file in part.files:
+            with filesystem.open(f"datasets/{part.repo_id}@{part.commit}/{file.path}", "rb") as handle:
+                yield from _texts(handle, file.path, text_field or "text")
+
+
+def _texts(handle: Any, name: str, field: str) -> Iterator[str]:
+    try:
+        table = pyarrow.parquet.ParquetFile(handle)
+        names = table.schema_arrow.names
+        if field not in names:
+            raise CorpusError(f'{name} has no field "{field}" (there are: {_listed(names)}); name the field with the text.')
+        for batch in table.iter_batches(batch_size=512, columns=[field]):
+            for value in batch.column(0).to_pylist():
+                value = "" if value is None else value
+                if not isinstance(value, str):
+                    raise CorpusError(f'The field "{field}" of {name} holds a {type(value).__name__}, not text.')
+                for start in range(0, len(value), MAX_DOCUMENT_CHARS):
+                    yield value[start : start + MAX_DOCUMENT_CHARS]
+    except pyarrow.ArrowException as error:
+        raise CorpusError(f"{name} is not a readable Parquet file; choose another dataset or revision.") from error
+
+
+def count_rows(part: Part, filesystem: Any = None) -> int:
+    """Documents of the part, from the footers of its files: a few kilobytes each, no data."""
+    filesystem = filesystem or HfFileSystem()
+    rows = 0
+    with hub_errors(part.repo_id):
+        for file in part.files:
+            with filesystem.open(f"datasets/{part.repo_id}@{part.commit}/{file.path}", "rb") as handle:
+                rows += pyarrow.parquet.ParquetFile(handle).metadata.num_rows
+    return rows

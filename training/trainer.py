@@ -1,0 +1,117 @@
+"""One training run between the database and the trainer: its curves, Cancel, Stop and keep, its checkpoint."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saehub.jobs.progress import Cancelled, JobError, Progress
+from saes.numerics.sae import SAE
+from training.models import Run, RunPoint
+from training.numerics.checkpoint import load_checkpoint
+from training.numerics.shards import Capture as Shards
+from training.numerics.train import StepReport, TrainConfig, TrainResult, capture_batches, train
+
+HELD_OUT_ROWS = 512  # held-out rows behind the live curve; the evaluation afterwards uses all of them
+LOOK_SECONDS = 0.5  # between looks at the database
+SAE_FILES = ("cfg.json", "sae_weights.safetensors", "history.json", "config.json", "metrics.json")
+
+
+class Trainer:
+    """Trains a run's SAE. Its curve is written as it grows; Cancel and Stop are heard between any two steps."""
+
+    def __init__(self, progress: Progress, run: Run, config: TrainConfig) -> None:
+        self.progress, self.run, self.config = progress, run, config
+        self.tokens = 0
+        self.looked = 0.0
+        self.cancelled: Cancelled | None = None
+
+    def train(self, sae: SAE, source: Shards) -> TrainResult:
+        """Raises Cancelled once the checkpoint of the present step is written, so that a retry goes on from here."""
+        self.progress.start(f"Training on {self.run.hook_name}", unit="tokens", total=self.config.total_rows)
+        self._begin()
+        result = train(
+            sae,
+            capture_batches(source, self.run.hook_name, self.config),
+            self.config,
+            on_step=self.point,
+            checkpoint_dir=checkpoints(self.run),
+            held_out=_held_out(source, self.run.hook_name),
+            should_stop=self.should_stop,
+        )
+        if self.cancelled:
+            raise self.cancelled
+        if not result.steps:
+            raise JobError("The run was stopped before its first step, so there is nothing to keep.", "Press Retry to train.")
+        if result.stopped:
+            self.progress.log(f"stopped at step {result.steps:,} of {self.config.total_steps:,}, and kept")
+        return result
+
+    def _begin(self) -> None:
+        """Where an earlier attempt left off, and no points of steps that will be done again."""
+        saved = load_checkpoint(checkpoints(self.run))
+        facts = saved[1] if saved else {"step": 0, "tokens": 0}
+        self.run.points.filter(step__gt=facts["step"]).delete()
+        self.tokens = facts["tokens"]
+        if saved:
+            self.progress.log(f"continued at step {facts['step']:,} of {self.config.total_steps:,}")
+
+    def point(self, report: StepReport) -> None:
+        """A point of the curves. A repeated step (its checkpoint is older than its point) replaces the old one."""
+        values = asdict(report)
+        RunPoint.objects.update_or_create(
+            run=self.run,
+            step=values.pop("step"),
+            defaults={"tokens": values.pop("tokens"), "values": values},
+        )
+        self.tokens = report.tokens
+
+    def should_stop(self) -> bool:
+        """Asked before every step."""
+        now = time.monotonic()
+        if now - self.looked < LOOK_SECONDS:
+            self.tokens += self.config.batch_size
+            return False
+        self.looked = now
+        try:
+            self.progress(min(self.tokens, self.config.total_rows), self.config.total_rows)
+        except Cancelled as cancelled:
+            self.cancelled = cancelled
+            return True
+        self.tokens += self.config.batch_size
+        return Run.objects.filter(pk=self.run.pk, stop_at__isnull=False).exists()
+
+    @staticmethod
+    def forget_checkpoint(run: Run) -> None:
+        """Once the SAE is saved, its checkpoint (three times its size) has no further use."""
+        shutil.rmtree(checkpoints(run), ignore_errors=True)
+
+
+def checkpoints(run: Run) -> Path:
+    return run.folder / "checkpoints"
+
+
+def _held_out(source: Shards, hook: str) -> torch.Tensor | None:
+    rows = min(HELD_OUT_ROWS, source.split_rows("held_out"))
+    if not rows:
+        return None
+    return next(source.batches(hook, rows, split="held_out", shuffle=False, n_rows=rows))
+
+
+def reproduction(run: Run) -> dict[str, Any]:
+    """Everything needed to train the same SAE again, as JSON."""
+    capture = run.capture
+    return {
+        "run": {"id": run.pk, "name": run.name, "hook_name": run.hook_name, "architecture": run.architecture},
+        "config": run.config,
+        "capture": {"id": capture.pk, "name": capture.name, **capture.manifest},
+        "made_with": {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")},
+        "machine": {"processor": platform.machine(), "device": str(torch.get_default_device()), "threads": torch.get_num_threads()},
+    }
