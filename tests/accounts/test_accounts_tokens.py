@@ -88,8 +88,13 @@ def test_tokens_are_deleted_by_their_owner_only(client_of: Any, user_of: Any) ->
     assert not APIToken.objects.exists()
 
 
+def with_password(user: Any) -> None:
+    user.set_password("correct horse battery")
+    user.save()
+
+
 def test_guessing_passwords_is_throttled(user_of: Any) -> None:
-    user_of("viewer")
+    with_password(user_of("viewer"))
     client = Client()
     for _ in range(settings.AXES_FAILURE_LIMIT):
         client.post("/login/", {"username": "a-viewer", "password": "guess"})
@@ -99,7 +104,7 @@ def test_guessing_passwords_is_throttled(user_of: Any) -> None:
 
 
 def test_the_right_password_opens(user_of: Any) -> None:
-    user_of("viewer")
+    with_password(user_of("viewer"))
     client = Client()
     answer = client.post("/login/?next=/jobs/", {"username": "a-viewer", "password": "correct horse battery"})
     assert answer.status_code == 302 and answer["Location"] == "/jobs/"
