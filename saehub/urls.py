@@ -9,6 +9,7 @@ from saehub.api import api
 
 urlpatterns = [
     path("", views.home, name="home"),
+    path("search/", views.search, name="search"),
     path("healthz", views.health, name="health"),
     path("login/", needs(PUBLIC)(LoginView.as_view(redirect_authenticated_user=True)), name="login"),
     path("logout/", needs(PUBLIC)(LogoutView.as_view()), name="logout"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from django.db import connection
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
+from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.views.generic import TemplateView
 
 from concepts.models import FeatureView
@@ -16,6 +18,7 @@ from saehub.jobs.models import Job
 from saes.models import SAE, LanguageModel
 from training.models import Capture, Corpus, Run
 
+SEARCH_ROWS = 25
 STEPS: tuple[tuple[str, str, Any, str], ...] = (
     ("Add a language model", "saes:model_create", LanguageModel, "saes.add_languagemodel"),
     ("Add a corpus", "training:corpus_create", Corpus, "training.add_corpus"),
@@ -45,6 +48,42 @@ def home(request: HttpRequest) -> HttpResponse:
         "generations": Generation.objects.ready().select_related("sae")[:4],
     }
     return render(request, "home.html", context)
+
+
+@needs("saes.view_sae")
+def search(request: HttpRequest) -> HttpResponse:
+    """The omnibox: `sae/123` or `name/123` opens that feature; anything else is looked for in names and hook points."""
+    text = request.GET.get("q", "").strip()[:200]
+    feature = _feature_named(text)
+    if feature:
+        return redirect(feature)
+    found = [
+        (title, list(rows.objects.filter(match).select_related("job")[:SEARCH_ROWS]))
+        for title, rows, permission, match in (
+            ("SAEs", SAE, "saes.view_sae", Q(name__icontains=text) | Q(hook_name__icontains=text)),
+            ("Language models", LanguageModel, "saes.view_languagemodel", Q(name__icontains=text) | Q(location__icontains=text)),
+            ("Corpora", Corpus, "training.view_corpus", Q(name__icontains=text) | Q(location__icontains=text)),
+            ("Captures", Capture, "training.view_capture", Q(name__icontains=text)),
+            ("Training runs", Run, "training.view_run", Q(name__icontains=text) | Q(hook_name__icontains=text)),
+            ("Generations", Generation, "inference.view_generation", Q(prompt__icontains=text)),
+        )
+        if text and allowed(request.user, permission)
+    ]
+    found = [(title, rows) for title, rows in found if rows]
+    rows = [row for _, group in found for row in group]
+    if len(rows) == 1:
+        return redirect(rows[0])
+    return render(request, "search.html", {"q": text, "found": found})
+
+
+def _feature_named(text: str) -> str:
+    """Address of the feature that `<SAE id or name>/<index>` names, or ""."""
+    name, slash, index = text.rpartition("/")
+    if not (slash and index.isdecimal() and len(index) < 10):
+        return ""
+    match = Q(name__iexact=name.strip()) | (Q(pk=int(name)) if name.isdecimal() and len(name) < 10 else Q())
+    sae = SAE.objects.ready().filter(match).first() if name.strip() else None
+    return reverse("concepts:feature_detail", args=[sae.pk, int(index)]) if sae else ""
 
 
 @needs(PUBLIC)
