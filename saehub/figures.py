@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
+from numbers import Integral
 from typing import Any
 
 from django import template
@@ -84,11 +85,11 @@ def bytes_text(value: Any) -> str:
 
 
 def fig_text(value: Any, digits: int = 3) -> str:
-    """Significant digits: 0.22441 -> "0.224", 18.42 -> "18.4", 6.1e-4 -> "6.1e-4", 20312.4 -> "20,312"."""
+    """Significant digits: 0.2244 -> "0.224", 18.42 -> "18.4", 6.1e-4 -> "6.1e-4", 20312.4 -> "20,312"; ints as is."""
     number = _number(value)
     if number is None:
         return NOTHING
-    if number == 0 or math.isinf(number):
+    if number == 0 or math.isinf(number) or isinstance(value, Integral):
         return _plain(number)
     rounded = float(f"{number:.{digits}g}")
     if abs(rounded) < 1e-3 or abs(rounded) >= 1e9:

@@ -15,6 +15,7 @@ from concepts.models import FeatureView
 from inference.models import Generation
 from saehub.accounts.access import LOGIN, PUBLIC, allowed, needs
 from saehub.jobs.models import Job
+from saehub.styleguide import samples
 from saes.models import SAE, LanguageModel
 from training.models import Capture, Corpus, Run
 
@@ -93,4 +94,4 @@ def health(request: HttpRequest) -> HttpResponse:
     return HttpResponse("ok\n", content_type="text/plain")
 
 
-style = needs(LOGIN)(TemplateView.as_view(template_name="styleguide.html"))
+style = needs(LOGIN)(TemplateView.as_view(template_name="styleguide.html", extra_context={"samples": samples}))

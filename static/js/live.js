@@ -39,8 +39,8 @@ function swapped(element) {
 }
 
 for (const name of ["htmx:beforeSwap", "htmx:oobBeforeSwap"]) document.addEventListener(name, (event) => keep(event.detail.target));
-document.addEventListener("htmx:oobAfterSwap", (event) => swapped(event.detail.elt ?? event.target));
-document.addEventListener("htmx:afterSwap", (event) => swapped(document.getElementById(event.detail.target.id) ?? event.detail.elt));
+document.addEventListener("htmx:oobAfterSwap", (event) => swapped(event.detail.elt));
+document.addEventListener("htmx:afterSwap", (event) => swapped(event.detail.elt));
 
 // -- times
 const UNITS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
@@ -57,19 +57,19 @@ setInterval(() => {
   }
 }, 1000);
 
-// -- what went wrong, said where it can be seen
-function tell(text) {
-  const notices = document.getElementById("notices");
-  if (!notices) return;
-  notices.querySelector("[data-told]")?.remove();
+// -- what went wrong, said where it can be seen: an error until one tries something else, a lost server until it is back
+function clear(kind) { document.querySelectorAll(`#notices [data-told="${kind}"]`).forEach((note) => note.remove()); }
+function tell(kind, text) {
+  clear(kind);
   const note = Object.assign(document.createElement("p"), { className: "note bad", textContent: text });
-  note.dataset.told = "";
-  notices.append(note);
+  note.dataset.told = kind;
+  document.getElementById("notices")?.append(note);
 }
 const WORDS = { 403: "You may not do this.", 404: "It is not there any more; reload the page." };
 document.addEventListener("htmx:responseError", (event) => {
   const status = event.detail.xhr.status;
-  tell(WORDS[status] ?? `The server answered with an error (${status}). Nothing was changed on this page; try again, or reload it.`);
+  tell("error", WORDS[status] ?? `The server answered with an error (${status}). Try again, or reload the page.`);
 });
-document.addEventListener("htmx:sendError", () => tell("The server cannot be reached. This page shows how things stood before."));
-document.addEventListener("htmx:afterOnLoad", () => document.querySelector("#notices [data-told]")?.remove());
+document.addEventListener("htmx:sendError", () => tell("lost", "The server cannot be reached. This page shows how things stood before."));
+document.addEventListener("htmx:beforeRequest", (event) => { if (event.detail.requestConfig.triggeringEvent) clear("error"); });
+document.addEventListener("htmx:afterOnLoad", () => clear("lost"));

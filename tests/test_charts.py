@@ -1,0 +1,129 @@
+"""Charts: the SVG is a well-formed, style-free picture of the figures given, in the page's colours."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from django.template import Context, Engine
+
+from saehub import charts
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(chart: charts.Chart) -> ElementTree.Element:
+    """The parsed SVG, having passed what holds for every chart."""
+    root = ElementTree.fromstring(chart.svg)
+    elements = list(root.iter())
+    assert root.attrib["role"] == "img" and chart.title in root.attrib["aria-label"]
+    assert {element.tag for element in elements} <= {SVG + tag for tag in ("svg", "g", "path", "line", "rect", "text")}
+    assert not any(name == "style" or name.startswith("on") for element in elements for name in element.attrib)
+    colours = {element.attrib[name] for element in elements for name in ("fill", "stroke") if name in element.attrib}
+    assert all(colour == "none" or colour.startswith("var(--") for colour in colours - {"transparent"}), colours
+    return root
+
+
+def texts(root: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in root.iter(SVG + "text")]
+
+
+def bars(root: ElementTree.Element, colour: str) -> list[ElementTree.Element]:
+    return [path for path in root.iter(SVG + "path") if path.attrib.get("fill") == colour and path.attrib.get("d")]
+
+
+def test_curves_draw_one_line_a_series_with_titles_and_legend() -> None:
+    x = list(range(0, 2_000_000, 100_000))
+    loss = [1 / (1 + at / 1e5) for at in x]
+    held = [value + 0.1 if i % 4 == 0 else None for i, value in enumerate(loss)]
+    chart = charts.curves(
+        x, {"train": loss, "held out": held}, title="Loss", x_title="tokens", y_title="nats", n="1 batch"
+    )
+    root = drawn(chart)
+    lines = {
+        path.attrib["stroke"]: path
+        for path in root.iter(SVG + "path")
+        if path.attrib.get("stroke", "").startswith("var")
+    }
+    assert set(lines) >= {charts.ACCENT, charts.OK}
+    assert {"tokens", "nats", "train", "held out"} <= set(texts(root))
+    assert chart.columns == ("tokens", "train", "held out")
+    assert chart.rows[0] == (0, loss[0], held[0]) and chart.rows[1] == (100_000, loss[1], None)
+
+
+def test_curves_without_points_or_with_one_or_with_nan_are_still_charts() -> None:
+    for x, y in (([], []), ([0], [1.0]), ([0, 1, 2], [math.nan, None, math.inf])):
+        chart = charts.curves(x, {"loss": y}, title="Loss", x_title="tokens")
+        drawn(chart)
+        assert len(chart.rows) == len(x)
+    assert chart.rows == [(0, None), (1, None), (2, None)]
+
+
+def test_a_log_axis_leaves_out_what_it_cannot_show() -> None:
+    chart = charts.curves([0, 1, 2], {"dead": [0, 10, 1000]}, title="Dead", x_title="steps", log_y=True)
+    drawn(chart)
+    assert chart.rows[0] == (0, 0)
+
+
+def test_what_lies_outside_the_domain_is_in_the_table_only() -> None:
+    chart = charts.curves([0, 1, 2], {"ev": [-40, 0.5, 0.8]}, title="EV", x_title="steps", y_domain=(0, 1))
+    line = next(path for path in drawn(chart).iter(SVG + "path") if path.attrib.get("stroke") == charts.ACCENT)
+    assert line.attrib["d"].count("L") == 1 and chart.rows[0] == (0, -40)
+
+
+def test_series_must_fit_x_and_each_other() -> None:
+    with pytest.raises(ValueError):
+        charts.curves([0, 1], {"loss": [1.0]}, title="Loss", x_title="tokens")
+    with pytest.raises(ValueError, match="4 lines at most, not 5"):
+        charts.curves([0], {str(i): [1.0] for i in range(5)}, title="Loss", x_title="tokens")
+
+
+@pytest.mark.parametrize("log_y", [False, True])
+def test_histogram_has_a_bar_for_every_filled_bin(log_y: bool) -> None:
+    counts, edges = np.array([100, 10, 1, 0, 3]), np.linspace(0, 5, 6)
+    chart = charts.histogram(counts, edges, title="Activations", x_title="activation", n="114 tokens", log_y=log_y)
+    root = drawn(chart)
+    assert len(bars(root, charts.ACCENT)) == (4 if log_y else 5)
+    assert {"activation", "tokens"} <= set(texts(root))
+    assert chart.rows == [(0.0, 1.0, 100), (1.0, 2.0, 10), (2.0, 3.0, 1), (3.0, 4.0, 0), (4.0, 5.0, 3)]
+
+
+def test_density_histogram_sets_the_dead_apart_and_marks_the_dense() -> None:
+    edges = np.linspace(-4, 0, 17)
+    counts = np.arange(16)
+    chart = charts.density_histogram(counts, edges, dead=7, n="111,482 tokens")
+    root = drawn(chart)
+    legend = 1  # a square of each colour in the legend
+    assert len(bars(root, charts.MUTED)) == 1 + legend
+    assert len(bars(root, charts.WARN)) == 4 + legend  # the quarter decades from 10 % to 100 %
+    assert len(bars(root, charts.ACCENT)) == 12 + legend
+    assert {"0.01", "1", "100", "dead", "alive", "over 10 %"} <= set(texts(root))
+    assert chart.rows[0] == (0, 0, 7) and chart.rows[-1][2] == 15
+    assert chart.rows[-1][1] == pytest.approx(1)
+
+
+def test_equal_charts_are_drawn_once() -> None:
+    def draw() -> str:
+        return charts.histogram([1, 2], [0, 1, 2], title="Once", x_title="x").svg
+
+    first = draw()
+    hits = charts._draw.cache_info().hits
+    assert draw() is first and charts._draw.cache_info().hits == hits + 1
+
+
+def test_names_cannot_break_out_of_the_svg() -> None:
+    chart = charts.curves([0, 1], {"a</text><script>": [1, 2], "b": [1, 2]}, title='"><script>', x_title="<b>")
+    assert "<script" not in chart.svg and "<b>" not in chart.svg
+    drawn(chart)
+
+
+def test_the_include_shows_n_the_table_and_the_downloads() -> None:
+    chart = charts.histogram([3, 4], [0.0, 0.5, 1.0], title="Activations", x_title="activation", n="7 tokens")
+    root = str(charts.__file__).rsplit("/", 2)[0]
+    engine = Engine(dirs=[f"{root}/templates"], builtins=["saehub.figures"])
+    shown = engine.get_template("chart.html").render(Context({"chart": chart}))
+    assert "n = 7 tokens" in shown and chart.svg in shown and 'data-save="csv"' in shown
+    assert '<td class="n" data-v="0.5">0.5000</td>' in shown and '<td class="n" data-v="4">4</td>' in shown
+    assert " style=" not in shown
