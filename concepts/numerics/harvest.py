@@ -183,19 +183,19 @@ def _encode(
 
 def _codes(sae: SAE, x: torch.Tensor, context: np.ndarray, position: np.ndarray) -> np.ndarray:
     """All codes above 0 of rows x (m, d), in row order, as CODE records."""
-    values, indices = sae.encode_sparse(x.to(sae.W_enc.device))
-    values, indices = values.float().cpu(), indices.cpu()
-    if not values.sum().isfinite():
+    sparse = sae.encode_sparse(x.to(sae.W_enc.device))
+    values, indices = sparse[0].float().cpu().numpy(), sparse[1].cpu().numpy()
+    if not np.isfinite(values.sum()):
         raise HarvestError(
             "The SAE gives codes that are NaN or infinite; its weights are damaged or do not fit the model."
         )
-    fires = values > 0
-    counts = fires.sum(1).numpy()
-    codes = np.empty(int(counts.sum()), dtype=CODE)
-    codes["feature"] = indices[fires].numpy()
-    codes["value"] = values[fires].numpy()
-    codes["context"] = np.repeat(context, counts)
-    codes["position"] = np.repeat(position, counts)
+    fires = np.flatnonzero(values > 0)
+    row = fires // max(1, values.shape[1])
+    codes = np.empty(len(fires), dtype=CODE)
+    codes["feature"] = indices.reshape(-1)[fires]
+    codes["value"] = values.reshape(-1)[fires]
+    codes["context"] = context[row]
+    codes["position"] = position[row]
     return codes
 
 
@@ -302,7 +302,7 @@ def _collect(
     fires = _group(block)
     maximum = _write_statistics(fires, columns)
     _write_top_tokens(fires, tokens, columns)
-    top = _first_per(fires.feature, -fires.peak, k)
+    top = _first_per(fires.feature, fires.peak, k)
     interval = _bins(fires.peak, maximum[fires.feature]) // (HISTOGRAM_BINS // intervals)
     sampled = _first_per(fires.feature * intervals + interval, rng.random(len(fires.peak)), per_interval)
     group = np.concatenate([np.zeros(len(top), np.uint8), (interval[sampled] + 1).astype(np.uint8)])
@@ -310,12 +310,18 @@ def _collect(
     block.file.unlink()
 
 
-def _first_per(owner: np.ndarray, key: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` entries of every owner with the smallest key; equal keys keep their order."""
-    order = np.lexsort((key, owner))
-    owner = owner[order]
-    rank = np.arange(len(order)) - np.searchsorted(owner, owner)
-    return order[rank < count]
+def _first_per(owner: np.ndarray, value: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest values >= 0 of every owner, by owner, then falling value, then index."""
+    # the bits of a positive float32 order as it does, so one integer sorts by both (six times faster than lexsort)
+    bits = np.ascontiguousarray(value, dtype=np.float32).view(np.int32)
+    order = np.argsort((owner.astype(np.int64) << 32) - bits, kind="stable")
+    return order[_rank(owner[order]) < count]
+
+
+def _rank(owner: np.ndarray) -> np.ndarray:
+    """Position of every entry among those of its owner; equal owners lie together."""
+    start = np.flatnonzero(np.diff(owner, prepend=-1))
+    return np.arange(len(owner)) - np.repeat(start, np.diff(start, append=len(owner)))
 
 
 def _bins(value: np.ndarray, maximum: np.ndarray) -> np.ndarray:
@@ -352,9 +358,9 @@ def _write_top_tokens(fires: _Fires, tokens: np.ndarray, columns: _Columns) -> N
     sums = np.add.reduceat(codes["value"][order], start, dtype=np.float64) if len(key) else np.empty(0)
     counts = np.diff(start, append=len(key))
     owner, token = np.divmod(key[start], width)
-    kept = _first_per(owner, -sums, TOP_TOKENS)
+    kept = _first_per(owner, sums, TOP_TOKENS)
     row = owner[kept]
-    rank = np.arange(len(kept)) - np.searchsorted(row, row)
+    rank = _rank(row)
     for name, values, empty in (
         ("ids", token.astype(np.int32), -1),
         ("sums", sums.astype(np.float32), 0),

@@ -61,13 +61,15 @@ def _bytes_of_piece(piece: str) -> bytes:
 
 
 def _bytes_of_byte_level(piece: str) -> bytes:
-    table = _byte_of_character()
-    return bytes(table[c] for c in piece) if all(c in table for c in piece) else piece.encode()
+    try:
+        return piece.translate(_byte_of_character()).encode("latin-1")
+    except UnicodeEncodeError:  # a piece from outside the alphabet, put there by hand
+        return piece.encode()
 
 
 @lru_cache(maxsize=1)
-def _byte_of_character() -> dict[str, int]:
+def _byte_of_character() -> dict[int, int]:
     """GPT-2's byte-level alphabet: printable Latin-1 bytes stand for themselves, the other 68 are U+0100 onwards."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    return {0x100 + i: byte for i, byte in enumerate(others)}
