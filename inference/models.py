@@ -20,6 +20,14 @@ class Generation(Made):
         ALL = "all", "all tokens"
         GENERATED = "generated", "generated tokens only"
 
+    class Mode(models.TextChoices):
+        """What an edit makes of a code z; named by its formula (those of inference.numerics.steer.MODES)."""
+
+        ADD = "add", "add: z' = z + v"
+        SCALE = "scale", "scale: z' = z * v"
+        CLAMP = "clamp", "clamp: z' = v"
+        ABLATE = "ablate", "ablate: z' = 0"
+
     model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="generations")
     sae = models.ForeignKey(SAE, null=True, blank=True, on_delete=models.CASCADE, related_name="generations")
     prompt = models.TextField()
@@ -43,4 +51,6 @@ class Generation(Made):
         return reverse("inference:generation_detail", args=[self.pk])
 
     def edit_rows(self) -> list[dict[str, Any]]:
-        return list(self.edits)
+        """The edits, each with its mode's words."""
+        words = dict(self.Mode.choices)
+        return [edit | {"formula": words[edit["mode"]].partition(": ")[2]} for edit in self.edits]

@@ -1,0 +1,108 @@
+"""Job of this app: harvest the features of an SAE from a capture."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from concepts.models import FeatureView, captures_of
+from concepts.numerics.harvest import harvest as harvest_features
+from concepts.numerics.logit_lens import logit_lens
+from saehub.jobs.progress import JobError, Progress
+from saes.models import SAE
+from saes.numerics.formats import load_sae
+from saes.numerics.lm import LM, load_lm, pick_device
+from training.models import Capture
+from training.numerics.shards import open_capture
+
+
+def harvest(progress: Progress, sae: int, view: int | None = None, capture: int | None = None) -> dict[str, Any]:
+    """Top texts, statistics, logits and neighbours of every feature, written as one view.
+
+    Without `view` the row is the one this SAE has on `capture`, or a new one; without `capture` it is the capture the
+    SAE was trained on, else the newest that fits. An older view in the folder is replaced when the new one is complete.
+    """
+    row = _row(progress, sae, view, capture)
+    hook = row.hook
+    if hook is None:
+        raise JobError(
+            f"The capture {row.capture.name} does not hold {row.sae.hook_name} of {row.sae.model_name}.",
+            "Capture that hook point, then harvest from the new capture.",
+        )
+    progress.start("Loading the model and the SAE")
+    lm = _lm(row.sae)
+    weights = load_sae(row.sae.files, device=pick_device())
+    with _replaced(row.folder) as folder:
+        progress.start(f"Encoding every token of {row.capture.name}", unit="tokens")
+        summary = harvest_features(
+            weights,
+            open_capture(row.capture.folder),
+            hook,
+            folder,
+            k=row.k,
+            tokenizer=lm.tokenizer,
+            progress=progress,
+        )
+        progress.start("Logits and neighbours of every feature", unit="features")
+        logit_lens(weights, lm, folder, progress=progress)
+    found = {name: summary[name] for name in ("n_tokens", "alive", "dead", "seconds")}
+    row.finish(**found)
+    return {"view": row.pk, "sae": row.sae_id, "features": summary["n_features"], **found}
+
+
+def _row(progress: Progress, sae: int, view: int | None, capture: int | None) -> FeatureView:
+    views = FeatureView.objects.select_related("sae__model", "capture__model")
+    if view is not None:
+        return _found(views.filter(pk=view, sae=sae).first(), "feature view")
+    of = _found(SAE.objects.select_related("model", "run__capture").filter(pk=sae).first(), "SAE")
+    source = _capture(of, capture)
+    row = views.filter(sae=of, capture=source).first()
+    if row is None:
+        row = FeatureView(sae=of, capture=source, name=f"{of.name} on {source.name}"[:120], owner=progress.job.owner)
+    row.job = progress.job
+    row.save()
+    return row
+
+
+def _capture(sae: SAE, capture: int | None) -> Capture:
+    """The one asked for, else the one it was trained on, else the newest that fits."""
+    if capture is not None:
+        return _found(Capture.objects.ready().select_related("model").filter(pk=capture).first(), "capture")
+    run = getattr(sae, "run", None)
+    fitting = [run.capture] if run is not None else captures_of(sae)
+    if not fitting:
+        raise JobError(f"No finished capture holds {sae.hook_name} of {sae.model_name}.", "Capture it, then harvest.")
+    return fitting[0]
+
+
+def _found(row: Any, what: str) -> Any:
+    if row is None:
+        raise JobError(f"The {what} to harvest is not there any more.", "It may have been deleted; choose another one.")
+    return row
+
+
+def _lm(sae: SAE) -> LM:
+    if sae.model is None:
+        raise JobError(
+            f"The SAE {sae.name} is not tied to a language model of this instance.",
+            f"Add {sae.model_name or 'its model'} and choose it for the SAE.",
+        )
+    return load_lm(sae.model.load_from, revision=sae.model.revision or None)
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place once everything in it is written, or vanishes."""
+    new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    try:
+        yield new
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)  # open pages keep their memory maps of it
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

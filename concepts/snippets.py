@@ -1,0 +1,69 @@
+"""An example as a page shows it: a window around its peak, and the Python that finds the same number again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from concepts.featurefile import Example, FeatureRecord
+from concepts.models import FeatureView
+from saes.models import SAE
+
+CONTEXTS: dict[str, int | None] = {"snippet": 16, "stacked": 5, "full": None}  # tokens on either side of the peak
+SCALES = ("feature", "snippet")
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """Tokens around the peak. `maximum` is drawn at full strength; `peak` counts from the first token shown."""
+
+    example: Example
+    tokens: list[str]
+    activations: np.ndarray
+    special: np.ndarray
+    peak: int
+    maximum: float
+    cut_before: bool
+    cut_after: bool
+
+
+def snippet(example: Example, around: str, maximum: float | None) -> Snippet:
+    """`around` is a key of CONTEXTS; without `maximum` the example's own largest activation is the scale."""
+    width = CONTEXTS[around]
+    n = len(example.tokens)
+    start, end = (0, n) if width is None else (max(0, example.peak - width), min(n, example.peak + width + 1))
+    return Snippet(
+        example,
+        example.tokens[start:end],
+        example.activations[start:end],
+        example.special[start:end],
+        example.peak - start,
+        maximum or example.value,
+        start > 0,
+        end < n,
+    )
+
+
+def as_python(sae: SAE, view: FeatureView, record: FeatureRecord) -> str:
+    """A script that computes the feature's maximum again: same model, same tokens, same token policy. "" when dead."""
+    if not record.top or sae.model is None:
+        return ""
+    best, capture = record.top[0], view.capture
+    start = "BOS, then text" if capture.prepend_bos else "text, without BOS"
+    special = "stored" if capture.store_special else "seen by the model, not counted"
+    return f"""\
+import torch
+from saes.numerics.formats import load_sae
+from saes.numerics.lm import load_lm
+
+lm = load_lm({sae.model.load_from!r}, revision={sae.model.revision or None!r})
+sae = load_sae({str(sae.files)!r})
+# Context {best.context} of the capture {capture.name!r}: {capture.context_length} tokens ({start}).
+# Special tokens are {special}.
+ids = torch.tensor([{best.ids.tolist()}])
+with torch.inference_mode():
+    x = lm.activations(ids, [{view.hook!r}])[{view.hook!r}]
+    acts = sae.encode(x[0])[:, {record.feature}]
+print(acts[{best.peak}])  # {best.value:.6g} at token {best.peak}, {best.tokens[best.peak]!r}
+"""

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from django.contrib import admin
+
+from inference.models import Generation
+from saehub.accounts.admin import MadeByJobs
+
+
+@admin.register(Generation)
+class GenerationAdmin(MadeByJobs):
+    """A generation is a record of what was asked and what came out: only its name and owner can be changed."""
+
+    list_display = ("name", "model", "sae", "n_edits", "scope", "temperature", "seconds", "owner", "created_at", "page")
+    list_filter = ("scope", "chat", "model", "owner")
+    search_fields = ("name", "prompt", "sae__name", "model__name")
+    list_select_related = ("model", "sae", "owner")
+    date_hierarchy = "created_at"
+    fields = (
+        "name", "owner", "page", "model", "sae", "prompt", "chat", "edits", "scope", "max_new_tokens", "temperature",
+        "seed", "baseline", "steered", "policy", "versions", "seconds", "created_at", "ready_at", "job",
+    )  # fmt: skip
+    readonly_fields = tuple(name for name in fields if name not in ("name", "owner"))
+
+    @admin.display(description="edits")
+    def n_edits(self, row: Generation) -> int:
+        return len(row.edits)

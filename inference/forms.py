@@ -1,0 +1,233 @@
+"""The steering form: an SAE, a prompt, up to eight edits, and how to generate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.db import transaction
+
+from inference.models import Generation
+from saes.models import SAE, LanguageModel
+
+MAX_EDITS = 8
+CHARACTERS_A_TOKEN = 4  # a prompt longer than this many characters for every token of the context is refused unread
+MAX_VALUE = 1e6
+
+
+def steerable() -> Any:
+    """SAEs whose model is here, so that one can be steered with the other."""
+    return SAE.objects.ready().filter(model__ready_at__isnull=False).select_related("model")
+
+
+class SAEChoice(forms.ModelChoiceField):
+    def label_from_instance(self, obj: Any) -> str:
+        return f"{obj.name} ({obj.model.name}, {obj.hook_name})"
+
+
+class GenerationForm(forms.ModelForm):
+    """What to generate. The model is the SAE's."""
+
+    sae = SAEChoice(
+        SAE.objects.none(),
+        label="SAE",
+        empty_label=None,
+        error_messages={
+            "required": "Choose the SAE whose features are edited.",
+            "invalid_choice": "That SAE cannot be used here: it or its language model is not ready; choose another.",
+        },
+    )
+    prompt = forms.CharField(
+        strip=False,
+        widget=forms.Textarea(attrs={"rows": 4, "spellcheck": "false"}),
+        label="Prompt",
+        error_messages={"required": "Write a prompt: the text the model goes on from."},
+    )
+    advanced = ["max_new_tokens", "temperature", "seed"]
+
+    class Meta:
+        model = Generation
+        fields = ("sae", "prompt", "chat", "scope", "max_new_tokens", "temperature", "seed")
+        labels = {
+            "chat": "As a chat message",
+            "scope": "Where the edits act",
+            "max_new_tokens": "Length, tokens at most",
+            "temperature": "Temperature (0 takes the likeliest token)",
+        }
+        help_texts = {"chat": "Puts the prompt into the model's chat template, as the user's turn."}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rows: Any = steerable()
+        sae: Any = self.fields["sae"]
+        sae.queryset = self.rows
+
+    def clean_sae(self) -> SAE:
+        sae: SAE = self.cleaned_data["sae"]
+        model: Any = sae.model
+        hook = model.hook(sae.hook_name)
+        if hook is None:
+            raise ValidationError(
+                f"{model.name} has no hook point {sae.hook_name}, which this SAE reads; choose another SAE."
+            )
+        if hook["d"] != sae.d_in:
+            raise ValidationError(
+                f"This SAE reads vectors of {sae.d_in} numbers, but {sae.hook_name} of {model.name} gives {hook['d']}; "
+                "choose an SAE of this model."
+            )
+        return sae
+
+    def clean_prompt(self) -> str:
+        prompt: str = self.cleaned_data["prompt"]
+        if not prompt.strip():
+            raise ValidationError("Write a prompt: the text the model goes on from.")
+        if "\0" in prompt:
+            raise ValidationError("The prompt holds a null character, which no tokenizer reads; remove it.")
+        return prompt.replace("\r\n", "\n")  # browsers send line ends this way; the model saw plain ones
+
+    def clean_max_new_tokens(self) -> int:
+        value: int = self.cleaned_data["max_new_tokens"]
+        if value < 1:
+            raise ValidationError("Generate at least 1 token.")
+        return value
+
+    def clean_temperature(self) -> float:
+        value: float = self.cleaned_data["temperature"]
+        if not 0 <= value <= 10:
+            raise ValidationError("Choose a temperature from 0 to 10.")
+        return value
+
+    def clean_seed(self) -> int:
+        value: int = self.cleaned_data["seed"]
+        if not 0 <= value < 2**63:
+            raise ValidationError("Choose a seed from 0 to 9223372036854775807.")
+        return value
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or self.cleaned_data
+        sae = data.get("sae")
+        if sae is not None:
+            self._check_against(sae.model, data)
+        return data
+
+    def _check_against(self, model: LanguageModel, data: dict[str, Any]) -> None:
+        if data.get("chat") and not model.has_chat:
+            self.add_error("chat", f"{model.name} has no chat template; leave this off to give it the plain text.")
+        limit = model.context_length
+        if limit is None:
+            return
+        prompt = data.get("prompt", "")
+        if len(prompt) > limit * CHARACTERS_A_TOKEN:
+            self.add_error(
+                "prompt",
+                f"The prompt has {len(prompt):,} characters; {model.name} reads {limit:,} tokens, and at most "
+                f"{limit * CHARACTERS_A_TOKEN:,} characters are accepted. Shorten it.",
+            )
+        if data.get("max_new_tokens", 0) >= limit:
+            self.add_error(
+                "max_new_tokens", f"{model.name} holds {limit:,} tokens in all, prompt included; choose fewer."
+            )
+
+
+class EditForm(forms.Form):
+    """One edit. A row without a feature is no edit."""
+
+    feature = forms.IntegerField(
+        min_value=0,
+        required=False,
+        label="Feature",
+        widget=forms.NumberInput(attrs={"min": 0, "placeholder": "index"}),
+        error_messages={
+            "invalid": "Give the feature's index, a whole number.",
+            "min_value": "Features are counted from 0.",
+        },
+    )
+    mode = forms.ChoiceField(choices=Generation.Mode.choices, initial=Generation.Mode.ADD, label="Mode")
+    value = forms.FloatField(
+        required=False,
+        label="Value v",
+        widget=forms.NumberInput(attrs={"step": "any", "placeholder": "v"}),
+        error_messages={"invalid": "The value must be a finite number such as 4.5, not nan or inf."},
+    )
+
+    def clean(self) -> dict[str, Any]:
+        data = self.cleaned_data
+        value, ablates = data.get("value"), data.get("mode") == Generation.Mode.ABLATE
+        if "feature" in data and data["feature"] is None and value is not None and not self.errors:
+            self.add_error("feature", "Which feature? Give its index, or clear this row.")
+        if data.get("feature") is not None and value is None and "value" not in self.errors and not ablates:
+            self.add_error("value", "Give the value v of this edit.")
+        if value is not None and abs(value) > MAX_VALUE:
+            self.add_error("value", f"The value must lie between -{MAX_VALUE:,.0f} and {MAX_VALUE:,.0f}.")
+        return data
+
+    def edit(self) -> dict[str, Any] | None:
+        """{feature, mode, value} of a clean row, or None."""
+        data = self.cleaned_data
+        if data.get("feature") is None:
+            return None
+        value = 0.0 if data["mode"] == Generation.Mode.ABLATE else data["value"]
+        return {"feature": data["feature"], "mode": data["mode"], "value": value}
+
+
+class EditRows(forms.BaseFormSet):
+    """All rows of edits, checked together and against the SAE."""
+
+    def check_against(self, sae: SAE | None) -> None:
+        """Add what only the SAE and the other rows can tell: features out of range, a feature edited twice."""
+        seen: set[int] = set()
+        for form in self.forms:
+            feature = form.cleaned_data.get("feature") if hasattr(form, "cleaned_data") else None
+            if feature is None:
+                continue
+            if sae is not None and feature >= sae.d_sae:
+                form.add_error(
+                    "feature", f"There is no feature {feature}; {sae.name} has features 0 to {sae.d_sae - 1}."
+                )
+            if feature in seen:
+                form.add_error("feature", f"Feature {feature} is edited twice; keep one row of it.")
+            seen.add(feature)
+
+    def edits(self) -> list[dict[str, Any]]:
+        return [edit for form in self.forms if (edit := form.edit())]
+
+    @property
+    def n_shown(self) -> int:
+        """Rows outside of the fold: those in use or with errors, and one to write in."""
+        used = [i for i, form in enumerate(self.forms) if _in_use(form)]
+        return max(1, min(MAX_EDITS, used[-1] + 1 if used else 1))
+
+
+def _in_use(form: forms.BaseForm) -> bool:
+    values = (form["feature"].value(), form["value"].value())
+    return bool(form.errors) or any(value not in (None, "") for value in values)
+
+
+EditFormSet = forms.formset_factory(EditForm, formset=EditRows, extra=MAX_EDITS, max_num=MAX_EDITS, validate_max=True)
+
+
+def prefilled(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Initial rows from values typed into a URL: what makes no sense is left out."""
+    rows = []
+    for row in values:
+        mode = row.get("mode")
+        rows.append(row | {"mode": mode if mode in Generation.Mode.values else Generation.Mode.ADD})
+    return rows[:MAX_EDITS]
+
+
+@transaction.atomic
+def start_generation(form: GenerationForm, edits: list[dict[str, Any]], user: Any) -> Generation:
+    """Save the row and queue its job."""
+    row: Generation = form.save(commit=False)
+    row.model, row.owner, row.edits = form.cleaned_data["sae"].model, user, edits
+    row.name = title_of(row.prompt)
+    row.save()
+    row.start(user)
+    return row
+
+
+def title_of(prompt: str) -> str:
+    line = " ".join(prompt.split())
+    return line if len(line) <= 60 else f"{line[:59].rstrip()}…"

@@ -1,0 +1,93 @@
+// The rows of a steering form: a slider beside each value, and what the value means as a multiple of the feature's
+// maximum and as a share of the layer's norm; all three move together. Without this the number fields work as they are.
+const HIGH = 0.5, OVER = 1; // shares of the layer's norm from which a text tends to suffer, and to break
+const form = document.querySelector("form[data-steer]");
+const number = (text) => (text === "" || text === undefined || !Number.isFinite(Number(text)) ? null : Number(text));
+const short = (x) => (x === 0 ? "0" : Number(x.toPrecision(Math.abs(x) >= 1000 ? 4 : 3)).toString().replace("-", "−"));
+
+function range(mode, max) {
+  if (mode === "scale") return [0, 4];
+  if (!max || mode === "ablate") return null;
+  return mode === "add" ? [-2 * max, 2 * max] : [0, 2 * max];
+}
+
+function words(mode, value, max, perNorm) {
+  if (mode === "ablate") return "z' = 0, no value needed";
+  if (value === null) return max ? `maximum ${short(max)}` : "";
+  if (mode === "scale") return `z × ${short(value)}`;
+  const parts = [max && `${short(value / max)} × maximum`, perNorm && `${short(Math.abs(value) * perNorm * 100)} % of layer norm`];
+  return parts.filter(Boolean).join(" · ");
+}
+
+class Row {
+  constructor(root) {
+    this.root = root;
+    this.feature = root.querySelector("[name$=-feature]");
+    this.mode = root.querySelector("[name$=-mode]");
+    this.value = root.querySelector("[name$=-value]");
+    this.slider = root.querySelector("[data-slider]");
+    this.units = root.querySelector("[data-units]");
+    this.name = root.querySelector("[data-name]");
+    const clear = root.querySelector("[data-clear]");
+    clear.hidden = false;
+    clear.addEventListener("click", () => this.clear());
+    this.slider.addEventListener("input", () => { this.value.value = Number(Number(this.slider.value).toPrecision(4)); this.show(); });
+    this.value.addEventListener("input", () => this.show());
+    this.mode.addEventListener("change", () => this.show());
+    this.feature.addEventListener("change", () => this.look());
+    this.show();
+  }
+
+  show() {
+    const mode = this.mode.value, max = number(this.root.dataset.max), perNorm = number(this.root.dataset.perNorm), value = number(this.value.value);
+    const ends = range(mode, max);
+    this.slider.hidden = false;
+    this.slider.disabled = ends === null;
+    this.value.readOnly = mode === "ablate";
+    if (ends) Object.assign(this.slider, { min: ends[0], max: ends[1], step: (ends[1] - ends[0]) / 400 });
+    this.slider.value = value ?? (mode === "scale" ? 1 : 0);
+    const text = words(mode, value, max, perNorm);
+    this.units.textContent = text;
+    this.slider.setAttribute("aria-valuetext", `${value ?? "no value"} ${text}`);
+    const share = value !== null && perNorm && (mode === "add" || mode === "clamp") ? Math.abs(value) * perNorm : 0;
+    this.root.classList.toggle("high", share > HIGH && share <= OVER);
+    this.root.classList.toggle("over", share > OVER);
+  }
+
+  // What the newest view of the SAE knows of the feature.
+  async look() {
+    const index = this.feature.value.trim(), sae = form.elements.sae.value;
+    this.know("", "", "");
+    if (!/^\d+$/.test(index) || !sae) return;
+    const url = `${form.dataset.features.replace("/0/", `/${sae}/`)}${index}/?format=json`;
+    let answer;
+    try { answer = await fetch(url, { headers: { Accept: "application/json" } }); } catch { return; }
+    if (this.feature.value.trim() !== index || form.elements.sae.value !== sae) return; // another one was typed meanwhile
+    if (answer.status === 404) return this.know("no such feature", "", "");
+    if (!answer.ok || answer.redirected) return; // no view of this SAE: values stay plain numbers
+    const found = await answer.json();
+    const perNorm = found.decoder_norm && found.layer_norm ? found.decoder_norm / found.layer_norm : "";
+    if (found.maximum && this.value.value === "" && this.mode.value !== "scale") this.value.value = Number(found.maximum.toPrecision(4));
+    this.know(found.name.length ? found.name : "never fired", found.maximum ?? 0, perNorm);
+  }
+
+  know(name, max, perNorm) {
+    const tokens = typeof name === "string" ? [] : name;
+    this.name.replaceChildren(...tokens.map((text) => Object.assign(document.createElement("code"), { className: "tok", textContent: text.replaceAll(" ", "␣").replaceAll("\n", "↵") })));
+    if (!tokens.length && name) this.name.append(Object.assign(document.createElement("span"), { className: "sub", textContent: name }));
+    Object.assign(this.root.dataset, { max, perNorm });
+    this.show();
+  }
+
+  clear() {
+    this.feature.value = this.value.value = "";
+    this.root.querySelector(".error")?.remove();
+    this.know("", "", "");
+    this.feature.focus();
+  }
+}
+
+if (form) {
+  const rows = [...form.querySelectorAll(".edit")].map((root) => new Row(root));
+  form.elements.sae.addEventListener("change", () => rows.forEach((row) => row.look()));
+}
