@@ -8,7 +8,17 @@ from saes.models import SAE, LanguageModel
 
 @admin.register(LanguageModel)
 class LanguageModelAdmin(MadeByJobs):
-    list_display = ("name", "source", "architecture", "n_layers", "d_model", "n_parameters", "owner", "ready_at", "page")
+    list_display = (
+        "name",
+        "source",
+        "architecture",
+        "n_layers",
+        "d_model",
+        "n_parameters",
+        "owner",
+        "ready_at",
+        "page",
+    )
     list_filter = ("source", "architecture", "owner")
     search_fields = ("name", "location", "architecture")
     list_select_related = ("owner",)

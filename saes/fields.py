@@ -49,12 +49,30 @@ class NewRow(forms.ModelForm):
 
     user: Any
     replaced: Any = None
+    advanced: list[str] = []
+    only_with: dict[
+        str, tuple[str, str]
+    ] = {}  # field -> (another field, the value of it with which this one is asked for)
 
     def __init__(self, *args: Any, user: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.user = user
         self.fields["name"].required = False
         self.fields["name"].help_text = "Made up from the rest when left empty"
+
+    def full_clean(self) -> None:
+        """Fields that the present choices do not ask for may be empty."""
+        spared = [self.fields[name] for name, (of, value) in self.only_with.items() if self.data.get(of) != value]
+        for field in spared:
+            field.required = False
+        super().full_clean()
+        for field in spared:
+            field.required = True
+
+    @property
+    def advanced_errors(self) -> bool:
+        """Whether the fold has to be open."""
+        return any(name in self.errors for name in self.advanced)
 
     def validate_unique(self) -> None:
         """Left to `check_name`, which knows when an old row may go."""

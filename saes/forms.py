@@ -18,14 +18,19 @@ Source = LanguageModel.Source
 class LanguageModelForm(NewRow):
     """A language model to add: where it is; everything else its job finds out."""
 
-    source = forms.ChoiceField(choices=Source.choices, initial=Source.HUB, widget=forms.RadioSelect, label="Where it is")
+    source = forms.ChoiceField(
+        choices=Source.choices, initial=Source.HUB, widget=forms.RadioSelect, label="Where it is"
+    )
     location = forms.CharField(
         max_length=400,
         label="Repository id, or path on the server",
         help_text="HuggingFaceTB/SmolLM2-135M, or a folder with config.json and safetensors, or a .gguf file",
     )
     revision = forms.CharField(
-        max_length=80, required=False, label="Revision", help_text="Commit, branch or tag; pinned to the commit when added"
+        max_length=80,
+        required=False,
+        label="Revision",
+        help_text="Commit, branch or tag; pinned to the commit when added",
     )
     advanced = ["name", "revision"]
 

@@ -61,7 +61,7 @@ def listing(
     search: Iterable[str] = (),
     facets: Mapping[str, tuple[str, str]] | None = None,
 ) -> dict[str, Any]:
-    """Context of a list: `page`, `headers`, `facets`, `q`, `narrowed`.
+    """Context of a list: `page`, `headers`, `facets`, `q`, `narrowed`, and `live` while a row on it is being made.
 
     facets: URL key -> (label, text field of the row). A value that no row has leaves an empty list, which says so.
     """
@@ -74,7 +74,8 @@ def listing(
     if sort is not None:
         rows = rows.order_by(sort, "-pk")
     page = Paginator(rows, PAGE).get_page(request.GET.get("page"))
-    return {"page": page, "headers": headers, "facets": found, "q": q, "narrowed": bool(q or chosen)}
+    live = any(getattr(row, "busy", False) for row in page)
+    return {"page": page, "headers": headers, "facets": found, "q": q, "narrowed": bool(q or chosen), "live": live}
 
 
 def _searched(rows: QuerySet[Any], q: str, fields: Iterable[str]) -> QuerySet[Any]:
@@ -97,7 +98,7 @@ def _facet(
 ) -> Facet:
     others = {name: value for name, value in chosen.items() if name != key}
     counts = _filtered(rows, others, facets).order_by(field).values_list(field).annotate(n=Count("pk", distinct=True))
-    words = dict(rows.model._meta.get_field(field).flatchoices)
+    words = {} if "__" in field else dict(rows.model._meta.get_field(field).flatchoices)
     options = [(value, words.get(value, value), n) for value, n in counts[:40] if value]
     return Facet(key, label, chosen.get(key, ""), options)
 

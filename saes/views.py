@@ -13,6 +13,7 @@ from saehub.accounts.access import needs
 from saehub.jobs.models import Job, State
 from saes.forms import LanguageModelForm
 from saes.listing import Column, listing, part
+from saes.metrics import density_chart, grouped
 from saes.models import SAE, LanguageModel
 
 MODEL_COLUMNS = (
@@ -120,6 +121,8 @@ def sae_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "evaluations": sae.evaluations.select_related("capture", "job")[:20],
         "captures": _fitting_captures(sae),
         "files": _files(sae),
+        "metrics": grouped(sae.metrics),
+        "density": density_chart(sae.metrics),
     }
     return render(request, "saes/sae_detail.html" + part(request, "live"), context)
 

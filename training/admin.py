@@ -10,7 +10,17 @@ MADE = ("owner", "created_at", "ready_at", "job")
 
 @admin.register(Corpus)
 class CorpusAdmin(MadeByJobs):
-    list_display = ("name", "source", "location", "n_documents", "n_characters", "size_bytes", "owner", "ready_at", "page")
+    list_display = (
+        "name",
+        "source",
+        "location",
+        "n_documents",
+        "n_characters",
+        "size_bytes",
+        "owner",
+        "ready_at",
+        "page",
+    )
     list_filter = ("source", "owner")
     search_fields = ("name", "location", "sha256")
     list_select_related = ("owner",)
@@ -38,7 +48,18 @@ class CaptureAdmin(MadeByJobs):
 
 @admin.register(Run)
 class RunAdmin(MadeByJobs):
-    list_display = ("name", "capture", "hook_name", "architecture", "tokens", "seconds", "sae", "owner", "ready_at", "page")
+    list_display = (
+        "name",
+        "capture",
+        "hook_name",
+        "architecture",
+        "tokens",
+        "seconds",
+        "sae",
+        "owner",
+        "ready_at",
+        "page",
+    )
     list_filter = ("architecture", "capture__model", "owner")
     search_fields = ("name", "hook_name", "capture__name")
     list_select_related = ("capture", "sae", "owner")

@@ -1,30 +1,123 @@
-"""What a run's page shows of its points: curves, and the newest figures with what they mean."""
+"""What a run's page shows of its points: curves, the newest figures with what they mean, and the way to do it again."""
 
 from __future__ import annotations
 
+import pprint
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from saehub import charts
+from saehub.figures import count_text, exact_text, fig_text, percent_text, rate_text
 from training.models import Run, RunPoint
+
+VARIANCE = "1 − E|x − x̂|² / (E|x|² − |E x|²)"
 
 
 @dataclass(frozen=True)
-class Curve:
-    key: str  # of RunPoint.values
+class Figure:
     label: str
+    shown: str
     meaning: str
 
 
-CURVES = (
-    Curve("loss", "loss", "Loss of the last batch, before its update"),
-    Curve("held_out_explained_variance", "explained variance", "1 − E|x − x̂|² / (E|x|² − |E x|²)"),
-)
+def curves(run: Run, points: Sequence[RunPoint]) -> list[charts.Chart]:
+    """Loss with its parts, explained variance, L0 and dead features against tokens; none before the first point."""
+    if not points:
+        return []
+    tokens = [point.tokens for point in points]
+    batch = f"{count_text(run.config.get('batch_size', 2048))} tokens a point"
+    d_sae = exact_text(run.config.get("d_sae"))
+
+    def series(**keys: str) -> dict[str, list[Any]]:
+        return {label.replace("_", " "): [point.values.get(key) for point in points] for label, key in keys.items()}
+
+    return [
+        charts.curves(tokens, _losses(points), title="Loss", x_title="tokens", n=batch),
+        charts.curves(
+            tokens,
+            series(held_out="held_out_explained_variance", batch="explained_variance"),
+            title="Explained variance",
+            x_title="tokens",
+            n="512 held-out tokens; the batch's own",
+        ),
+        charts.curves(tokens, series(L0="l0"), title="L0", x_title="tokens", y_title="features per token", n=batch),
+        charts.curves(
+            tokens,
+            series(dead="dead"),
+            title="Dead features",
+            x_title="tokens",
+            y_title=f"of {d_sae}",
+            n="tokens so far",
+        ),
+    ]
 
 
-def curves(points: Sequence[RunPoint]) -> list[str]:
-    return []
+def _losses(points: Sequence[RunPoint]) -> dict[str, list[Any]]:
+    """The loss, and its parts where there are several that ever differ from nothing."""
+    parts = sorted({name for point in points for name, value in point.values.get("parts", {}).items() if value})
+    lines = {"loss": [point.values.get("loss") for point in points]}
+    if len(parts) > 1:
+        lines |= {name: [point.values.get("parts", {}).get(name) for point in points] for name in parts[:3]}
+    return lines
 
 
-def now(run: Run, points: Sequence[RunPoint]) -> list[Any]:
-    return []
+def now(run: Run, points: Sequence[RunPoint]) -> list[Figure]:
+    """The newest figures."""
+    if not points:
+        return []
+    values, d_sae = points[-1].values, run.config.get("d_sae") or 1
+    dead = values.get("dead")
+    share = f" ({percent_text(dead / d_sae)})" if dead is not None else ""
+    return [
+        Figure(
+            "explained variance, held out",
+            fig_text(values.get("held_out_explained_variance")),
+            f"{VARIANCE}, on 512 held-out tokens",
+        ),
+        Figure(
+            "explained variance, batch", fig_text(values.get("explained_variance")), f"{VARIANCE}, on the last batch"
+        ),
+        Figure("L0", fig_text(values.get("l0")), "Features that fire on a token, mean over the last batch"),
+        Figure("loss", fig_text(values.get("loss")), "Of the last batch, before its update"),
+        *(
+            Figure(f"– {name}", fig_text(value), "A part of the loss")
+            for name, value in values.get("parts", {}).items()
+            if len(values["parts"]) > 1
+        ),
+        Figure(
+            "dead features",
+            f"{exact_text(dead)}{share}",
+            "Features that have not fired for so many tokens as the config says",
+        ),
+        Figure("learning rate", fig_text(values.get("lr"), 2), "Of Adam, with warm-up and decay"),
+        Figure("speed", rate_text(values.get("tokens_per_second"), "tokens"), "Since the point before"),
+        Figure("step", exact_text(points[-1].step), f"{exact_text(points[-1].tokens)} tokens"),
+    ]
+
+
+def config_rows(run: Run) -> list[tuple[str, str]]:
+    """The config as text; numbers as everywhere else."""
+    return [
+        (name, exact_text(value) if isinstance(value, int | float) else str(value))
+        for name, value in run.config.items()
+    ]
+
+
+def snippet(run: Run) -> str:
+    """Python that trains the same SAE from the capture's folder."""
+    sae = {"architecture": run.architecture, "d_in": run.capture.d_in(run.hook_name), "d_sae": run.config.get("d_sae")}
+    sae |= {"k": run.config["k"]} if "k" in run.config else {}
+    given = {key: value for key, value in run.config.items() if key not in ("d_sae", "k")}
+    return f"""\
+from saes.numerics.architectures import build_sae
+from saes.numerics.formats import save_sae
+from saes.numerics.sae import SAEConfig
+from training.numerics.shards import open_capture
+from training.numerics.train import TrainConfig, capture_batches, train
+
+capture = open_capture("{run.capture.folder}")
+config = TrainConfig(**{pprint.pformat(given, sort_dicts=False, width=100)})
+sae = build_sae(SAEConfig(**{pprint.pformat(sae, sort_dicts=False, width=100)}), seed=config.seed)
+result = train(sae, capture_batches(capture, "{run.hook_name}", config), config)
+save_sae(result.sae, "my-sae")"""

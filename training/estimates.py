@@ -75,13 +75,16 @@ def estimate_run(capture: Capture, hook_name: str, architecture: str, d_sae: int
     d_in = capture.d_in(hook_name) or 0
     weights = 2 * d_in * d_sae + d_in + d_sae
     like = Run.objects.ready().filter(architecture=architecture, seconds__gt=0, tokens__gt=0, sae__isnull=False)
-    last = like.select_related("sae").order_by("-ready_at").first()
+    last: Any = like.select_related("sae").order_by("-ready_at").first()
     cost = n_tokens * d_in * d_sae
     return RunEstimate(
         seconds=last.seconds * cost / (last.tokens * last.sae.d_in * last.sae.d_sae) if last else None,
         like=last,
         passes=n_tokens / max(0.95 * (capture.n_tokens or 0), 1),
         memory=4 * FLOAT * weights,  # weights, gradients, Adam's two moments
-        disk=2 * 3 * FLOAT * weights,  # a checkpoint holds weights and moments; the old one stays until the new one is whole
+        disk=2
+        * 3
+        * FLOAT
+        * weights,  # a checkpoint holds weights and moments; the old one stays until the new one is whole
         free=free_bytes(),
     )

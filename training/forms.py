@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,34 @@ class CorpusForm(NewRow):
     """Text to add, from one of four places. The fields of the other places are ignored."""
 
     source = forms.ChoiceField(
-        choices=Corpus.Source.choices, initial=Corpus.Source.UPLOAD, widget=forms.RadioSelect, label="Where it comes from"
+        choices=Corpus.Source.choices,
+        initial=Corpus.Source.UPLOAD,
+        widget=forms.RadioSelect,
+        label="Where it comes from",
     )
-    file = forms.FileField(required=False, label="File", help_text="Text, JSON Lines, CSV or Parquet")
+    file = forms.FileField(
+        label="File",
+        help_text="Text, JSON Lines, CSV or Parquet",
+        error_messages={"required": "Choose a file to upload.", "empty": "The file is empty; choose a file with text."},
+    )
     text = forms.CharField(
-        required=False,
         strip=False,
-        widget=forms.Textarea(attrs={"rows": 8}),
+        widget=forms.Textarea(attrs={"rows": 10}),
         label="Text",
-        help_text="Two empty lines part one document from the next",
+        help_text="Two empty lines part one document from the next. Above 4 MB, upload a file",
+        error_messages={"required": "Paste some text."},
     )
     path = forms.CharField(
-        required=False, max_length=400, label="Path on the server", help_text="A file, or a folder of files"
+        max_length=400,
+        label="Path on the server",
+        help_text="A file, or a folder of files",
+        error_messages={"required": "Give the path of a file or folder on the server."},
     )
     dataset = forms.CharField(
-        required=False, max_length=400, label="Dataset id", help_text="As on the Hub: Salesforce/wikitext"
+        max_length=400,
+        label="Dataset id",
+        help_text="As on the Hub: Salesforce/wikitext",
+        error_messages={"required": "Give the dataset's id as on the Hub, such as Salesforce/wikitext."},
     )
     text_field = forms.CharField(
         required=False, max_length=80, label="Field with the text", help_text='Column or key; "text" when left empty'
@@ -60,6 +73,9 @@ class CorpusForm(NewRow):
     split = forms.CharField(required=False, max_length=60, label="Split", help_text='"train" when left empty')
     revision = forms.CharField(required=False, max_length=80, label="Revision", help_text="Of a Hub dataset")
     advanced = ["name", "text_field", "subset", "split", "revision"]
+    only_with = {
+        "file": ("source", "upload"), "text": ("source", "text"), "path": ("source", "path"), "dataset": ("source", "hub"),
+    }  # fmt: skip
 
     class Meta:
         model = Corpus
@@ -67,16 +83,17 @@ class CorpusForm(NewRow):
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data
-        field, check = {
+        checks: dict[str, tuple[str, Callable[[Any], tuple[str, str]]]] = {
             Corpus.Source.UPLOAD: ("file", checked_upload),
             Corpus.Source.TEXT: ("text", checked_text),
             Corpus.Source.PATH: ("path", checked_path),
             Corpus.Source.HUB: ("dataset", checked_dataset),
-        }.get(data.get("source", ""), ("source", None))
-        if check is None or field in self.errors:
+        }
+        if data.get("source") not in checks or checks[data["source"]][0] in self.errors:
             return data
+        field, check = checks[data["source"]]
         try:
-            self.instance.location, name = check(data.get(field))
+            self.instance.location, name = check(data[field])
         except ValidationError as error:
             self.add_error(field, error)
         else:
@@ -96,10 +113,8 @@ class CorpusForm(NewRow):
                 target.write(chunk)
 
 
-def checked_upload(file: UploadedFile | None) -> tuple[str, str]:
+def checked_upload(file: UploadedFile) -> tuple[str, str]:
     """(file name to store it under, name of the corpus)."""
-    if file is None:
-        raise ValidationError("Choose a file to upload.")
     if file.size is None or file.size > settings.UPLOAD_LIMIT:
         raise ValidationError(
             f"The file is larger than {settings.UPLOAD_LIMIT // 2**20} MB; put it on the server and give its path."
@@ -113,7 +128,7 @@ def checked_upload(file: UploadedFile | None) -> tuple[str, str]:
 
 
 def checked_text(text: str) -> tuple[str, str]:
-    if not (text or "").strip():
+    if not text.strip():
         raise ValidationError("Paste some text.")
     if "\0" in text:
         raise ValidationError("The text holds a zero byte, so it is not plain text.")
@@ -121,8 +136,6 @@ def checked_text(text: str) -> tuple[str, str]:
 
 
 def checked_path(text: str) -> tuple[str, str]:
-    if not (text or "").strip():
-        raise ValidationError("Give the path of a file or folder on the server.")
     path = server_path(text.strip(), settings.IMPORT_DIRS)
     if size_of(path) == 0:
         raise ValidationError(f"{path} is empty; choose a file with text.")
@@ -133,7 +146,7 @@ def checked_path(text: str) -> tuple[str, str]:
 
 
 def checked_dataset(text: str) -> tuple[str, str]:
-    wanted = (text or "").strip().removeprefix("https://huggingface.co/").removeprefix("datasets/").strip("/")
+    wanted = text.strip().removeprefix("https://huggingface.co/").removeprefix("datasets/").strip("/")
     if not HUB_ID.fullmatch(wanted):
         raise ValidationError("Give the dataset's id as on the Hub, such as Salesforce/wikitext.")
     return wanted, wanted.rpartition("/")[2]
@@ -160,8 +173,6 @@ def refuse_what_is_not_text(name: str, start: bytes) -> None:
 
 # ---------------------------------------------------------------------------------------------------- captures
 
-ESTIMATE = {"hx-get": "", "hx-target": "#estimate"}
-
 
 class CaptureForm(NewRow):
     """What to run a model on, where to look into it, and what to keep."""
@@ -170,7 +181,11 @@ class CaptureForm(NewRow):
     hook_names = forms.Field(widget=HookPointsWidget, label="Hook points")
     corpus = forms.ModelChoiceField(Corpus.objects.none(), empty_label="Choose a corpus", label="Corpus")
     max_tokens = forms.IntegerField(
-        required=False, min_value=1, max_value=2**31 - 1, label="Tokens at most", help_text="The whole corpus when empty"
+        required=False,
+        min_value=1,
+        max_value=2**31 - 1,
+        label="Tokens at most",
+        help_text="The whole corpus when empty",
     )
     context_length = forms.IntegerField(min_value=2, max_value=131_072, initial=128, label="Context length, tokens")
     prepend_bos = forms.BooleanField(
@@ -201,21 +216,23 @@ class CaptureForm(NewRow):
         fields["hook_names"].error_messages["required"] = "Choose at least one hook point."
         chosen = self._model()
         fields["hook_names"].widget.model = chosen
+        if not self.is_bound and fields["corpus"].queryset.count() == 1:
+            self.initial.setdefault("corpus", fields["corpus"].queryset.get().pk)
         if chosen and not self.is_bound:
             self.initial.setdefault("hook_names", [usual_hook(chosen)])
             self.initial.setdefault("model", chosen.pk)
 
     def _model(self) -> LanguageModel | None:
         """The model that is chosen in the form so far, or the only one there is."""
-        value = self.data.get("model") if self.is_bound else self.initial.get("model")
+        value = str((self.data if self.is_bound else self.initial).get("model") or "")
         models = LanguageModel.objects.ready()
-        if str(value or "").isdigit():
-            return models.filter(pk=value).first()
+        if value.isdecimal():
+            return models.filter(pk=int(value)).first()
         return models.first() if not self.is_bound and models.count() == 1 else None
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data
-        model = data.get("model")
+        model: Any = data.get("model")
         if model and data.get("hook_names"):
             try:
                 data["hook_names"] = resolved(model, data["hook_names"])
@@ -235,7 +252,9 @@ class CaptureForm(NewRow):
         if estimate is None:
             return
         if estimate.tokens is None:
-            self.add_error("max_tokens", f"{data['corpus'].name} is a stream whose length was not counted; set a limit.")
+            self.add_error(
+                "max_tokens", f"{data['corpus'].name} is a stream whose length was not counted; set a limit."
+            )
         elif not estimate.fits:
             self.add_error(
                 "max_tokens",
@@ -263,8 +282,8 @@ class RunForm(NewRow):
     architecture = forms.ChoiceField(
         choices=list(ARCHITECTURES.items()), initial="topk", widget=forms.RadioSelect, label="Architecture"
     )
-    k = forms.IntegerField(required=False, min_value=1, initial=32, label="k, features per token")
-    l1_coefficient = forms.FloatField(required=False, min_value=0, initial=5.0, label="L1 coefficient")
+    k = forms.IntegerField(min_value=1, initial=32, label="k, features per token")
+    l1_coefficient = forms.FloatField(min_value=0, initial=5.0, label="L1 coefficient")
     d_sae = forms.IntegerField(
         required=False,
         min_value=1,
@@ -274,7 +293,9 @@ class RunForm(NewRow):
     )
     n_tokens = forms.IntegerField(min_value=1, max_value=10**12, initial=1_000_000, label="Tokens to train on")
     evaluate_after = forms.BooleanField(required=False, initial=True, label="Then evaluate on held-out tokens")
-    harvest_after = forms.BooleanField(required=False, initial=True, label="Then harvest the top texts of every feature")
+    harvest_after = forms.BooleanField(
+        required=False, initial=True, label="Then harvest the top texts of every feature"
+    )
     batch_size = forms.IntegerField(min_value=1, max_value=2**20, initial=2048, label="Batch size, tokens")
     lr = forms.FloatField(
         required=False,
@@ -289,7 +310,10 @@ class RunForm(NewRow):
     l1_warmup = forms.FloatField(min_value=0, max_value=1, initial=0.05, label="L1 warm-up, share of steps")
     aux_coefficient = forms.FloatField(min_value=0, initial=1 / 32, label="Weight of the dead features' loss")
     dead_after_tokens = forms.IntegerField(
-        required=False, min_value=1, label="Dead after, tokens", help_text="A tenth of the run, at most 10 million, when empty"
+        required=False,
+        min_value=1,
+        label="Dead after, tokens",
+        help_text="A tenth of the run, at most 10 million, when empty",
     )
     clip = forms.FloatField(
         required=False, min_value=0, label="Gradient norm at most", help_text="Not limited when empty"
@@ -298,6 +322,9 @@ class RunForm(NewRow):
         "name", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "l1_warmup", "aux_coefficient", "dead_after_tokens",
         "clip",
     ]  # fmt: skip
+    only_with = {
+        "k": ("architecture", "topk"), "l1_coefficient": ("architecture", "standard"), "l1_warmup": ("architecture", "standard"),
+    }  # fmt: skip
     trainer_fields = (
         "n_tokens", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "aux_coefficient", "dead_after_tokens", "clip",
     )  # fmt: skip
@@ -333,11 +360,10 @@ class RunForm(NewRow):
         return data
 
     def _check_architecture(self, data: dict[str, Any]) -> None:
-        needed = {"topk": "k", "standard": "l1_coefficient"}.get(data.get("architecture", ""))
-        if needed and data.get(needed) is None and needed not in self.errors:
-            self.add_error(needed, "This architecture needs it.")
-        if needed == "k" and (data.get("k") or 0) > data["d_sae"]:
-            self.add_error("k", f"k is {data['k']:,}, but the SAE has only {data['d_sae']:,} features; choose a smaller k.")
+        if data.get("architecture") == "topk" and (data.get("k") or 0) > data["d_sae"]:
+            self.add_error(
+                "k", f"k is {data['k']:,}, but the SAE has only {data['d_sae']:,} features; choose a smaller k."
+            )
 
     def _check_size(self, data: dict[str, Any]) -> None:
         estimate = self.estimate_of(data)
@@ -378,15 +404,13 @@ class RunForm(NewRow):
         return super().save(commit)
 
     def config(self) -> dict[str, Any]:
-        """What the job builds the SAE and its TrainConfig from. The curve has about 150 points however long the run."""
+        """What the job builds the SAE and its TrainConfig from."""
         data = self.cleaned_data
         names = [*self.trainer_fields, *(("l1_coefficient", "l1_warmup") if data["architecture"] == "standard" else ())]
         config: dict[str, Any] = {"d_sae": data["d_sae"]}
         if data["architecture"] == "topk":
             config["k"] = data["k"]
-        config |= {name: data[name] for name in names if data[name] is not None}
-        steps = math.ceil(data["n_tokens"] / data["batch_size"])
-        return config | {"log_every": max(1, steps // 150), "checkpoint_every": min(500, max(10, steps // 20))}
+        return config | {name: data[name] for name in names if data[name] is not None}
 
 
 def like(run: Run) -> dict[str, Any]:
@@ -406,14 +430,18 @@ class EvaluationForm(forms.Form):
     """Which capture's held-out contexts an SAE is measured on."""
 
     capture = forms.ModelChoiceField(Capture.objects.none(), label="Capture")
-    max_contexts = forms.IntegerField(min_value=1, max_value=100_000, initial=64, required=False, label="Contexts for CE and KL")
+    max_contexts = forms.IntegerField(
+        min_value=1, max_value=100_000, initial=64, required=False, label="Contexts for CE and KL"
+    )
 
     def __init__(self, sae: SAE, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sae = sae
         field: Any = self.fields["capture"]
-        field.queryset = Capture.objects.ready().select_related("model").filter(
-            model=sae.model, hook_names__contains=[sae.hook_name]
+        field.queryset = (
+            Capture.objects.ready()
+            .select_related("model")
+            .filter(model=sae.model, hook_names__contains=[sae.hook_name])
         )
         missing = f"Choose a capture that holds {sae.hook_name} of {sae.model_name}; make one if there is none."
         field.error_messages |= {"required": missing, "invalid_choice": missing}

@@ -21,7 +21,9 @@ def unknown_hook(model: LanguageModel, name: str) -> str:
     """What is wrong with a name that the model does not have, in one sentence."""
     layer = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
     if layer and int(layer[1]) >= (model.n_layers or 0):
-        return f"There is no layer {layer[1]} for {name}: the layers of {model.name} are 0 to {(model.n_layers or 1) - 1}."
+        return (
+            f"There is no layer {layer[1]} for {name}: the layers of {model.name} are 0 to {(model.n_layers or 1) - 1}."
+        )
     near = difflib.get_close_matches(name, [row["name"] for row in model.hook_points], n=2, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the names are like {usual_hook(model)}."
     return f"{model.name} has no hook point {name}; {hint}"
@@ -59,6 +61,7 @@ class HookPointsWidget(forms.Widget):
     """Check boxes named as the field, and a line `<name>_typed`. `model` is set by the form: without one it is empty."""
 
     template_name = "training/capture_create.html#hooks"
+    use_fieldset = True
     model: LanguageModel | None = None
 
     def get_context(self, name: str, value: Any, attrs: dict[str, Any] | None) -> dict[str, Any]:

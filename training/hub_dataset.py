@@ -108,7 +108,9 @@ def _texts(handle: Any, name: str, field: str) -> Iterator[str]:
         table = pyarrow.parquet.ParquetFile(handle)
         names = table.schema_arrow.names
         if field not in names:
-            raise CorpusError(f'{name} has no field "{field}" (there are: {_listed(names)}); name the field with the text.')
+            raise CorpusError(
+                f'{name} has no field "{field}" (there are: {_listed(names)}); name the field with the text.'
+            )
         for batch in table.iter_batches(batch_size=512, columns=[field]):
             for value in batch.column(0).to_pylist():
                 value = "" if value is None else value

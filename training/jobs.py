@@ -27,8 +27,8 @@ from training.numerics import evaluate as evaluating
 from training.numerics.capture import capture as capture_activations
 from training.numerics.shards import open_capture
 from training.numerics.tokens import CorpusError, TokenPolicy, read_texts
-from training.numerics.train import TrainConfig, TrainResult
-from training.trainer import SAE_FILES, Trainer, reproduction
+from training.numerics.train import TrainResult
+from training.trainer import SAE_FILES, Trainer, reproduction, trainer_config
 
 SAMPLE_CHARACTERS = 4000
 HUB_SAMPLE_DOCUMENTS = 200
@@ -178,7 +178,7 @@ def train(progress: Progress, run: int) -> dict[str, Any]:
     if row.ready and row.sae:
         return _made(row.sae)
     source = open_capture(row.capture.folder)
-    config = TrainConfig(**{key: value for key, value in row.config.items() if key in TrainConfig.__dataclass_fields__})
+    config = trainer_config(row)
     sae = build_sae(_sae_config(row, source.d[row.hook_name]), seed=config.seed, device=pick_device())
     result = Trainer(progress, row, config).train(sae, source)
     progress.start("Saving the SAE", unit="steps")
@@ -201,7 +201,11 @@ def _sae_config(row: Run, d_in: int) -> SAEConfig:
         k=row.config.get("k"),
         hook_name=row.hook_name,
         model_name=model.location if model.source == LanguageModel.Source.HUB else model.name,
-        metadata={"saehub_run": row.pk, "dataset_path": row.capture.corpus.location, "context_size": row.capture.context_length},
+        metadata={
+            "saehub_run": row.pk,
+            "dataset_path": row.capture.corpus.location,
+            "context_size": row.capture.context_length,
+        },
     )
 
 
@@ -214,7 +218,10 @@ def _save(row: Run, result: TrainResult) -> str:
         for name, content in (
             ("history.json", [vars(report) for report in result.history]),
             ("config.json", reproduction(row)),
-            ("metrics.json", {"training": vars(result.history[-1]) if result.history else {}, "stopped": result.stopped}),
+            (
+                "metrics.json",
+                {"training": vars(result.history[-1]) if result.history else {}, "stopped": result.stopped},
+            ),
         ):
             (partial / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return f"sae/{path.parent.name}/{path.name}"
@@ -253,7 +260,9 @@ def _register(row: Run, result: TrainResult, path: str) -> SAE:
 
 def _follow(row: Run, sae: SAE) -> None:
     if row.evaluate_after:
-        made = Evaluation.objects.create(name=f"{sae.name} on {row.capture.name}"[:120], owner=row.owner, sae=sae, capture=row.capture)
+        made = Evaluation.objects.create(
+            name=f"{sae.name} on {row.capture.name}"[:120], owner=row.owner, sae=sae, capture=row.capture
+        )
         made.start(row.owner)
     if row.harvest_after:  # by name: features are the business of an app above this one
         enqueue("harvest", row.owner, title=f"Harvest {sae.name}", sae=sae.pk, capture=row.capture_id)
@@ -289,7 +298,12 @@ def evaluate(progress: Progress, sae: int, evaluation: int) -> dict[str, Any]:
     with transaction.atomic():
         row.finish(metrics=metrics, seconds=seconds)
         row.sae.save(update_fields=["metrics", "l0", "explained_variance"])
-    return {"sae_id": row.sae_id, "evaluation": row.pk, "l0": row.sae.l0, "explained_variance": row.sae.explained_variance}
+    return {
+        "sae_id": row.sae_id,
+        "evaluation": row.pk,
+        "l0": row.sae.l0,
+        "explained_variance": row.sae.explained_variance,
+    }
 
 
 def _metric(name: str, metric: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,16 @@ LOOK_SECONDS = 0.5  # between looks at the database
 SAE_FILES = ("cfg.json", "sae_weights.safetensors", "history.json", "config.json", "metrics.json")
 
 
+def trainer_config(run: Run) -> TrainConfig:
+    """The run's TrainConfig. Unless it says otherwise its curve has about 150 points however long it is, and at most a
+    twentieth of it is lost with its worker."""
+    given = {key: value for key, value in run.config.items() if key in TrainConfig.__dataclass_fields__}
+    steps = TrainConfig(**given).total_steps
+    return TrainConfig(
+        **{"log_every": max(1, steps // 150), "checkpoint_every": min(500, max(10, steps // 20))} | given
+    )
+
+
 class Trainer:
     """Trains a run's SAE. Its curve is written as it grows; Cancel and Stop are heard between any two steps."""
 
@@ -49,7 +59,9 @@ class Trainer:
         if self.cancelled:
             raise self.cancelled
         if not result.steps:
-            raise JobError("The run was stopped before its first step, so there is nothing to keep.", "Press Retry to train.")
+            raise JobError(
+                "The run was stopped before its first step, so there is nothing to keep.", "Press Retry to train."
+            )
         if result.stopped:
             self.progress.log(f"stopped at step {result.steps:,} of {self.config.total_steps:,}, and kept")
         return result
@@ -113,5 +125,9 @@ def reproduction(run: Run) -> dict[str, Any]:
         "config": run.config,
         "capture": {"id": capture.pk, "name": capture.name, **capture.manifest},
         "made_with": {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")},
-        "machine": {"processor": platform.machine(), "device": str(torch.get_default_device()), "threads": torch.get_num_threads()},
+        "machine": {
+            "processor": platform.machine(),
+            "device": str(torch.get_default_device()),
+            "threads": torch.get_num_threads(),
+        },
     }

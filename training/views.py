@@ -15,7 +15,7 @@ from django.views.decorators.http import require_POST
 from saehub.accounts.access import check, needs
 from saes.listing import Column, listing, part
 from saes.models import SAE
-from training.curves import CURVES, curves, now
+from training.curves import config_rows, curves, now, snippet
 from training.estimates import free_bytes
 from training.forms import ARCHITECTURES, CaptureForm, CorpusForm, EvaluationForm, RunForm, like
 from training.models import Capture, Corpus, Run
@@ -171,25 +171,32 @@ def run_create(request: HttpRequest) -> HttpResponse:
 
 
 def _run_initial(request: HttpRequest) -> dict[str, Any]:
-    """`?like=<run>`: train the same again. `?capture=<pk>`: its first hook point."""
+    """`?like=<run>`: train the same again. `?capture=<pk>`: its first hook point, or `&hook=<name>`."""
     given = _given(request, "like", "capture")
     if "like" in given:
         return like(get_object_or_404(Run, pk=given["like"]))
-    capture = Capture.objects.ready().filter(pk=given.get("capture")).first()
-    return {"source": f"{capture.pk}:{capture.hook_names[0]}"} if capture else {}
+    capture = Capture.objects.ready().filter(pk=given.get("capture", 0)).first()
+    if capture is None:
+        return {}
+    hook = request.GET.get("hook")
+    return {"source": f"{capture.pk}:{hook if hook in capture.hook_names else capture.hook_names[0]}"}
 
 
 @needs("training.view_run")
 def run_detail(request: HttpRequest, pk: int) -> HttpResponse:
-    run = get_object_or_404(Run.objects.select_related("job", "owner", "capture__model", "capture__corpus", "sae"), pk=pk)
+    run = get_object_or_404(
+        Run.objects.select_related("job", "owner", "capture__model", "capture__corpus", "sae"), pk=pk
+    )
     points = list(run.points.all())
     context = {
         "section": "training",
         "run": run,
         "points": points,
-        "columns": CURVES,
-        "charts": curves(points),
+        "charts": curves(run, points),
         "now": now(run, points),
+        "snippet": snippet(run),
+        "config": config_rows(run),
+        "architecture": ARCHITECTURES.get(run.architecture, run.architecture),
     }
     return render(request, "training/run_detail.html" + part(request, "live"), context)
 
@@ -233,5 +240,5 @@ def evaluation_create(request: HttpRequest, pk: int) -> HttpResponse:
     if form.is_valid():
         form.make(request.user)
     else:
-        messages.error(request, " ".join(error for errors in form.errors.values() for error in errors))
+        messages.error(request, " ".join(str(error) for errors in form.errors.values() for error in errors))
     return redirect(sae)

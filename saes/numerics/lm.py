@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from saes.numerics import hooks
-from saes.numerics.folders import disk_is_full, whole_folder
+from saes.numerics.folders import whole_folder
 from saes.numerics.hooks import Hook, HookPoint, LMError, UnknownHookPoint
 
 __all__ = [
@@ -171,7 +171,7 @@ def load_lm(
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     with plain_errors(gguf_file or name):
         auto: Any = AutoModelForCausalLM
-        model, info = auto.from_pretrained(name, dtype=wanted_dtype, output_loading_info=True, **options)
+        model, info = auto.from_pretrained(name, config=config, dtype=wanted_dtype, output_loading_info=True, **options)
         _refuse_incomplete(name, info)
         model = model.to(device).requires_grad_(False)
     return LM(model, tokenizer, name, getattr(config, "_commit_hash", None))
@@ -271,32 +271,40 @@ def plain_errors(name: str, missing: str = "model") -> Iterator[None]:
         raise LMError(_sentence(name, error, missing)) from error
 
 
+_DOES_NOT_FIT = "{name} does not fit into memory; choose a smaller model, a half-precision dtype or another device."
+
+# What an exception means to a person: the first kind found among it and its causes, or else the first words in their
+# texts (transformers tells many things only by a plain ValueError or OSError).
+_BY_KIND: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
+    ((hub.GatedRepoError,), "{name} is gated: accept its terms on huggingface.co and give an access token."),
+    ((hub.RevisionNotFoundError,), "{name} has no such revision (branch, tag or commit) on the Hub."),
+    (
+        (hub.RepositoryNotFoundError,),
+        "There is no repository {name} on the Hub, or it is private and needs an access token.",
+    ),
+    (
+        (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError),
+        "{name} is not on this machine and the Hugging Face Hub cannot be reached; "
+        "check the network, or give a local folder.",
+    ),
+    ((MemoryError, torch.OutOfMemoryError), _DOES_NOT_FIT),
+)
+_BY_TEXT = (
+    ("can't allocate memory", _DOES_NOT_FIT),
+    ("No space left", "The disk is full, so {name} could not be stored; free some space and try again."),
+    ("trust_remote_code", "{name} needs program code from its own repository, which is not run here."),
+    ("Unrecognized configuration class", "{name} is not a causal language model that transformers can load."),
+)
+
+
 def _sentence(name: str, error: Exception, missing: str) -> str:
     causes = list(_chain(error))
-    text = " ".join(str(cause) for cause in causes)
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
-
-    if caused_by(hub.GatedRepoError):
-        return f"{name} is gated: accept its terms on huggingface.co and give an access token."
-    if caused_by(hub.RevisionNotFoundError):
-        return f"{name} has no such revision (branch, tag or commit) on the Hub."
-    if caused_by(hub.RepositoryNotFoundError):
-        return f"There is no repository {name} on the Hub, or it is private and needs an access token."
-    if caused_by(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError):
-        return (
-            f"{name} is not on this machine and the Hugging Face Hub cannot be reached; "
-            "check the network, or give a local folder."
-        )
-    if caused_by(MemoryError, torch.OutOfMemoryError) or "can't allocate memory" in text:
-        return f"{name} does not fit into memory; choose a smaller model, a half-precision dtype or another device."
-    if any(disk_is_full(cause) for cause in causes):
-        return f"The disk is full, so {name} could not be stored; free some space and try again."
-    if "trust_remote_code" in text:
-        return f"{name} needs program code from its own repository, which is not run here."
-    if "Unrecognized configuration class" in text:
-        return f"{name} is not a causal language model that transformers can load."
+    for kinds, sentence in _BY_KIND:
+        if any(isinstance(cause, kinds) for cause in causes):
+            return sentence.format(name=name)
+    for words, sentence in _BY_TEXT:
+        if any(words in str(cause) for cause in causes):
+            return sentence.format(name=name)
     if missing == "tokenizer":
         return f"{name} has no tokenizer that can be read; add its tokenizer files (tokenizer.json)."
     first_line = str(error).strip().partition("\n")[0]

@@ -4,15 +4,16 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('training', '0002_grant_roles'),
+        ("training", "0002_grant_roles"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='run',
-            name='stop_at',
-            field=models.DateTimeField(editable=False, help_text='When somebody asked to stop here and keep what is trained.', null=True),
+            model_name="run",
+            name="stop_at",
+            field=models.DateTimeField(
+                editable=False, help_text="When somebody asked to stop here and keep what is trained.", null=True
+            ),
         ),
     ]

@@ -52,13 +52,14 @@ def capture(
     """Write a capture folder (layout in shards.py) and return its manifest.
 
     max_tokens: stop after the context that brings the stored rows to this number; None reads all texts.
-    dtype: storage, "float32", "bfloat16" or "float16". autocast: run the model in bfloat16 autocast (about 2.5 times
-    faster on a CPU with bfloat16 instructions; activations differ from float32 by about 1 %).
+    dtype: storage, "float32", "bfloat16" or "float16". autocast: run the model in bfloat16 autocast, about 2.5 times
+    faster on a CPU with bfloat16 instructions; measured at layer 9 of SmolLM2-135M, activations then differ from
+    float32 by 0.6 % of their norm (0.009 % of their variance).
     progress(stored rows, max_tokens, step) is called after every batch and may raise to stop.
 
     On a finished folder it returns the manifest that is there; on an unfinished one (stopped or killed) it continues
     after the last whole shard, giving the same shards as an uninterrupted run. Both only if the settings agree.
-    Raises CaptureError (bad settings, NaN, full disk), CorpusError (texts) or UnknownHookPoint; then nothing stays behind.
+    Raises CaptureError (bad settings, NaN, full disk), CorpusError (texts) or UnknownHookPoint, leaving nothing behind.
     """
     policy, out_dir = policy or TokenPolicy(), Path(out_dir)
     points = _points(lm, hook_names)
@@ -160,7 +161,8 @@ def _finished(out_dir: Path, facts: dict[str, Any]) -> dict[str, Any]:
     changed = [key.replace("_", " ") for key in facts if manifest.get(key) != facts[key]]
     if changed:
         raise CaptureError(
-            f"The folder {out_dir.name} holds a finished capture with another {' and '.join(changed)}; choose a new folder."
+            f"The folder {out_dir.name} holds a finished capture with another {' and '.join(changed)}; choose a new "
+            "folder."
         )
     return manifest
 
@@ -172,8 +174,8 @@ def _check_disk(out_dir: Path, points: list[HookPoint], dtype: str, max_tokens: 
     need = (max_tokens or 0) * sum(point.d for point in points) * DTYPES[dtype].itemsize
     if need > free:
         raise CaptureError(
-            f"The capture needs about {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free; capture fewer tokens or "
-            "hook points, store bfloat16, or free space."
+            f"The capture needs about {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free; capture fewer "
+            "tokens or hook points, store bfloat16, or free space."
         )
 
 
@@ -219,6 +221,6 @@ def _skip(contexts: Iterator[Context], writer: ShardWriter) -> None:
         context = next(contexts, None)
         if context is None or not np.array_equal(context.ids, stored):
             raise CaptureError(
-                f"The texts are not those with which the unfinished capture {writer.path.name} began; give the same texts "
-                "or choose another folder."
+                f"The texts are not those with which the unfinished capture {writer.path.name} began; give the same "
+                "texts or choose another folder."
             )

@@ -68,8 +68,9 @@ def evaluate(
     total: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Metric]:
-    """Metrics {name: {"value", "definition", "n", "data"}} of an SAE; `definition` is a key of DEFINITIONS, `value` None
-    where it is not defined (a ratio to nothing).
+    """Metrics {name: {"value", "definition", "n", "data"}} of an SAE.
+
+    `definition` is a key of DEFINITIONS; `value` is None where it is not defined (a ratio to nothing).
 
     x_batches: (n, d_in) float32, in the model's own activation space. With `lm` and `contexts` (c, t) token ids, also
     what the reconstruction does to the model's predictions at `hook_name` (the SAE's own unless given); `replaced`

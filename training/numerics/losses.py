@@ -35,9 +35,10 @@ class Terms:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Gradients by parameter name, the parts of the loss, how often each feature fired (d_sae,), and mean |x_hat - x|^2.
+    """Gradients by parameter name, the parts of the loss, and what happened.
 
-    grads["W_enc"] is (d_sae, d_in): the training layout, one row a feature.
+    grads["W_enc"] is (d_sae, d_in): the training layout, one row a feature. fired: (d_sae,) how often each feature
+    fired. squared_error: mean |x_hat - x|^2.
     """
 
     grads: dict[str, Tensor]
@@ -73,8 +74,8 @@ def auxk(error: Tensor, z_dead: Tensor, W_dead: Tensor) -> Tensor:
 
         A = min(m / k_aux, 1) * sum |e - e_hat|^2 / sum |e|^2,   e_hat = topk(z_dead, k_aux) @ W_dead
 
-    with k_aux = d_out / 2, e (n, d_out) the detached residual, z_dead (n, m) the pre-activations of the m dead features,
-    chosen without relu so that features whose z is negative everywhere are reached as well, W_dead (m, d_out).
+    with k_aux = d_out / 2, e (n, d_out) the detached residual, z_dead (n, m) the pre-activations of the m dead
+    features, chosen without relu so that features whose z is negative everywhere are reached too, W_dead (m, d_out).
     Gao et al. 2024, appendix A.2; the scale for few dead features and the choice without relu as in SAELens.
     """
     k_aux = max(error.shape[-1] // 2, 1)
@@ -119,7 +120,7 @@ def dead_part(sae: SAE, centred: Tensor, error: Tensor, terms: Terms) -> dict[st
 
 
 def gradients(sae: SAE, x: Tensor, terms: Terms) -> Outcome:
-    """Gradients of the architecture's loss on a batch x (n, d_in), given in the space the encoder reads (normalised)."""
+    """Gradients of the architecture's loss on a batch x (n, d_in), x in the space the encoder reads (normalised)."""
     if isinstance(sae, TopKSAE) and sae.config.d_in == sae.config.d_out:
         return topk_gradients(sae, x, terms)
     return autograd_gradients(sae, x, terms)

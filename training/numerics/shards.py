@@ -7,7 +7,8 @@ A folder holds `manifest.json` and `shard-00000.safetensors`, ... Every shard ha
   row_position (n,) int32              position of the row's token in its context
   x/<hook name> (n, d)                 activations in the storage dtype, one tensor per hook point
 Rows of special tokens are absent unless the policy stores them. The manifest is written last: a folder without it is
-unfinished, and `unfinished.json` says which of its shards are whole. Shards are memory-mapped; reading touches only the rows asked for.
+unfinished, and `unfinished.json` says which of its shards are whole. Shards are memory-mapped; reading touches only the
+rows asked for.
 """
 
 import errno
@@ -95,8 +96,8 @@ def _read_tensor(file: Path, key: str, shape: tuple[int, ...], dtype: torch.dtyp
         raise CaptureError(f"{file.name} of the capture {file.parent.name} is damaged or cut ({error}).") from error
     if tuple(tensor.shape) != shape or tensor.dtype != dtype:
         raise CaptureError(
-            f"{file.name} of the capture {file.parent.name} holds {key} as {tensor.dtype} {tuple(tensor.shape)} where the "
-            f"manifest says {dtype} {shape}."
+            f"{file.name} of the capture {file.parent.name} holds {key} as {tensor.dtype} {tuple(tensor.shape)} where "
+            f"the manifest says {dtype} {shape}."
         )
     return tensor
 
@@ -365,8 +366,8 @@ class ShardWriter:
         changed = [key.replace("_", " ") for key in facts if state["facts"].get(key) != facts[key]]
         if changed:
             raise CaptureError(
-                f"The folder {self.path.name} holds an unfinished capture with another {' and '.join(changed)}; finish that "
-                "one or choose another folder."
+                f"The folder {self.path.name} holds an unfinished capture with another {' and '.join(changed)}; finish "
+                "that one or choose another folder."
             )
         self.state = state
         self._documents = state["n_documents"]

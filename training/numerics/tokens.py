@@ -270,8 +270,8 @@ def iter_contexts(texts: Iterable[str], tokenizer: Any, policy: TokenPolicy) -> 
         pending, pending_documents = pending[whole:], pending_documents[whole:]
     if not made:
         raise CorpusError(
-            f"The texts give {n_tokens:,} tokens, fewer than one context of {policy.context_length}; add text or choose a "
-            "shorter context length."
+            f"The texts give {n_tokens:,} tokens, fewer than one context of {policy.context_length}; add text or "
+            "choose a shorter context length."
         )
 
 

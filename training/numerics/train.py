@@ -30,8 +30,8 @@ class TrainConfig:
     n_tokens: rows to train on, in batches of batch_size; `steps`, when given, is used instead.
     lr: peak learning rate of Adam; None means 5e-4 / sqrt(d_sae / 2^14), the scaling of Gao et al. 2024.
     lr_warmup, lr_decay: shares of the steps in which the rate rises from 0 and falls back to 0, linearly.
-    l1_coefficient, l1_warmup: ReLU only; the penalty's weight (for activations of mean norm sqrt(d_in)) and the share of
-        the steps in which it rises from 0.
+    l1_coefficient, l1_warmup: ReLU only; the penalty's weight (for activations of mean norm sqrt(d_in)) and the share
+        of the steps in which it rises from 0.
     aux_coefficient: weight of the dead features' term. dead_after_tokens: a feature is dead after so many tokens
         without firing; None means a tenth of the run, at most 10 million (the usual number of long runs).
     clip: bound on the norm of the gradient, or None for none: Adam makes the step nearly independent of its scale.
@@ -332,8 +332,8 @@ def _resume(folder: Path | None, sae: SAE, config: TrainConfig) -> tuple[TrainSt
     changed = [key for key, value in _flat(_identity(sae, config)).items() if _flat(facts).get(key) != value]
     if changed:
         raise TrainingError(
-            f"The checkpoint in {folder} was made with another {' and '.join(changed)}; choose a new folder, or the same "
-            "settings to continue it."
+            f"The checkpoint in {folder} was made with another {' and '.join(changed)}; choose a new folder, or the "
+            "same settings to continue it."
         )
     with torch.no_grad():
         for name, parameter in sae.named_parameters():

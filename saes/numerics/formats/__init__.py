@@ -1,6 +1,7 @@
 """SAE files: find out which format a folder is in, load it, save it. One module per format, one line in FORMATS."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,22 +45,24 @@ def detect_format(path: str | Path) -> str:
     Raises UnknownFormat, naming what was found, also when a folder holds weights of two formats; FormatError when a
     config cannot be read.
     """
-    folder = Path(path)
+    folder = Path(path).absolute()  # so that "." has a name
     if not folder.exists():
         raise UnknownFormat(f"There is no folder {folder}.")
     if not folder.is_dir():
         raise UnknownFormat(
             f"{folder.name} is a file; give the folder of an SAE, which holds its config and its weights."
         )
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    with _readable(folder):
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     makers = list(dict.fromkeys(WEIGHT_FILES[name] for name in names if name in WEIGHT_FILES))
     if len(makers) > 1:
         raise UnknownFormat(
             f"{folder.name} holds weights of two formats ({' and '.join(makers)}); keep only one of them."
         )
     for name, format_ in FORMATS.items():
-        if format_.detect(folder):
-            return name
+        with _readable(folder):
+            if format_.detect(folder):
+                return name
     raise UnknownFormat(_what_was_found(folder.name, names, makers))
 
 
@@ -76,7 +79,9 @@ def load_sae(
     is ever executed. Raises a ValueError with one sentence: UnknownFormat, FormatError (damaged, contradictory,
     not finite, a fact missing) or SAEError (an architecture or option that is not supported).
     """
-    return FORMATS[detect_format(path)].load(Path(path), facts or {}, device, dtype)
+    format_ = FORMATS[detect_format(path)]
+    with _readable(Path(path)):
+        return format_.load(Path(path), facts or {}, device, dtype)
 
 
 def save_sae(sae: SAE, path: str | Path, format: str = "saelens") -> None:
@@ -89,6 +94,15 @@ def save_sae(sae: SAE, path: str | Path, format: str = "saelens") -> None:
         writable = ", ".join(name for name, format_ in FORMATS.items() if format_.save)
         raise NotRepresentable(f"SAEs cannot be written in the format {format!r}; they can be in {writable}.")
     save(sae, Path(path))
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turn what the system says about a file it cannot read into a FormatError."""
+    try:
+        yield
+    except OSError as error:
+        raise FormatError(f"{error.filename or folder} cannot be read ({error.strerror}).") from error
 
 
 def _what_was_found(folder: str, names: list[str], makers: list[str]) -> str:

@@ -357,6 +357,17 @@ def test_unknown_format_names_what_was_found(files, sentence, tmp_path):
         detect_format(tmp_path)
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file whose reading fails even for root")
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
+def test_file_the_system_will_not_read_is_refused(name, tmp_path):
+    folder = tmp_path / "sae"
+    save_sae(random_sae(), folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/proc/self/mem")
+    with pytest.raises(FormatError, match=r"cannot be read \(Input/output error\)"):
+        load_sae(folder)
+
+
 def test_path_that_is_no_folder_is_refused(tmp_path):
     with pytest.raises(UnknownFormat, match="There is no folder"):
         detect_format(tmp_path / "nowhere")
