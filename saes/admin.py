@@ -33,7 +33,8 @@ class LanguageModelAdmin(MadeByJobs):
 @admin.register(SAE)
 class SAEAdmin(MadeByJobs):
     list_display = (
-        "name", "model_name", "hook_name", "architecture", "d_sae", "l0", "explained_variance", "source", "owner", "page",
+        "name", "model_name", "hook_name", "architecture", "d_sae", "l0", "explained_variance", "source",
+        "owner", "page",
     )  # fmt: skip
     list_filter = ("source", "architecture", "model_name", "owner")
     search_fields = ("name", "model_name", "hook_name", "sha256", "notes")

@@ -48,7 +48,7 @@ class Facet:
 
 
 def part(request: HttpRequest, name: str) -> str:
-    """`#name` when htmx asks for a fragment, "" when the whole page is wanted: also when it restores one from history."""
+    """`#name` when htmx asks for a fragment; "" for the whole page, also when htmx restores one from its history."""
     htmx: Any = getattr(request, "htmx", None)
     return f"#{name}" if htmx and not htmx.boosted and not htmx.history_restore_request else ""
 

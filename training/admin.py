@@ -26,8 +26,8 @@ class CorpusAdmin(MadeByJobs):
     list_select_related = ("owner",)
     date_hierarchy = "created_at"
     fields = (
-        "name", "page", "source", "location", "subset", "split", "text_field", "revision", "n_documents", "n_characters",
-        "size_bytes", "sha256", "sample", *MADE,
+        "name", "page", "source", "location", "subset", "split", "text_field", "revision", "n_documents",
+        "n_characters", "size_bytes", "sha256", "sample", *MADE,
     )  # fmt: skip
     readonly_fields = tuple(name for name in fields if name not in ("name", "owner"))
 

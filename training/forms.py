@@ -74,7 +74,8 @@ class CorpusForm(NewRow):
     revision = forms.CharField(required=False, max_length=80, label="Revision", help_text="Of a Hub dataset")
     advanced = ["name", "text_field", "subset", "split", "revision"]
     only_with = {
-        "file": ("source", "upload"), "text": ("source", "text"), "path": ("source", "path"), "dataset": ("source", "hub"),
+        "file": ("source", "upload"), "text": ("source", "text"), "path": ("source", "path"),
+        "dataset": ("source", "hub"),
     }  # fmt: skip
 
     class Meta:
@@ -202,7 +203,8 @@ class CaptureForm(NewRow):
     class Meta:
         model = Capture
         fields = (
-            "model", "hook_names", "corpus", "max_tokens", "name", "context_length", "prepend_bos", "store_special", "dtype",
+            "model", "hook_names", "corpus", "max_tokens", "name", "context_length", "prepend_bos", "store_special",
+            "dtype",
         )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -258,8 +260,8 @@ class CaptureForm(NewRow):
         elif not estimate.fits:
             self.add_error(
                 "max_tokens",
-                f"This needs about {(estimate.bytes or 0) / 1e9:.1f} GB and the disk has {estimate.free / 1e9:.1f} GB to "
-                "spare; capture fewer tokens or hook points, or store bfloat16.",
+                f"This needs about {(estimate.bytes or 0) / 1e9:.1f} GB and the disk has {estimate.free / 1e9:.1f} GB "
+                "to spare; capture fewer tokens or hook points, or store bfloat16.",
             )
 
     def estimate(self) -> CaptureEstimate | None:
@@ -319,11 +321,12 @@ class RunForm(NewRow):
         required=False, min_value=0, label="Gradient norm at most", help_text="Not limited when empty"
     )
     advanced = [
-        "name", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "l1_warmup", "aux_coefficient", "dead_after_tokens",
-        "clip",
+        "name", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "l1_warmup", "aux_coefficient",
+        "dead_after_tokens", "clip",
     ]  # fmt: skip
     only_with = {
-        "k": ("architecture", "topk"), "l1_coefficient": ("architecture", "standard"), "l1_warmup": ("architecture", "standard"),
+        "k": ("architecture", "topk"), "l1_coefficient": ("architecture", "standard"),
+        "l1_warmup": ("architecture", "standard"),
     }  # fmt: skip
     trainer_fields = (
         "n_tokens", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "aux_coefficient", "dead_after_tokens", "clip",

@@ -210,7 +210,7 @@ def _sae_config(row: Run, d_in: int) -> SAEConfig:
 
 
 def _save(row: Run, result: TrainResult) -> str:
-    """Write the SAE and what it came from as one folder, whole or not at all; returns its path below the data folder."""
+    """Write the SAE and what it came from as one folder, whole or not at all; its path below the data folder."""
     path = SAE(path=f"sae/{slugify(row.capture.model.name) or 'model'}/run-{row.pk}").files
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(path, replaces=SAE_FILES) as partial:
