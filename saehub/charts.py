@@ -4,8 +4,8 @@ Colours are CSS variables with their light value as fallback, so that one SVG fo
 still stands on its own. The SVG holds no <style>, style attribute or script, as the content security policy asks. Show
 a chart with `{% include "chart.html" %}`; it adds the n, the table and the downloads.
 
-The library is loaded with the first chart (0.6 to 1.4 s and 90 MB once in a process, 25 ms a chart from then on); equal
-charts come from a cache.
+The library is loaded with the first chart (0.6 to 1.4 s and 90 MB, once in a process); from then on a chart takes 25 to
+60 ms on an idle core, and equal charts come from a cache.
 """
 
 from __future__ import annotations
