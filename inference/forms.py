@@ -14,6 +14,7 @@ from saes.models import SAE, LanguageModel
 
 MAX_EDITS = 8
 CHARACTERS_A_TOKEN = 4  # a prompt longer than this many characters for every token of the context is refused unread
+MAX_NEW_TOKENS = 4096  # as inference.numerics.generate
 MAX_VALUE = 1e6
 
 
@@ -89,8 +90,8 @@ class GenerationForm(forms.ModelForm):
 
     def clean_max_new_tokens(self) -> int:
         value: int = self.cleaned_data["max_new_tokens"]
-        if value < 1:
-            raise ValidationError("Generate at least 1 token.")
+        if not 1 <= value <= MAX_NEW_TOKENS:
+            raise ValidationError(f"Choose a length from 1 to {MAX_NEW_TOKENS:,} tokens.")
         return value
 
     def clean_temperature(self) -> float:

@@ -18,4 +18,4 @@ except BlockingIOError:
     data = Path(tempfile.mkdtemp(prefix="saehub-tests-"))
 os.environ["SAEHUB_DATA"] = str(data)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("SAEHUB_JOB_LEASE", "4")
+os.environ.setdefault("SAEHUB_JOB_LEASE", "6")

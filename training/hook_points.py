@@ -58,7 +58,7 @@ def matrix(model: LanguageModel, chosen: list[str]) -> dict[str, Any]:
 
 
 class HookPointsWidget(forms.Widget):
-    """Check boxes of the field's name, and a line `<name>_typed`. `model` is set by the form; without one it is empty."""
+    """Check boxes, and a line `<name>_typed` beside them. `model` is set by the form; without one it is empty."""
 
     template_name = "training/capture_create.html#hooks"
     use_fieldset = True

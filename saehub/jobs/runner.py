@@ -12,12 +12,14 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.conf import settings
 from django.db import connection
 
-from saehub.jobs.models import Job, State
+from saehub.jobs.models import Job, State, lease
 from saehub.jobs.processes import kill_tree
 from saehub.jobs.progress import Cancelled, LeaseLost, Progress
 
@@ -36,10 +38,11 @@ def run(job_id: int) -> None:
     if job is None:
         return
     job.announce()
-    if job.kind_row.in_child:
-        supervise(job)
-    else:
-        execute(job)
+    with heartbeat(job):
+        if job.kind_row.in_child:
+            supervise(job)
+        else:
+            execute(job)
 
 
 def supervise(job: Job) -> None:
@@ -73,14 +76,11 @@ def _how_it_died(code: int) -> str:
 
 
 def execute(job: Job) -> None:
-    """Call the kind's function here, with a heartbeat beside it, and write how it ended."""
+    """Call the kind's function here and write how it ended."""
     progress = Progress(job)
-    stop = threading.Event()
-    heart = threading.Thread(target=_heartbeat, args=(job, stop), daemon=True)
-    heart.start()
     try:
         result = job.kind_row.function()(progress, **job.params)
-        job.finish(State.DONE, result=result, done=job_total(job), step="")
+        job.finish(State.DONE, result=result, done=_all_of_it(job), step="")
     except Cancelled:
         job.finish(State.CANCELLED)
     except LeaseLost:
@@ -90,27 +90,30 @@ def execute(job: Job) -> None:
         if not isinstance(error, Exception):
             raise
     finally:
-        stop.set()
         job.announce()
 
 
-def job_total(job: Job) -> int:
-    row = Job.objects.filter(pk=job.pk).values_list("total", "done").first() or (0, 0)
-    return row[0] or row[1]
+def _all_of_it(job: Job) -> int:
+    total, done = Job.objects.filter(pk=job.pk).values_list("total", "done").first() or (0, 0)
+    return total or done
 
 
-def _heartbeat(job: Job, stop: threading.Event) -> None:
-    """Renew the lease while the function computes. Cancel and a lost lease are noticed by `progress()` itself."""
-    try:
+@contextmanager
+def heartbeat(job: Job) -> Iterator[None]:
+    """Renew the job's lease for as long as this worker lives and works on it, whatever the function is busy with."""
+    stop = threading.Event()
+
+    def beat() -> None:
         while not stop.wait(settings.JOB_LEASE_SECONDS / 5):
-            try:
-                Progress(job).beat()
-            except Cancelled:
-                continue
-            except LeaseLost:
-                return
-    finally:
+            if not Job.objects.filter(job.holding()).update(lease_until=lease()):
+                break  # over, or no longer ours
         connection.close()
+
+    threading.Thread(target=beat, daemon=True, name=f"heartbeat-{job.pk}").start()
+    try:
+        yield
+    finally:
+        stop.set()
 
 
 def sentence(error: BaseException) -> str:

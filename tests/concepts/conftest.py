@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.steering_rows import rows, steering_files, view  # noqa: F401
+
 
 @pytest.fixture(scope="session")
 def llama(tiny_model_dir: Path) -> Any:

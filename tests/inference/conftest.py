@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.steering_rows import rows, steering_files, view  # noqa: F401
+
 
 @pytest.fixture(scope="session", params=["llama", "gpt2"])
 def lm(request: pytest.FixtureRequest, tiny_model_dir: Path) -> Any:

@@ -139,8 +139,8 @@ def autograd_gradients(sae: SAE, x: Tensor, terms: Terms) -> Outcome:
         found = torch.autograd.grad(total, list(parameters.values()))
     grads = dict(zip(parameters, found, strict=True))
     grads["W_enc"] = grads["W_enc"].t().contiguous()
-    numbers = {name: float(part) for name, part in parts.items()}
-    return Outcome(grads, numbers, (acts > 0).sum(0), float(squared_error(x_hat, x)))
+    numbers = {name: part.item() for name, part in parts.items()}
+    return Outcome(grads, numbers, (acts > 0).sum(0), squared_error(x_hat, x).item())
 
 
 @torch.no_grad()
@@ -228,7 +228,7 @@ def _add_dead_gradients(
         found = torch.autograd.grad(part, (W_enc, b_enc, W_dec))
     for name, grad in zip(("W_enc", "b_enc", "W_dec"), found, strict=True):
         grads[name].index_add_(0, dead, grad)
-    return {"aux": float(part)}
+    return {"aux": part.item()}
 
 
 def _centred(sae: SAE, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 MAX_DOCUMENT_CHARS = 1_000_000  # a longer text is read in pieces of this size, so memory stays bounded
+MAX_ROW_CHARS = 64 * MAX_DOCUMENT_CHARS  # a longer line of a table is refused: it is no table of documents
 MAX_CONTEXT_LENGTH = 131_072
 _BATCH_CHARS = 200_000  # texts handed to the tokenizer at once
 
@@ -106,12 +107,20 @@ def _pieces(text: str) -> Iterator[str]:
             yield piece
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file, the longest cut to MAX_DOCUMENT_CHARS; refuses bytes that are not text."""
+def _rows(file: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a table."""
+    for number, line in _lines(file, MAX_ROW_CHARS):
+        if len(line) == MAX_ROW_CHARS:
+            raise CorpusError(f"{file.name} line {number} is longer than {MAX_ROW_CHARS:,} characters; split it.")
+        yield number, line
+
+
+def _lines(file: Path, longest: int) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a UTF-8 file, a longer one in pieces; refuses bytes that are not text."""
     number = 0
     try:
         with file.open(encoding="utf-8-sig", newline="") as handle:
-            while line := handle.readline(MAX_DOCUMENT_CHARS):
+            while line := handle.readline(longest):
                 number += 1
                 if "\0" in line:
                     raise CorpusError(f"{file.name} is not a text file: line {number} holds a zero byte.")
@@ -128,7 +137,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 def _read_plain(file: Path, _field: str | None) -> Iterator[str]:
     lines: list[str] = []
     size = blank = 0
-    for _, raw in _lines(file):
+    for _, raw in _lines(file, MAX_DOCUMENT_CHARS):
         line = raw.replace("\r\n", "\n")
         head, *rest = line.split("\f")
         blank = blank + 1 if not head.strip() else 0
@@ -144,7 +153,7 @@ def _read_plain(file: Path, _field: str | None) -> Iterator[str]:
 
 
 def _read_jsonl(file: Path, field: str | None) -> Iterator[str]:
-    for number, line in _lines(file):
+    for number, line in _rows(file):
         if not line.strip():
             continue
         try:
@@ -157,9 +166,9 @@ def _read_jsonl(file: Path, field: str | None) -> Iterator[str]:
 
 
 def _read_csv(file: Path, field: str | None) -> Iterator[str]:
-    csv.field_size_limit(MAX_DOCUMENT_CHARS * 8)  # the default of 131,072 characters is less than one long document
+    csv.field_size_limit(MAX_ROW_CHARS)  # the default of 131,072 characters is less than one long document
     delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    rows = csv.reader((line for _, line in _lines(file)), delimiter=delimiter)
+    rows = csv.reader((line for _, line in _rows(file)), delimiter=delimiter)
     try:
         header = next(rows, None)
         if header is None:

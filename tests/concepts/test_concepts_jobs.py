@@ -1,0 +1,128 @@
+"""The harvest job, run the way a worker runs it, on a tiny real model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+from concepts.models import FeatureView, captures_of
+from saehub.jobs.models import Job, State, enqueue
+from saehub.jobs.runner import execute
+from tests.steering_rows import DEAD, Rows, harvested
+from tests.tiny_models import RESID
+
+
+def leftovers(rows: Rows) -> list[str]:
+    folder = rows.data / "views"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_harvest_fills_its_row_and_folder(rows: Rows, run_job: Any) -> None:
+    view = harvested(rows, run_job)
+    assert view.ready and view.n_tokens == rows.capture.n_tokens
+    assert view.alive + view.dead == 96 and view.dead >= 1
+    columns = view.opened()
+    assert columns.n_features == 96 and columns.feature(DEAD).n_fires == 0
+    assert columns.logit_lens is not None and columns.logit_lens["logits"] is True
+    assert leftovers(rows) == [str(view.pk)]
+    assert view.job.result == {
+        "view": view.pk, "sae": rows.sae.pk, "features": 96, "n_tokens": view.n_tokens, "alive": view.alive,
+        "dead": view.dead, "seconds": view.seconds,
+    }  # fmt: skip
+    assert [line.text for line in view.job.lines.all()][-1] == "Logits and neighbours of every feature"
+
+
+def test_what_is_harvested_is_what_the_sae_says_of_the_model(rows: Rows, run_job: Any) -> None:
+    """The largest code of a feature, computed here from the model's own hidden states."""
+    from transformers import AutoModelForCausalLM
+
+    from saes.numerics.formats import load_sae
+
+    view = harvested(rows, run_job)
+    columns = view.opened()
+    feature = int(columns.sorted("n_fires")[0])
+    best = columns.feature(feature).top[0]
+    model = AutoModelForCausalLM.from_pretrained(rows.model.location)
+    with torch.inference_mode():
+        whole = model(torch.tensor(best.ids[None].astype(np.int64)), output_hidden_states=True)
+        # hidden_states[-1] is normed; the input of the norm is what blocks.1.hook_resid_post is
+        seen: list[torch.Tensor] = []
+        handle = model.model.layers[1].register_forward_hook(lambda m, i, o: seen.append(o[0] if isinstance(o, tuple) else o))
+        model(torch.tensor(best.ids[None].astype(np.int64)))
+        handle.remove()
+        acts = load_sae(rows.sae.files).encode(seen[0][0])[:, feature]
+    assert len(whole.hidden_states) == 3
+    assert acts[best.peak].item() == np.float32(best.value) or abs(acts[best.peak].item() - best.value) < 1e-4
+    assert acts[1:].argmax().item() + 1 == best.peak, "the BOS is left out"
+
+
+def test_without_a_view_it_uses_the_capture_the_sae_was_trained_on_and_makes_one_row(rows: Rows, run_job: Any) -> None:
+    for _ in range(2):
+        job = run_job(enqueue("harvest", rows.owner, title="Harvest", sae=rows.sae.pk))
+        assert job.state == State.DONE, job.traceback
+    view = FeatureView.objects.get()
+    assert (view.capture, view.owner, view.job_id) == (rows.capture, rows.owner, job.pk)
+    assert job.result["view"] == view.pk and leftovers(rows) == [str(view.pk)]
+
+
+def test_harvesting_again_replaces_the_folder_while_old_pages_keep_theirs(rows: Rows, run_job: Any) -> None:
+    view = harvested(rows, run_job)
+    old = view.opened()
+    before = old.feature(3)
+    view.start(rows.owner)
+    assert run_job(view.job).state == State.DONE
+    assert view.opened() is not old, "a new file is read anew"
+    after = view.opened().feature(3)
+    assert [example.context for example in after.top] == [example.context for example in before.top]
+    assert old.feature(3).maximum == before.maximum, "an open memory map outlives the files"
+    assert leftovers(rows) == [str(view.pk)]
+
+
+def test_a_capture_without_the_hook_point_is_one_sentence(rows: Rows, run_job: Any) -> None:
+    rows.capture.hook_names = ["blocks.0.attn.hook_z"]
+    rows.capture.save()
+    job = run_job(enqueue("harvest", rows.owner, title="Harvest", sae=rows.sae.pk))
+    assert job.state == State.FAILED
+    assert job.error == f"The capture {rows.capture.name} does not hold {RESID} of tiny-llama."
+    assert leftovers(rows) == [] and captures_of(rows.sae) == []
+
+
+def test_an_sae_that_does_not_fit_the_capture_leaves_the_older_view(rows: Rows, run_job: Any) -> None:
+    view = harvested(rows, run_job)
+    facts = (view.folder / "view.json").read_text()
+    rows.sae.hook_name = "blocks.0.attn.hook_z"
+    rows.sae.path = "saes/other"
+    rows.sae.save()
+    from saes.numerics.formats import save_sae
+    from tests.tiny_models import tiny_sae
+
+    save_sae(tiny_sae("topk", d_in=16), rows.sae.files)
+    view.start(rows.owner)
+    job = run_job(view.job)
+    assert job.state == State.FAILED
+    assert job.error.startswith("The SAE reads vectors of 16 numbers, but the capture holds 32 at blocks.0.attn.hook_z")
+    assert (view.folder / "view.json").read_text() == facts and leftovers(rows) == [str(view.pk)]
+
+
+def test_cancelling_leaves_nothing_half_made(rows: Rows) -> None:
+    view = FeatureView.objects.create(name="view", sae=rows.sae, capture=rows.capture, owner=rows.owner)
+    job = Job.objects.claim(view.start(rows.owner).pk, "test")
+    assert job is not None
+    job.cancel()
+    execute(job)
+    job.refresh_from_db()
+    view.refresh_from_db()
+    assert job.state == State.CANCELLED and not view.ready and leftovers(rows) == []
+
+
+def test_an_sae_without_a_model_here_is_one_sentence(rows: Rows, run_job: Any) -> None:
+    view = FeatureView.objects.create(name="view", sae=rows.sae, capture=rows.capture, owner=rows.owner)
+    rows.sae.model = None
+    rows.sae.save()
+    job = run_job(view.start(rows.owner))
+    assert job.state == State.FAILED
+    assert job.error == "The SAE tiny-sae is not tied to a language model of this instance."
+    assert json.dumps(job.params) == json.dumps({"sae": rows.sae.pk, "view": view.pk})

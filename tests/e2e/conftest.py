@@ -1,0 +1,80 @@
+"""A real site with real workers on the test database, and the system's Chromium driven by Playwright."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.client import HTTPConnection
+from typing import Any
+
+import pytest
+
+from tests.conftest import make_user, manage, wait_for
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture
+def site(transactional_db: None, django_db_serialized_rollback: None) -> Iterator[str]:
+    """Address of a running site with the workers of all three queues."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with ExitStack() as stack:
+        for call in (["web", "--port", str(port)], ["work", "io"], ["work", "gpu"], ["work", "live"]):
+            stack.enter_context(manage(*call))
+        wait_for(lambda: _answers(port), 60, "the site to answer")
+        yield f"http://127.0.0.1:{port}"
+
+
+def _answers(port: int) -> bool:
+    try:
+        connection = HTTPConnection("127.0.0.1", port, timeout=2)
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    if CHROMIUM is None:
+        message = "Chromium is not installed, so no page was opened (apt-get install chromium)"
+        if os.environ.get("SAEHUB_REQUIRE_BROWSER"):
+            pytest.fail(message)
+        pytest.skip(message)
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # Playwright's loop runs in the thread that also asks the database
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Any, site: str) -> Iterator[Any]:
+    """A page of a logged-in researcher, 1440 wide; the test fails on a script error, a 5xx or a breach of the CSP."""
+    user = make_user("ada", "researcher")
+    user.set_password(PASSWORD)
+    user.save()
+    context = chromium.new_context(viewport={"width": 1440, "height": 900}, base_url=site)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(f"script: {error}"))
+    page.on("console", lambda line: faults.append(line.text) if "Content Security Policy" in line.text else None)
+    page.on("response", lambda answer: faults.append(f"{answer.status} {answer.url}") if answer.status >= 500 else None)
+    page.goto("/login/")
+    page.fill("[name=username]", "ada")
+    page.fill("[name=password]", PASSWORD)
+    page.click("main button")
+    page.wait_for_url(f"{site}/")
+    yield page
+    context.close()
+    assert not faults, faults

@@ -1,0 +1,171 @@
+"""The way of a person in a real browser: from a new capture to a steered generation, with the cards moving by themselves."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from saehub.jobs.models import Job, State
+from saes.models import SAE, LanguageModel
+from tests.conftest import TEXT, wait_for
+from training.models import Capture, Corpus
+
+pytestmark = pytest.mark.timeout(420)
+AXE = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
+
+
+def prepared(folder: Path) -> tuple[LanguageModel, Corpus]:
+    """A tiny real model and a corpus, brought in by their own jobs."""
+    model = LanguageModel.objects.create(name="tiny-llama", source="folder", location=str(folder))
+    corpus = Corpus.objects.create(name="sentences", source="text", location="text.txt")
+    corpus.folder.mkdir(parents=True, exist_ok=True)
+    corpus.file.write_text("\n\n".join(f"Number {i}. {TEXT}" for i in range(400)))
+    for row in (model, corpus):
+        row.start(None)
+        wait_for(lambda row=row: Job.objects.get(pk=row.job_id).state not in ("queued", "running"), 60, f"{row} to be ready")
+        job = Job.objects.get(pk=row.job_id)
+        assert job.state == State.DONE, job.error
+    return model, corpus
+
+
+def no_violations(page: Any) -> None:
+    """axe finds nothing wrong with the page as it stands."""
+    found = Axe().run(page, options=AXE).response["violations"]
+    assert not found, [(v["id"], [node["target"] for node in v["nodes"]][:3]) for v in found]
+
+
+def stamp(page: Any) -> None:
+    """Mark the document: a reload would lose the mark."""
+    page.evaluate("window.notReloaded = true")
+
+
+def not_reloaded(page: Any) -> bool:
+    return bool(page.evaluate("window.notReloaded === true"))
+
+
+def card_finishes(page: Any, url: str, seconds: int = 120) -> None:
+    """On the page of something being made: its card comes to an end in place."""
+    page.wait_for_url(re.compile(url))
+    stamp(page)
+    page.wait_for_selector(".job .chip.ok", timeout=seconds * 1000)
+    assert not_reloaded(page)
+
+
+def test_from_a_capture_to_a_steered_generation(page: Any, site: str, tiny_model_dir: Path) -> None:
+    model, corpus = prepared(tiny_model_dir)
+
+    page.goto("/captures/new/")
+    page.select_option("[name=model]", label=model.name)
+    page.select_option("[name=corpus]", label=corpus.name)
+    page.check("[value='blocks.1.hook_resid_post']")
+    no_violations(page)
+    page.click("main .form button.primary")
+    card_finishes(page, r"/captures/\d+/$")
+    capture = Capture.objects.get()
+    assert capture.ready and capture.n_tokens and capture.hook_names == ["blocks.1.hook_resid_post"]
+    no_violations(page)
+
+    page.goto(f"/training/new/?capture={capture.pk}")
+    page.select_option("[name=source]", index=page.locator("[name=source] option").count() - 1)
+    page.check("[name=architecture][value=topk]")
+    page.fill("[name=k]", "8")
+    page.fill("[name=d_sae]", "256")
+    page.fill("[name=n_tokens]", "1500000")
+    page.click("main .form button.primary")
+    page.wait_for_url(re.compile(r"/training/\d+/$"))
+    stamp(page)
+    shares = watch_card(page)
+    assert len(shares) > 3 and shares == sorted(shares), f"the bar moved by itself: {shares}"
+    page.wait_for_selector(".job .chip.ok", timeout=120_000)
+    page.wait_for_selector("svg", timeout=10_000)
+    assert not_reloaded(page)
+    no_violations(page)
+
+    sae = SAE.objects.get()
+    wait_for(lambda: not Job.objects.filter(state__in=("queued", "running")).exists(), 120, "evaluation and harvest")
+    assert set(Job.objects.values_list("state", flat=True)) == {State.DONE}, list(Job.objects.values_list("kind", "error"))
+    page.goto(f"/saes/{sae.pk}/")
+    no_violations(page)
+    page.goto(f"/saes/{sae.pk}/features/?sort=-n_fires")
+    no_violations(page)
+    page.locator("table .rowlink").first.click()
+    page.wait_for_url(re.compile(r"/features/\d+/"))
+    assert page.locator(".t.peak").count() > 0, "tokens are highlighted"
+    no_violations(page)
+
+    page.get_by_role("link", name="Steer", exact=True).last.click()
+    page.wait_for_url(re.compile(r"/steering/new/"))
+    page.fill("[name=prompt]", "The cat sat on")
+    value = float(page.locator("[name$='-value']").first.input_value())
+    page.locator("[name$='-value']").first.fill(str(round(20 * value, 3)))
+    no_violations(page)
+    page.click("main form button.primary")
+    page.wait_for_url(re.compile(r"/steering/\d+/$"))
+    stamp(page)
+    page.wait_for_selector("#live .figures", timeout=90_000)
+    page.wait_for_selector("#state .chip.ok", timeout=30_000)
+    assert not_reloaded(page)
+    outputs = page.locator("#live .output").all_inner_texts()
+    assert len(outputs) == 2 and all(text.startswith("The cat sat on") for text in outputs)
+    assert outputs[0] != outputs[1], "turning one feature up changes the text"
+    no_violations(page)
+
+
+def watch_card(page: Any) -> list[float]:
+    """The shares of done work that the bar showed, until the job ended."""
+    shares: list[float] = []
+    while page.locator(".job .chip.ok, .job .chip.bad").count() == 0:
+        share = page.evaluate("document.querySelector('.job progress')?.value ?? 0")
+        if not shares or share != shares[-1]:
+            shares.append(share)
+        page.wait_for_timeout(100)
+    return shares
+
+
+def test_a_card_without_its_socket_polls_and_a_reload_shows_the_same(page: Any, site: str) -> None:
+    from saehub.jobs.models import enqueue
+
+    page.add_init_script("window.WebSocket = class { constructor() { throw new Error('no sockets here'); } }")
+    job = enqueue("probe", None, title="count", steps=120, seconds=0.1)
+    page.goto(job.get_absolute_url())
+    first = page.evaluate("document.querySelector('.job progress')?.value ?? 0")
+    wait_for(lambda: page.evaluate("document.querySelector('.job progress')?.value ?? 0") > first, 15, "the polled card to move")
+    page.reload()
+    assert page.evaluate("document.querySelector('.job progress').value") > first
+    page.get_by_role("button", name="Cancel").click()
+    page.wait_for_selector(".job .chip.off", timeout=8000)
+    job.refresh_from_db()
+    assert job.state == State.CANCELLED
+
+
+def test_forms_and_lists_work_without_javascript(chromium: Any, site: str, page: Any) -> None:
+    context = chromium.new_context(java_script_enabled=False, base_url=site, storage_state=page.context.storage_state())
+    plain = context.new_page()
+    plain.goto("/corpora/new/")
+    plain.check("[name=source][value=text]")
+    plain.fill("[name=text]", "")
+    plain.locator("main .form button.primary").click()
+    assert plain.locator(".error").count() >= 1, "the error stands beside its field"
+    plain.fill("[name=text]", TEXT)
+    plain.locator("main .form button.primary").click()
+    assert re.search(r"/corpora/\d+/$", plain.url)
+    wait_for(lambda: Corpus.objects.filter(ready_at__isnull=False).exists(), 40, "the corpus to be read")
+    plain.reload()
+    assert "done" in plain.locator("main").inner_text() or "ready" in plain.locator("main").inner_text()
+    for path in ("/", "/models/", "/corpora/", "/captures/", "/training/", "/saes/", "/steering/", "/jobs/", "/account/"):
+        assert plain.goto(path).status == 200
+        assert plain.locator("h1").count() == 1
+    context.close()
+
+
+def test_every_list_and_form_passes_axe_light_dark_and_narrow(page: Any) -> None:
+    for scheme, width in (("light", 1440), ("dark", 1440), ("light", 800)):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 900})
+        for path in ("/", "/models/", "/models/new/", "/corpora/new/", "/captures/", "/saes/", "/jobs/", "/account/"):
+            page.goto(path)
+            no_violations(page)
