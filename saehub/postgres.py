@@ -93,7 +93,9 @@ def _start(data: Path) -> str:
             break
         except (subprocess.SubprocessError, AssertionError):
             if attempt == START_ATTEMPTS - 1:
-                raise SystemExit(f"The embedded PostgreSQL did not start; see {server.log} or set DATABASE_URL.") from None
+                raise SystemExit(
+                    f"The embedded PostgreSQL did not start; see {server.log} or set DATABASE_URL."
+                ) from None
             time.sleep(2)
     return server.get_uri()
 

@@ -16,13 +16,14 @@ from saehub.postgres import database
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 # -- where things lie ---------------------------------------------------------------------------------------------------
-DATA_DIR = Path(env.text("SAEHUB_DATA", str(BASE_DIR / "data"), "Folder of the embedded database, models, captures and SAEs"))
+DATA_DIR = Path(
+    env.text("SAEHUB_DATA", str(BASE_DIR / "data"), "Folder of the embedded database, models, captures and SAEs")
+)
 if DATA_DIR.exists() and not DATA_DIR.is_dir():
     raise ImproperlyConfigured(f"SAEHUB_DATA is {DATA_DIR}, which is a file, not a folder.")
 DATA_DIR.mkdir(parents=True, exist_ok=True)
-IMPORT_DIRS = [
-    Path(name) for name in env.words("SAEHUB_IMPORT_DIRS", str(DATA_DIR / "import"), "Folders of the server that pages may read corpora and models from")
-]  # fmt: skip
+_import = env.words("SAEHUB_IMPORT_DIRS", str(DATA_DIR / "import"), "Folders pages may read corpora and models from")
+IMPORT_DIRS = [Path(name) for name in _import]
 
 
 def _secret_key() -> str:
@@ -42,7 +43,9 @@ CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", "", "Origins such as ht
 HTTPS = env.flag("SAEHUB_HTTPS", False, "Set behind a TLS proxy: secure cookies, HSTS, X-Forwarded-Proto is trusted")
 
 # -- database, queue and channel layer: one PostgreSQL ------------------------------------------------------------------
-_database = database(env.text("DATABASE_URL", "", "A PostgreSQL server of your own; the embedded one when empty"), DATA_DIR)
+_database = database(
+    env.text("DATABASE_URL", "", "A PostgreSQL server of your own; the embedded one when empty"), DATA_DIR
+)
 DATABASES = {"default": _database, "channels_postgres": {**_database, "TEST": {"MIRROR": "default"}}}
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels_postgres.core.PostgresChannelLayer", "CONFIG": _database}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -54,7 +57,9 @@ warnings.filterwarnings("ignore", message="Retry and timeout are misconfigured")
 _queue = {"timeout": None, "retry": 60, "max_attempts": 0, "ack_failures": True, "queue_limit": 1, "bulk": 1}
 QUEUES = {
     "io": env.integer("SAEHUB_IO_WORKERS", 2, "Worker processes for downloads and imports", least=1),
-    "gpu": env.integer("SAEHUB_GPU_WORKERS", 1, "Worker processes for captures, training, evaluation, harvests", least=1),
+    "gpu": env.integer(
+        "SAEHUB_GPU_WORKERS", 1, "Worker processes for captures, training, evaluation, harvests", least=1
+    ),
     "live": env.integer("SAEHUB_LIVE_WORKERS", 1, "Worker processes that keep models warm for the pages", least=1),
 }
 Q_CLUSTER = {
@@ -140,7 +145,9 @@ AUTH_PASSWORD_VALIDATORS = [
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "home"
 LOGOUT_REDIRECT_URL = "login"
-AXES_FAILURE_LIMIT = env.integer("SAEHUB_LOGIN_FAILURES", 8, "Wrong passwords before a name at an address waits", least=1)
+AXES_FAILURE_LIMIT = env.integer(
+    "SAEHUB_LOGIN_FAILURES", 8, "Wrong passwords before a name at an address waits", least=1
+)
 AXES_COOLOFF_TIME = env.integer("SAEHUB_LOGIN_WAIT_HOURS", 1, "Hours such a name waits", least=1)
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_LOCKOUT_TEMPLATE = "registration/locked.html"
@@ -183,7 +190,9 @@ UPLOAD_LIMIT = env.integer("SAEHUB_UPLOAD_MB", 512, "Largest corpus file a page 
 DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 1024 * 1024
 FILE_UPLOAD_TEMP_DIR = str(DATA_DIR / "tmp")
 Path(FILE_UPLOAD_TEMP_DIR).mkdir(parents=True, exist_ok=True)
-DISK_RESERVE = env.integer("SAEHUB_DISK_RESERVE_MB", 512, "Free disk that long work leaves untouched, in MB") * 1024 * 1024
+DISK_RESERVE = (
+    env.integer("SAEHUB_DISK_RESERVE_MB", 512, "Free disk that long work leaves untouched, in MB") * 1024 * 1024
+)
 
 LOGGING = {
     "version": 1,

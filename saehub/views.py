@@ -62,7 +62,12 @@ def search(request: HttpRequest) -> HttpResponse:
         (title, list(rows.objects.filter(match).select_related("job")[:SEARCH_ROWS]))
         for title, rows, permission, match in (
             ("SAEs", SAE, "saes.view_sae", Q(name__icontains=text) | Q(hook_name__icontains=text)),
-            ("Language models", LanguageModel, "saes.view_languagemodel", Q(name__icontains=text) | Q(location__icontains=text)),
+            (
+                "Language models",
+                LanguageModel,
+                "saes.view_languagemodel",
+                Q(name__icontains=text) | Q(location__icontains=text),
+            ),
             ("Corpora", Corpus, "training.view_corpus", Q(name__icontains=text) | Q(location__icontains=text)),
             ("Captures", Capture, "training.view_capture", Q(name__icontains=text)),
             ("Training runs", Run, "training.view_run", Q(name__icontains=text) | Q(hook_name__icontains=text)),

@@ -115,7 +115,8 @@ def child_environment() -> dict[str, str]:
     url = f"postgresql://{row['USER']}@/{row['NAME']}?host={row['HOST']}"
     if row["HOST"] and not str(row["HOST"]).startswith("/"):
         url = f"postgresql://{row['USER']}:{row['PASSWORD']}@{row['HOST']}:{row['PORT']}/{row['NAME']}"
-    return {**os.environ, "DATABASE_URL": url, "SAEHUB_DATA": str(settings.DATA_DIR), "SECRET_KEY": settings.SECRET_KEY}
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    return {**inherited, "DATABASE_URL": url, "SAEHUB_DATA": str(settings.DATA_DIR), "SECRET_KEY": settings.SECRET_KEY}
 
 
 @contextlib.contextmanager

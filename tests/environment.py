@@ -19,3 +19,4 @@ except BlockingIOError:
 os.environ["SAEHUB_DATA"] = str(data)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("SAEHUB_JOB_LEASE", "6")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: a second thread only waits

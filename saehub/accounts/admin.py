@@ -21,7 +21,9 @@ class HouseAdmin(admin.ModelAdmin):
 
     def _may(self, request: HttpRequest, action: str, obj: Any = None) -> bool:
         meta = self.opts
-        return allowed(request.user, ADMIN) and allowed(request.user, f"{meta.app_label}.{action}_{meta.model_name}", obj)
+        return allowed(request.user, ADMIN) and allowed(
+            request.user, f"{meta.app_label}.{action}_{meta.model_name}", obj
+        )
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return self.has_view_permission(request)

@@ -25,4 +25,3 @@ class HouseSite(admin.AdminSite):
         if not issubclass(admin_class, HouseAdmin):
             admin_class = type(f"House{admin_class.__name__}", (HouseAdmin, admin_class), {})
         super().register(model_or_iterable, admin_class, **options)
-

@@ -1,1 +1,1 @@
-"""Everything long: one table of kinds, one row per job, one `run()`. Imports no other app."""
+"""Everything long: one table of kinds, one row per job, one `run()`. Imports no app but saehub.accounts."""

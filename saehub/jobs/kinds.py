@@ -38,6 +38,7 @@ KINDS = {
         Kind("train", "training.jobs", "Train an SAE", "gpu", "training.add_run", "training:run_detail", "run"),
         Kind("evaluate", "training.jobs", "Evaluate", "gpu", "training.add_evaluation", "saes:sae_detail", "sae"),
         Kind("harvest", "concepts.jobs", "Harvest features", "gpu", "concepts.add_featureview", "saes:sae_detail", "sae"),
-        Kind("generate", "inference.jobs", "Generate", "live", "inference.add_generation", "inference:generation_detail", "generation", in_child=False, attempts=1),
+        Kind("generate", "inference.jobs", "Generate", "live", "inference.add_generation", "inference:generation_detail", "generation",
+             in_child=False, attempts=1),
     )
 }  # fmt: skip

@@ -25,7 +25,9 @@ class Made(models.Model):
     FOLDER = ""  # folder of its files: <data>/<FOLDER>/<pk>
 
     name = models.CharField(max_length=120)
-    owner = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
     ready_at = models.DateTimeField(null=True, blank=True, editable=False)
     job = models.ForeignKey(Job, null=True, blank=True, on_delete=models.SET_NULL, related_name="+", editable=False)
@@ -71,7 +73,6 @@ class Made(models.Model):
         for name, value in (fields | {"ready_at": timezone.now()}).items():
             setattr(self, name, value)
         self.save(update_fields=[*fields, "ready_at"])
-
 
     def delete(self, *args: Any, **kwargs: Any) -> Any:
         """The row goes first: files without a row are litter, a row without files is a broken page."""

@@ -13,7 +13,9 @@ MAX_STEPS = 3000
 def probe(progress: Progress, steps: int, seconds: float = 0.1) -> dict[str, Any]:
     """Count to `steps`, waiting `seconds` at each."""
     if not 1 <= steps <= MAX_STEPS:
-        raise JobError(f"A probe counts between 1 and {MAX_STEPS} steps, not {steps}.", "Choose another number of steps.")
+        raise JobError(
+            f"A probe counts between 1 and {MAX_STEPS} steps, not {steps}.", "Choose another number of steps."
+        )
     progress.start("counting", total=steps)
     for step in range(1, steps + 1):
         time.sleep(seconds)

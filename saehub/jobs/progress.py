@@ -73,8 +73,8 @@ class Progress:
         self._marks.append((now, done))
         while self._marks[0][0] < now - 10 and len(self._marks) > 2:
             self._marks.popleft()
-        (then, before), seconds = self._marks[0], now - self._marks[0][0]
-        return (done - before) / seconds if seconds > 0 and done > before else None
+        then, before = self._marks[0]
+        return (done - before) / (now - then) if now > then and done > before else None
 
     def beat(self, **fields: Any) -> None:
         """Renew the lease and look for a cancel, writing `fields` along."""

@@ -31,7 +31,9 @@ def announce(job_id: int) -> None:
     from channels_postgres.models import GroupChannel, Message
 
     layer = get_channel_layer()
-    channels = GroupChannel.objects.filter(group_key=layer._group_key(f"job-{job_id}")).values_list("channel", flat=True)
+    channels = GroupChannel.objects.filter(group_key=layer._group_key(f"job-{job_id}")).values_list(
+        "channel", flat=True
+    )
     message = layer.serialize({"type": "changed", "job": job_id})
     expire = timezone.now() + timedelta(seconds=layer.expiry)
     Message.objects.bulk_create([Message(channel=channel, message=message, expire=expire) for channel in set(channels)])

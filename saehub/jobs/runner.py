@@ -55,9 +55,7 @@ def supervise(job: Job) -> None:
     while child.poll() is None:
         time.sleep(0.2)
         row = Job.objects.filter(job.holding()).values("cancel_at").first()
-        if row is None:  # finished and about to exit, or taken from us
-            asked = asked or time.monotonic()
-        elif row["cancel_at"]:
+        if row is None or row["cancel_at"]:  # finished and about to exit, taken from us, or to be cancelled
             asked = asked or time.monotonic()
         if asked and time.monotonic() - asked > CANCEL_GRACE:
             kill_tree(child.pid)

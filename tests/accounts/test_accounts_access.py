@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.django_db
 NUMBER = re.compile(r"<int:\w+>")
 
 
-def patterns(resolver: Any = None, prefix: str = "", spaces: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+def patterns(
+    resolver: Any = None, prefix: str = "", spaces: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
     """(path, view, namespaces) of every URL of the site; numbers in a path become 1."""
     for entry in (resolver or get_resolver()).url_patterns:
         path = prefix + str(entry.pattern)
@@ -65,7 +68,7 @@ def test_posts_are_refused_to_whoever_may_not_change(path: str, view: Any, clien
 
 def test_roles_build_on_each_other(user_of: Any) -> None:
     held = [user_of(role).get_all_permissions() for role in ROLES]
-    for less, more in zip(held, held[1:], strict=False):
+    for less, more in pairwise(held):
         assert less < more
     assert "training.add_run" not in held[1] and "training.add_run" in held[2]
     assert "accounts.use_admin" not in held[2] and "accounts.use_admin" in held[3]
@@ -88,7 +91,9 @@ def test_an_inactive_user_may_nothing(user_of: Any) -> None:
 
 
 def test_every_operation_of_the_api_says_what_it_needs() -> None:
-    operations = [op for _, router in api._routers for view in router.path_operations.values() for op in view.operations]
+    operations = [
+        op for _, router in api._routers for view in router.path_operations.values() for op in view.operations
+    ]
     assert len(operations) >= 7
     for operation in operations:
         assert [auth.permission for auth in operation.auth_callbacks], operation.operation_id

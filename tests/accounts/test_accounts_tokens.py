@@ -116,6 +116,8 @@ def test_pages_carry_a_strict_policy(client_of: Any) -> None:
 
 
 def test_a_fragment_without_a_session_leads_to_the_login_and_back() -> None:
-    answer = Client().get("/jobs/", headers={"HX-Request": "true", "HX-Current-URL": "http://testserver/jobs/?state=done"})
+    answer = Client().get(
+        "/jobs/", headers={"HX-Request": "true", "HX-Current-URL": "http://testserver/jobs/?state=done"}
+    )
     assert answer.status_code == 204
     assert answer["HX-Redirect"] == "/login/?next=%2Fjobs%2F%3Fstate%3Ddone"

@@ -26,7 +26,9 @@ def prepared(folder: Path) -> tuple[LanguageModel, Corpus]:
     corpus.file.write_text("\n\n".join(f"Number {i}. {TEXT}" for i in range(400)))
     for row in (model, corpus):
         row.start(None)
-        wait_for(lambda row=row: Job.objects.get(pk=row.job_id).state not in ("queued", "running"), 60, f"{row} to be ready")
+        wait_for(
+            lambda row=row: Job.objects.get(pk=row.job_id).state not in ("queued", "running"), 60, f"{row} to be ready"
+        )
         job = Job.objects.get(pk=row.job_id)
         assert job.state == State.DONE, job.error
     return model, corpus
@@ -87,7 +89,9 @@ def test_from_a_capture_to_a_steered_generation(page: Any, site: str, tiny_model
 
     sae = SAE.objects.get()
     wait_for(lambda: not Job.objects.filter(state__in=("queued", "running")).exists(), 120, "evaluation and harvest")
-    assert set(Job.objects.values_list("state", flat=True)) == {State.DONE}, list(Job.objects.values_list("kind", "error"))
+    assert set(Job.objects.values_list("state", flat=True)) == {State.DONE}, list(
+        Job.objects.values_list("kind", "error")
+    )
     page.goto(f"/saes/{sae.pk}/")
     no_violations(page)
     page.goto(f"/saes/{sae.pk}/features/?sort=-n_fires")
@@ -133,7 +137,11 @@ def test_a_card_without_its_socket_polls_and_a_reload_shows_the_same(page: Any, 
     job = enqueue("probe", None, title="count", steps=120, seconds=0.1)
     page.goto(job.get_absolute_url())
     first = page.evaluate("document.querySelector('.job progress')?.value ?? 0")
-    wait_for(lambda: page.evaluate("document.querySelector('.job progress')?.value ?? 0") > first, 15, "the polled card to move")
+    wait_for(
+        lambda: page.evaluate("document.querySelector('.job progress')?.value ?? 0") > first,
+        15,
+        "the polled card to move",
+    )
     page.reload()
     assert page.evaluate("document.querySelector('.job progress').value") > first
     page.get_by_role("button", name="Cancel").click()
@@ -156,7 +164,17 @@ def test_forms_and_lists_work_without_javascript(chromium: Any, site: str, page:
     wait_for(lambda: Corpus.objects.filter(ready_at__isnull=False).exists(), 40, "the corpus to be read")
     plain.reload()
     assert "done" in plain.locator("main").inner_text() or "ready" in plain.locator("main").inner_text()
-    for path in ("/", "/models/", "/corpora/", "/captures/", "/training/", "/saes/", "/steering/", "/jobs/", "/account/"):
+    for path in (
+        "/",
+        "/models/",
+        "/corpora/",
+        "/captures/",
+        "/training/",
+        "/saes/",
+        "/steering/",
+        "/jobs/",
+        "/account/",
+    ):
         assert plain.goto(path).status == 200
         assert plain.locator("h1").count() == 1
     context.close()

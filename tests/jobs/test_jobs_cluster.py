@@ -41,7 +41,9 @@ def moves(job: Job) -> Job:
 
 def child_of(job: Job) -> psutil.Process:
     """The process that runs the job."""
-    found = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:-1] == ["run_job", str(job.pk)]]
+    found = [
+        p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:-1] == ["run_job", str(job.pk)]
+    ]
     assert len(found) == 1, "exactly one process runs a job"
     return found[0]
 
@@ -97,4 +99,3 @@ def test_stopping_a_worker_gives_its_job_back_at_once() -> None:
         assert worker.wait(10) == 0
     job.refresh_from_db()
     assert (job.state, job.attempt) == (State.QUEUED, 0)
-

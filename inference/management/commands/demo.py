@@ -79,7 +79,13 @@ class Command(BaseCommand):
             row.file.write_text(python_documentation(), encoding="utf-8")
 
         return self.make(
-            Corpus, "corpus", {"name": CORPUS}, write, source=Corpus.Source.TEXT, location="pydoc_topics.jsonl", text_field="text"
+            Corpus,
+            "corpus",
+            {"name": CORPUS},
+            write,
+            source=Corpus.Source.TEXT,
+            location="pydoc_topics.jsonl",
+            text_field="text",
         )
 
     def capture(self, model: LanguageModel, corpus: Corpus) -> Capture:
@@ -117,9 +123,18 @@ class Command(BaseCommand):
 
     def generation(self, sae: SAE, features: Features, named: list[tuple[int, str]]) -> Generation:
         feature = named[0][0]
-        edit = {"feature": feature, "mode": "add", "value": round(STRENGTH * float(features.feature(feature).maximum), 3)}
+        edit = {
+            "feature": feature,
+            "mode": "add",
+            "value": round(STRENGTH * float(features.feature(feature).maximum), 3),
+        }
         row: Generation = self.make(
-            Generation, "generation", {"name": PROMPT, "sae": sae, "edits": [edit]}, model=sae.model, prompt=PROMPT, max_new_tokens=40
+            Generation,
+            "generation",
+            {"name": PROMPT, "sae": sae, "edits": [edit]},
+            model=sae.model,
+            prompt=PROMPT,
+            max_new_tokens=40,
         )
         self.steps[-1] = ("generation", row.job, len(row.baseline["ids"]) + len(row.steered["ids"]))
         return row
@@ -159,7 +174,9 @@ class Command(BaseCommand):
             job.refresh_from_db()
         bar.close()
         if job.state != State.DONE:
-            raise CommandError(f"{job.title}: {job.state}. {job.error} {job.hint} See {self.site}{job.get_absolute_url()}")
+            raise CommandError(
+                f"{job.title}: {job.state}. {job.error} {job.hint} See {self.site}{job.get_absolute_url()}"
+            )
 
     # -- what came out
     def report(
@@ -201,7 +218,8 @@ class Command(BaseCommand):
     def summary(self, sae: SAE, view: FeatureView, generation: Generation) -> dict[str, Any]:
         return {
             "steps": [
-                {"step": step, "tokens": tokens, "seconds": job.seconds if job else None} for step, job, tokens in self.steps
+                {"step": step, "tokens": tokens, "seconds": job.seconds if job else None}
+                for step, job, tokens in self.steps
             ],
             "metrics": {name: sae.metrics[name]["value"] for _, name in METRICS if name in sae.metrics},
             "dead": view.dead,

@@ -15,7 +15,13 @@ class Migration(migrations.Migration):
         migrations.RunPython(
             grant(
                 "jobs",
-                {"view_job": "viewer", "add_job": "curator", "view_jobline": "viewer", "cancel_job": "annotator", "delete_job": "curator"},
+                {
+                    "view_job": "viewer",
+                    "add_job": "curator",
+                    "view_jobline": "viewer",
+                    "cancel_job": "annotator",
+                    "delete_job": "curator",
+                },
             ),
             migrations.RunPython.noop,
         )

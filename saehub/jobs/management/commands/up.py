@@ -30,7 +30,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--host", default="127.0.0.1")
         parser.add_argument("--port", type=int, default=8000)
-        parser.add_argument("--then", nargs="+", metavar="COMMAND", default=[], help="A management command to run once all is up.")
+        parser.add_argument(
+            "--then", nargs="+", metavar="COMMAND", default=[], help="A management command to run once all is up."
+        )
         parser.add_argument("--leave", action="store_true", help="Leave after that command, with its exit code.")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -43,7 +45,9 @@ class Command(BaseCommand):
         call_command("migrate", verbosity=0)
         self.first_admin()
         web = ["web", "--host", self.host, "--port", str(self.port)]
-        self.children = {" ".join(call): self.spawn(call) for call in [web, *(["work", queue] for queue in settings.QUEUES)]}
+        self.children = {
+            " ".join(call): self.spawn(call) for call in [web, *(["work", queue] for queue in settings.QUEUES)]
+        }
         code = 0
         try:
             self.wait_for_site()
@@ -63,7 +67,9 @@ class Command(BaseCommand):
             try:
                 probe.bind((self.host, self.port))
             except OSError as error:
-                raise CommandError(f"Port {self.port} of {self.host} is taken ({error.strerror}). Choose one: make up PORT=8001") from None
+                raise CommandError(
+                    f"Port {self.port} of {self.host} is taken ({error.strerror}). Choose one: make up PORT=8001"
+                ) from None
 
     def first_admin(self) -> None:
         """An account to begin with; its password is shown this once and stored only as a hash."""

@@ -13,7 +13,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--host", default="127.0.0.1")
         parser.add_argument("--port", type=int, default=8000)
-        parser.add_argument("--with-parent", action="store_true", help="End when the process that started this one ends.")
+        parser.add_argument(
+            "--with-parent", action="store_true", help="End when the process that started this one ends."
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         from daphne.cli import CommandLineInterface

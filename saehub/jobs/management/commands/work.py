@@ -25,7 +25,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("queue", choices=sorted(settings.QUEUES))
-        parser.add_argument("--with-parent", action="store_true", help="End when the process that started this one ends.")
+        parser.add_argument(
+            "--with-parent", action="store_true", help="End when the process that started this one ends."
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.queue = options["queue"]
@@ -66,6 +68,10 @@ class Command(BaseCommand):
     def stuck(self) -> bool:
         """Jobs wait though no job of ours runs: an idle worker died by `kill -9` while it held the queue's lock."""
         waiting = Job.objects.filter(state=State.QUEUED, queue=self.queue).order_by("offered_at").first()
-        if waiting is None or waiting.offered_at is None or Job.objects.filter(state=State.RUNNING, worker=self.worker).exists():
+        if (
+            waiting is None
+            or waiting.offered_at is None
+            or Job.objects.filter(state=State.RUNNING, worker=self.worker).exists()
+        ):
             return False
         return (timezone.now() - max(waiting.offered_at, self.started)).total_seconds() > STUCK_SECONDS

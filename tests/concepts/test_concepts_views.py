@@ -1,0 +1,251 @@
+"""The pages of features: who may see and harvest, what the lists and one feature show, and what bad input gets."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from django.urls import reverse
+
+from concepts.models import FeatureView, known_features
+from saehub.jobs.models import Job, State
+from tests.steering_rows import DEAD, Rows
+
+LIST_QUERIES = 8
+
+
+def features(rows: Rows, query: str = "") -> str:
+    return reverse("concepts:feature_list", args=[rows.sae.pk]) + query
+
+
+def feature(rows: Rows, index: int, query: str = "") -> str:
+    return reverse("concepts:feature_detail", args=[rows.sae.pk, index]) + query
+
+
+# -- before there is a view
+def test_an_sae_without_a_view_offers_the_harvest(rows: Rows, client_of: Any) -> None:
+    page = client_of("researcher").get(features(rows)).content.decode()
+    assert "No features harvested yet" in page and "Harvest features" in page and rows.capture.name in page
+    page = client_of("viewer").get(features(rows)).content.decode()
+    assert "No features harvested yet" in page and "Harvest features" not in page
+
+
+def test_harvest_is_queued_once_and_shown(rows: Rows, client_of: Any) -> None:
+    client = client_of("researcher")
+    for _ in range(2):
+        response = client.post(features(rows), {"capture": rows.capture.pk})
+        view = FeatureView.objects.get()
+        assert response.status_code == 302 and response.url == features(rows, f"?view={view.pk}")
+    job = Job.objects.get()
+    assert (job.kind, job.queue, job.params) == ("harvest", "gpu", {"sae": rows.sae.pk, "view": view.pk})
+    page = client.get(response.url).content.decode()
+    assert f'id="job-{job.pk}"' in page and 'hx-trigger="every 2s' in page
+    assert "are being harvested already" in page
+    Job.objects.filter(pk=job.pk).update(state=State.FAILED, error="The disk is full.")
+    page = client.get(response.url).content.decode()
+    assert "The disk is full." in page and 'hx-trigger="every 2s' not in page, "at rest nothing polls"
+
+
+def test_harvesting_needs_its_permission(rows: Rows, client_of: Any) -> None:
+    assert client_of("annotator").post(features(rows), {"capture": rows.capture.pk}).status_code == 403
+    assert not Job.objects.exists()
+
+
+def test_somebody_elses_view_is_not_harvested_over(rows: Rows, client_of: Any, user_of: Any) -> None:
+    FeatureView.objects.create(name="theirs", sae=rows.sae, capture=rows.capture, owner=user_of("curator"))
+    assert client_of("researcher").post(features(rows), {"capture": rows.capture.pk}).status_code == 403
+    assert not Job.objects.exists()
+
+
+@pytest.mark.parametrize("given", ["", "12345", "x"])
+def test_a_capture_that_cannot_be_used_is_an_error_at_the_field(rows: Rows, client_of: Any, given: str) -> None:
+    response = client_of("researcher").post(features(rows), {"capture": given})
+    assert response.status_code == 422 and not Job.objects.exists()
+    page = response.content.decode()
+    assert "Choose the capture" in page if not given else "That capture does not hold blocks.1.hook_resid_post" in page
+
+
+def test_a_capture_of_another_width_is_refused(rows: Rows, client_of: Any) -> None:
+    rows.model.hook_points[0]["d"] = 64
+    rows.model.save()
+    response = client_of("researcher").post(features(rows), {"capture": rows.capture.pk})
+    assert response.status_code == 422
+    assert "This SAE reads vectors of 32 numbers, but blocks.1.hook_resid_post of tiny-llama gives 64" in response.content.decode()
+
+
+# -- the list
+def shown(response: Any) -> list[int]:
+    return [row.feature for row in response.context["page"]]
+
+
+def test_the_list_sorts_filters_and_pages(rows: Rows, view: FeatureView, client_of: Any) -> None:
+    client = client_of("viewer")
+    columns = view.opened()
+    assert shown(client.get(features(rows))) == list(range(25))
+    assert shown(client.get(features(rows, "?page=4&size=25"))) == list(range(75, 96))
+    assert shown(client.get(features(rows, "?size=50"))) == list(range(50))
+    by_max = shown(client.get(features(rows, "?sort=-max")))
+    assert by_max == columns.sorted("max", True)[:25].tolist()
+    dead = client.get(features(rows, "?state=dead"))
+    assert DEAD in shown(dead) and "never fired" in dead.content.decode()
+    assert DEAD not in shown(client.get(features(rows, "?state=alive&size=50")))
+    low = float(np.median(columns.summary["density"])) * 100
+    dense = client.get(features(rows, f"?density_low={low}&size=50"))
+    assert shown(dense) and all(columns.summary["density"][i] * 100 >= low for i in shown(dense))
+    some = columns.feature(by_max[0]).top_tokens[0].text
+    with_token = client.get(features(rows, "?size=50"), {"token": some, "size": 50})
+    assert by_max[0] in columns.sorted("feature", False, {"token": some})
+    assert all(i in columns.sorted("feature", False, {"token": some}) for i in shown(with_token))
+    nothing = client.get(features(rows, "?max_low=1e9"))
+    assert "No feature matches these filters" in nothing.content.decode()
+
+
+def test_a_filter_that_makes_no_sense_says_so_and_is_left_out(rows: Rows, view: FeatureView, client_of: Any) -> None:
+    client = client_of("viewer")
+    response = client.get(features(rows, "?density_low=abc&state=dead&sort=nonsense&size=7"))
+    assert response.status_code == 200 and DEAD in shown(response)
+    assert "Enter a number." in response.content.decode() and 'value="abc"' in response.content.decode()
+    response = client.get(features(rows, "?max_low=nan"))
+    assert len(shown(response)) == 25 and "This filter is left out" in response.content.decode()
+    response = client.get(features(rows, "?max_low=5&max_high=1"))
+    assert "The largest maximum is below the smallest." in response.content.decode()
+
+
+def test_fragments_for_htmx(rows: Rows, view: FeatureView, client_of: Any) -> None:
+    client = client_of("viewer")
+    table = client.get(features(rows), headers={"HX-Request": "true", "HX-Target": "rows"}).content.decode()
+    assert table.strip().startswith('<div id="rows"') and "<svg" not in table
+    live = client.get(features(rows), headers={"HX-Request": "true", "HX-Target": "live"}).content.decode()
+    assert live.strip().startswith('<div id="live"') and "<svg" in live and "every 2s" not in live
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_list_asks_the_same_queries_for_one_and_three_views(
+    n: int, rows: Rows, view: FeatureView, client_of: Any, django_assert_num_queries: Any
+) -> None:
+    for i in range(n - 1):
+        FeatureView.objects.create(name=f"v{i}", sae=rows.sae, capture=rows.capture, owner=rows.owner)
+    client = client_of("viewer")
+    client.get(features(rows))
+    with django_assert_num_queries(LIST_QUERIES):
+        assert client.get(features(rows)).status_code == 200
+
+
+def test_jumping_to_a_feature(rows: Rows, view: FeatureView, client_of: Any) -> None:
+    client = client_of("viewer")
+    assert client.get(features(rows, "?feature=12&around=full")).url == feature(rows, 12, "?around=full")
+    assert client.get(features(rows, "?feature=1,0")).url == feature(rows, 10)
+    for wrong in ("96", "99999999"):
+        page = client.get(features(rows, f"?feature={wrong}"), follow=True)
+        assert page.status_code == 404
+        assert f"There is no feature {wrong}; tiny-sae has features 0 to 95." in page.content.decode()
+    assert client.get(features(rows, "?feature=-1")).status_code == 404
+    assert client.get(features(rows, "?feature=" + "9" * 30)).status_code == 404
+    assert client.get(features(rows, "?view=12345")).status_code == 404
+
+
+def test_a_damaged_view_says_what_is_wrong(rows: Rows, view: FeatureView, client_of: Any) -> None:
+    (view.folder / "view.json").unlink()
+    page = client_of("researcher").get(features(rows))
+    assert page.status_code == 200
+    assert "it was not finished; harvest it again" in page.content.decode() and "Harvest features" in page.content.decode()
+    followed = client_of("researcher").get(feature(rows, 3), follow=True)
+    assert followed.redirect_chain and "it was not finished" in followed.content.decode()
+
+
+# -- one feature
+def test_a_feature_shows_what_its_view_holds(rows: Rows, view: FeatureView, client_of: Any) -> None:
+    columns = view.opened()
+    index = int(columns.sorted("n_fires")[0])
+    record = columns.feature(index)
+    response = client_of("viewer").get(feature(rows, index))
+    page = response.content.decode()
+    assert f"{record.n_fires:,}" in page and f"{record.n_tokens:,}" in page
+    assert page.count('class="t ') > 10 and page.count("peak") >= len(record.top)
+    for other in record.neighbours:
+        assert feature(rows, other.feature) in page
+    for interval in record.intervals:
+        assert any(group.interval == interval for group in response.context["groups"])
+    assert [snippet.example.value for snippet in response.context["groups"][0].shown] == [e.value for e in record.top[:8]]
+    assert feature(rows, index - 1) in page and feature(rows, index + 1) in page
+    assert "Steer" not in response.content.decode().partition("</header>")[2].partition("Numbers")[0], "a viewer may not"
+    page = client_of("researcher").get(feature(rows, index)).content.decode()
+    assert f"?sae={rows.sae.pk}&feature={index}&mode=add&value={record.maximum:.4g}" in page.replace("&amp;", "&")
+
+
+def test_the_window_and_the_scale_are_in_the_url(rows: Rows, view: FeatureView, client_of: Any) -> None:
+    columns = view.opened()
+    index = int(columns.sorted("n_fires")[0])
+    client = client_of("viewer")
+    for around, width in (("stacked", 11), ("snippet", 33), ("full", 32), ("nonsense", 33)):
+        groups = client.get(feature(rows, index, f"?around={around}")).context["groups"]
+        tokens = [len(snippet.tokens) for group in groups for snippet in group.shown]
+        assert max(tokens) <= width and (around != "full" or set(tokens) == {32})
+        for snippet in groups[0].shown:
+            assert snippet.activations[snippet.peak] == snippet.example.value
+            assert snippet.maximum == columns.feature(index).maximum
+    for snippet in client.get(feature(rows, index, "?scale=snippet")).context["groups"][0].shown:
+        assert snippet.maximum == snippet.example.value
+
+
+def test_a_dead_feature_says_so_with_n(rows: Rows, view: FeatureView, client_of: Any) -> None:
+    page = client_of("researcher").get(feature(rows, DEAD)).content.decode()
+    assert f"dead in {view.n_tokens:,} tokens" in page
+    assert f"Feature {DEAD} did not fire in {view.n_tokens:,} tokens of {rows.capture.name}" in page
+    assert "Neighbours" in page and "Reproduce in Python" not in page
+
+
+def test_a_feature_out_of_range_names_the_range(rows: Rows, client_of: Any) -> None:
+    response = client_of("viewer").get(feature(rows, 96))
+    assert response.status_code == 404
+    assert "There is no feature 96; tiny-sae has features 0 to 95." in response.content.decode()
+
+
+def test_a_feature_without_a_view_leads_to_the_harvest(rows: Rows, client_of: Any) -> None:
+    response = client_of("researcher").get(feature(rows, 3), follow=True)
+    assert response.redirect_chain[0][0] == features(rows)
+    assert "have not been harvested yet" in response.content.decode()
+
+
+def test_the_python_on_the_page_finds_the_same_number(rows: Rows, view: FeatureView, client_of: Any) -> None:
+    columns = view.opened()
+    index = int(columns.sorted("max")[0])
+    code = client_of("viewer").get(feature(rows, index)).context["python"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "page", "exec"), {})
+    assert float(printed.getvalue().removeprefix("tensor(").rstrip(")\n")) == pytest.approx(columns.feature(index).maximum, abs=1e-4)
+
+
+def test_a_feature_as_json(rows: Rows, view: FeatureView, client_of: Any) -> None:
+    columns = view.opened()
+    index = int(columns.sorted("n_fires")[0])
+    record = columns.feature(index)
+    found = client_of("viewer").get(feature(rows, index, "?format=json")).json()
+    assert (found["feature"], found["n_fires"], found["maximum"]) == (index, record.n_fires, record.maximum)
+    assert found["neighbours"][0]["feature"] == record.neighbours[0].feature
+    assert found["layer_norm"] == rows.capture.manifest["norms"]["blocks.1.hook_resid_post"]
+    dead = client_of("viewer").get(feature(rows, DEAD, "?format=json")).json()
+    assert dead["maximum"] is None and dead["mean"] is None and dead["n_fires"] == 0
+
+
+def test_known_features(rows: Rows, view: FeatureView) -> None:
+    columns = view.opened()
+    known = known_features(rows.sae, [3, 95, 96, -1])
+    assert sorted(known) == [3, 95] and known[3].maximum == columns.feature(3).maximum
+    norm = rows.capture.manifest["norms"]["blocks.1.hook_resid_post"]
+    assert known[3].per_norm == pytest.approx(columns.feature(3).decoder_norm / norm)
+    view.ready_at = None
+    view.save()
+    assert known_features(rows.sae, [3]) == {}
+
+
+def test_the_admin_lists_views_and_links_to_the_page(rows: Rows, view: FeatureView, client_of: Any) -> None:
+    page = client_of("admin").get(reverse("admin:concepts_featureview_changelist") + "?q=view").content.decode()
+    assert view.get_absolute_url() in page
+    page = client_of("admin").get(reverse("admin:concepts_featureview_change", args=[view.pk])).content.decode()
+    assert 'name="name"' in page and 'name="n_tokens"' not in page
+    assert client_of("admin").get(reverse("admin:concepts_featureview_add")).status_code == 403
