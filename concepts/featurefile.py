@@ -191,7 +191,8 @@ class FeatureView:
         """A column as a read-only memory map. Raises ViewError when its file is missing or damaged."""
         if name not in self._columns:
             try:
-                self._columns[name] = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                mapped = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                self._columns[name] = mapped.view(np.ndarray)  # still mapped; np.memmap is slow at being indexed
             except FileNotFoundError as error:
                 raise ViewError(
                     f"The feature view {self.path.name} lost its column {name}; harvest it again."
@@ -343,13 +344,14 @@ class FeatureView:
 
     def token_texts(self, ids: np.ndarray) -> list[str]:
         """Texts of token ids; see concepts.numerics.token_text for how bytes are shown."""
-        return [self.token_text(i) for i in ids.tolist()]
+        start, data = self.column("vocabulary_start"), self.column("vocabulary_bytes").data
+        known = (ids >= 0) & (ids < len(start) - 1)
+        safe = np.where(known, ids, 0)
+        spans = zip(start[safe].tolist(), start[safe + known].tolist(), known.tolist(), ids.tolist(), strict=True)
+        return [str(data[a:b], "utf-8") if known else f"<token {i}>" for a, b, known, i in spans]
 
     def token_text(self, i: int) -> str:
-        start = self.column("vocabulary_start")
-        if not 0 <= i < len(start) - 1:
-            return f"<token {i}>"
-        return bytes(self.column("vocabulary_bytes")[start[i] : start[i + 1]]).decode()
+        return self.token_texts(np.array([i]))[0]
 
     @cached_property
     def _folded_vocabulary(self) -> list[str]:
