@@ -80,7 +80,9 @@ def curves(
     if y_domain:
         scale["domain"] = list(y_domain)
     encoding = {
-        "x": _axis("x", x_title, labelExpr="format(datum.value, '~s')", tickCount=5, scale={"nice": False}),
+        "x": _axis(
+            "x", x_title, labelExpr="format(datum.value, '~s')", tickCount=5, labelOverlap=True, scale={"nice": False}
+        ),
         "y": _axis("y", y_title, tickCount=4, scale=scale),
         "color": _lines(series, range=list(SERIES[: len(series)])),
         "strokeDash": _lines(series, range=list(DASHES[: len(series)])),

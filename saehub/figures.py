@@ -128,7 +128,7 @@ def rate_text(value: Any, unit: str) -> str:
         return NOTHING
     if 0 < number < 0.1 and unit != "bytes":
         return f"{fig_text(number * 60, 2)} {unit}/min"
-    return f"{amount_text(number, unit)}/s"
+    return f"{amount_text(round(number) if abs(number) >= 1000 else number, unit)}/s"
 
 
 def amount_text(value: Any, unit: str) -> str:
