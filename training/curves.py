@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pprint
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,19 +95,31 @@ def now(run: Run, points: Sequence[RunPoint]) -> list[Figure]:
     ]
 
 
+CONFIG_ORDER = (
+    "d_sae", "k", "l1_coefficient", "n_tokens", "steps", "batch_size", "lr", "lr_warmup", "lr_decay", "l1_warmup",
+    "aux_coefficient", "dead_after_tokens", "clip", "seed",
+)  # fmt: skip
+
+
+def ordered_config(run: Run) -> dict[str, Any]:
+    """The run's config as a person would write it; the database does not keep the order of keys."""
+    place = {name: at for at, name in enumerate(CONFIG_ORDER)}
+    return dict(sorted(run.config.items(), key=lambda item: (place.get(item[0], len(place)), item[0])))
+
+
 def config_rows(run: Run) -> list[tuple[str, str]]:
     """The config as text; numbers as everywhere else."""
+    config = ordered_config(run)
     return [
-        (name, exact_text(value) if isinstance(value, int | float) else str(value))
-        for name, value in run.config.items()
+        (name, exact_text(value) if isinstance(value, int | float) else str(value)) for name, value in config.items()
     ]
 
 
 def snippet(run: Run) -> str:
     """Python that trains the same SAE from the capture's folder."""
-    sae = {"architecture": run.architecture, "d_in": run.capture.d_in(run.hook_name), "d_sae": run.config.get("d_sae")}
-    sae |= {"k": run.config["k"]} if "k" in run.config else {}
-    given = {key: value for key, value in run.config.items() if key not in ("d_sae", "k")}
+    config = ordered_config(run)
+    sae = {"architecture": run.architecture, "d_in": run.capture.d_in(run.hook_name)}
+    sae |= {name: config.pop(name) for name in ("d_sae", "k") if name in config}
     return f"""\
 from saes.numerics.architectures import build_sae
 from saes.numerics.formats import save_sae
@@ -117,7 +128,11 @@ from training.numerics.shards import open_capture
 from training.numerics.train import TrainConfig, capture_batches, train
 
 capture = open_capture("{run.capture.folder}")
-config = TrainConfig(**{pprint.pformat(given, sort_dicts=False, width=100)})
-sae = build_sae(SAEConfig(**{pprint.pformat(sae, sort_dicts=False, width=100)}), seed=config.seed)
+config = TrainConfig({_arguments(config)})
+sae = build_sae(SAEConfig({_arguments(sae)}), seed=config.seed)
 result = train(sae, capture_batches(capture, "{run.hook_name}", config), config)
 save_sae(result.sae, "my-sae")"""
+
+
+def _arguments(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())

@@ -28,6 +28,7 @@ class CaptureEstimate:
     tokens: int | None
     bytes: int | None
     free: int
+    hooks: list[dict[str, Any]]
     preview: Preview | None
 
     @property
@@ -49,9 +50,10 @@ def estimate_capture(data: dict[str, Any]) -> CaptureEstimate | None:
     ratio = shown.characters_per_token if shown else CHARACTERS_PER_TOKEN
     found = int(corpus.n_characters / ratio) if corpus.n_characters is not None else None
     tokens = min(filter(None, (found, data.get("max_tokens"))), default=None)
-    width = sum(row["d"] for row in map(model.hook, hooks) if row)
+    rows = [row for row in map(model.hook, hooks) if row]
+    width = sum(row["d"] for row in rows)
     each = width * STORAGE_BYTES[data.get("dtype") or "float32"] + 3 * 4  # with the token and where it stands
-    return CaptureEstimate(tokens, None if tokens is None else tokens * each, free_bytes(), shown)
+    return CaptureEstimate(tokens, None if tokens is None else tokens * each, free_bytes(), rows, shown)
 
 
 @dataclass(frozen=True)

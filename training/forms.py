@@ -343,8 +343,9 @@ class RunForm(NewRow):
         }
         source: Any = self.fields["source"]
         source.choices = [("", "Choose a capture")] * (len(self.captures) > 1) + [
-            (f"{row.name} · {row.n_tokens:,} tokens", [(f"{row.pk}:{hook}", hook) for hook in row.hook_names])
+            (f"{row.pk}:{hook}", f"{row.name} · {hook} · {row.n_tokens:,} tokens")
             for row in self.captures.values()
+            for hook in row.hook_names
         ]
         source.error_messages["invalid_choice"] = "That capture does not hold this hook point; choose one of the list."
 

@@ -78,10 +78,9 @@ class Trainer:
     def point(self, report: StepReport) -> None:
         """A point of the curves. A repeated step (its checkpoint is older than its point) replaces the old one."""
         values = asdict(report)
-        RunPoint.objects.update_or_create(
-            run=self.run,
-            step=values.pop("step"),
-            defaults={"tokens": values.pop("tokens"), "values": values},
+        point = RunPoint(run=self.run, step=values.pop("step"), tokens=values.pop("tokens"), values=values)
+        RunPoint.objects.bulk_create(
+            [point], update_conflicts=True, unique_fields=["run", "step"], update_fields=["tokens", "values"]
         )
         self.tokens = report.tokens
 

@@ -17,7 +17,7 @@ from saes.listing import Column, listing, part
 from saes.models import SAE
 from training.curves import config_rows, curves, now, snippet
 from training.estimates import free_bytes
-from training.forms import ARCHITECTURES, CaptureForm, CorpusForm, EvaluationForm, RunForm, like
+from training.forms import CaptureForm, CorpusForm, EvaluationForm, RunForm, like
 from training.models import Capture, Corpus, Run
 from training.preview import preview
 
@@ -147,7 +147,7 @@ def capture_detail(request: HttpRequest, pk: int) -> HttpResponse:
 
 @needs("training.view_run")
 def run_list(request: HttpRequest) -> HttpResponse:
-    context = {"section": "training", "architectures": ARCHITECTURES} | listing(
+    context = {"section": "training"} | listing(
         request,
         Run.objects.select_related("job", "capture__model", "sae"),
         RUN_COLUMNS,
@@ -196,7 +196,6 @@ def run_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "now": now(run, points),
         "snippet": snippet(run),
         "config": config_rows(run),
-        "architecture": ARCHITECTURES.get(run.architecture, run.architecture),
     }
     return render(request, "training/run_detail.html" + part(request, "live"), context)
 
