@@ -47,7 +47,9 @@ def test_what_is_harvested_is_what_the_sae_says_of_the_model(rows: Rows, run_job
     best = columns.feature(feature).top[0]
     model = AutoModelForCausalLM.from_pretrained(rows.model.location)
     seen: list[torch.Tensor] = []
-    model.model.layers[1].register_forward_hook(lambda module, given, out: seen.append(out if torch.is_tensor(out) else out[0]))
+    model.model.layers[1].register_forward_hook(
+        lambda module, given, out: seen.append(out if torch.is_tensor(out) else out[0])
+    )
     with torch.inference_mode():
         model(torch.tensor(best.ids[None].astype(np.int64)))
         acts = load_sae(rows.sae.files).encode(seen[0][0])[:, feature]

@@ -25,7 +25,9 @@ def test_what_is_not_marked_is_a_common_subsequence() -> None:
         in_a, in_b = differing(a, b)
         kept = [[t for t, mark in zip(text, marks, strict=True) if not mark] for text, marks in ((a, in_a), (b, in_b))]
         assert kept[0] == kept[1]
-        assert len(kept[0]) == sum(block.size for block in SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks())
+        assert len(kept[0]) == sum(
+            block.size for block in SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
+        )
 
 
 def test_long_texts_are_compared_by_position() -> None:
