@@ -183,7 +183,8 @@ def _axis(
 
 def _counts(title: str, log_y: bool) -> dict[str, Any]:
     scale = {"type": "log", "domainMin": FLOOR} if log_y else {"type": "linear"}
-    return _axis("count", title, scale=scale, tickCount=3, labelExpr="format(datum.value, '~s')")
+    ticks: dict[str, Any] = {"values": [10**power for power in range(10)]} if log_y else {"tickCount": 3}
+    return _axis("count", title, scale=scale, labelExpr="format(datum.value, '~s')", **ticks)
 
 
 def _lines(series: Mapping[str, Any], **scale: Any) -> dict[str, Any]:
