@@ -183,10 +183,11 @@ def test_a_capture_that_cannot_fit_is_refused_before_it_starts(lm, small_disk):
 
 
 def test_a_folder_with_other_things_is_left_alone(lm, tmp_path):
-    (tmp_path / "thesis.tex").write_text("do not lose")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.tex").write_text("do not lose")
     with pytest.raises(CaptureError, match="is not empty and holds no capture"):
-        capture(lm, TEXTS, HOOKS, tmp_path, policy=POLICY)
-    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+        capture(lm, TEXTS, HOOKS, tmp_path / "work", policy=POLICY)
+    assert [file.name for file in (tmp_path / "work").iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize(
