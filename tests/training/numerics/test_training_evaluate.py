@@ -1,0 +1,280 @@
+"""Every metric against a second implementation in numpy, and the model's loss against one written out by hand."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saes.numerics.architectures import build_sae
+from saes.numerics.lm import LM
+from saes.numerics.sae import SAE, SAEConfig
+from tests.conftest import TEXT
+from tests.tiny_models import D_MODEL, RESID, tiny_lm, tiny_sae
+from training.numerics.capture import capture
+from training.numerics.evaluate import (
+    DEFINITIONS,
+    EvaluationError,
+    density_histogram,
+    evaluate,
+    evaluate_capture,
+    explained_variance,
+)
+from training.numerics.shards import Capture, is_held_out, open_capture
+from training.numerics.tokens import TokenPolicy
+
+
+def values(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: metric["value"] for name, metric in metrics.items()}
+
+
+def data(n: int = 1000) -> torch.Tensor:
+    """Off-centre activations: where E|x|^2 and the variance differ by much."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, D_MODEL, generator=generator) + 10 * torch.randn(D_MODEL, generator=generator)
+
+
+def identity_sae() -> SAE:
+    """acts = (relu(x), relu(-x)), decoded to x exactly."""
+    sae = build_sae(SAEConfig("standard", D_MODEL, 2 * D_MODEL, hook_name=RESID))
+    eye = torch.eye(D_MODEL)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([eye, -eye], dim=1))
+        sae.W_dec.copy_(torch.cat([eye, -eye]))
+    return sae
+
+
+def zero_sae() -> SAE:
+    sae = identity_sae()
+    with torch.no_grad():
+        sae.W_dec.zero_()
+    return sae
+
+
+# -- reconstruction ------------------------------------------------------------------
+
+
+def by_numpy(sae: SAE, x: torch.Tensor) -> dict[str, float]:
+    with torch.no_grad():
+        acts = sae.encode(x).double().numpy()
+        y = sae(x).double().numpy()
+    a = x.double().numpy()
+    error = ((a - y) ** 2).sum(1).mean()
+    variance = a.var(axis=0).sum()
+    norms, norms_hat = np.linalg.norm(a, axis=1), np.linalg.norm(y, axis=1)
+    dead = int((acts == 0).all(0).sum())
+    return {
+        "l0": np.count_nonzero(acts) / len(a),
+        "l1": np.abs(acts).sum(1).mean(),
+        "mse": error,
+        "mse_per_dimension": ((a - y) ** 2).mean(),
+        "explained_variance": 1 - error / variance,
+        "fvu": error / variance,
+        "cosine": ((a * y).sum(1) / norms / norms_hat).mean(),
+        "l2_ratio": (norms_hat / norms).mean(),
+        "relative_reconstruction_bias": (y**2).sum() / (a * y).sum(),
+        "dead_features": dead,
+        "alive_fraction": 1 - dead / acts.shape[1],
+        "dense_features": int(((acts != 0).mean(0) > 0.1).sum()),
+    }
+
+
+@pytest.mark.parametrize("architecture", ["topk", "standard"])
+@pytest.mark.parametrize("normalisation", ["none", "layer_norm"])
+def test_metrics_against_numpy(architecture, normalisation):
+    sae, x = tiny_sae(architecture, normalize_activations=normalisation), data()
+    found = values(evaluate(sae, x.split(64)))
+    expected = by_numpy(sae, x)
+    assert set(found) == set(expected) | {"density_histogram"}
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
+    assert explained_variance(sae, x) == pytest.approx(expected["explained_variance"], rel=1e-6)
+
+
+def test_the_result_does_not_depend_on_batches_or_blocks(monkeypatch):
+    sae, x = tiny_sae(), data()
+    at_once = values(evaluate(sae, [x]))
+    monkeypatch.setattr("training.numerics.evaluate.MAX_DENSE", 96 * 10)
+    for batches in (x.split(7), x.split(999)):
+        in_parts = values(evaluate(sae, batches))
+        assert in_parts.pop("density_histogram") == at_once["density_histogram"]
+        assert in_parts == pytest.approx({n: v for n, v in at_once.items() if n != "density_histogram"}, rel=1e-6)
+
+
+def test_explained_variance_is_exact_where_float32_sums_would_not_be():
+    """Mean 1,000 times the spread, a million rows: E|x|^2 - |E x|^2 loses seven digits to cancellation."""
+    x = torch.randn(200_000, 4, generator=torch.Generator().manual_seed(0)) + 1000
+    sae = build_sae(SAEConfig("standard", 4, 4))
+    with torch.no_grad():
+        sae.W_dec.zero_()
+        sae.b_dec.copy_(x.double().mean(0))
+    a = x.double().numpy()
+    expected = 1 - ((a - sae.b_dec.detach().double().numpy()) ** 2).sum(1).mean() / a.var(axis=0).sum()
+    assert values(evaluate(sae, x.split(5000)))["explained_variance"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_mean_explains_nothing_and_the_identity_all():
+    x = data()
+    mean = zero_sae()
+    with torch.no_grad():
+        mean.b_dec.copy_(x.mean(0))
+    assert values(evaluate(mean, [x]))["explained_variance"] == pytest.approx(0, abs=1e-6)
+    perfect = values(evaluate(identity_sae(), [x]))
+    assert perfect["explained_variance"] == 1 and perfect["mse"] == 0 and perfect["l2_ratio"] == 1
+
+
+def test_dead_features_are_those_that_never_fire_on_n_tokens():
+    sae = tiny_sae("standard")
+    with torch.no_grad():
+        sae.b_enc[[3, 50]] = -1e6
+    metrics = evaluate(sae, [data() - data().mean(0)])
+    assert metrics["dead_features"]["value"] == 2 and metrics["dead_features"]["n"] == 1000
+    assert metrics["density_histogram"]["value"]["dead"] == 2
+
+
+def test_density_histogram_counts_every_feature_once():
+    made = density_histogram(np.array([0, 0, 1, 10, 100, 1000]), 1000)
+    assert made["dead"] == 2 and sum(made["counts"]) == 4
+    edges = np.array(made["edges"])
+    for rate in (1e-3, 1e-2, 1e-1, 1.0):
+        inside = (edges[:-1] <= math.log10(rate)) & ((math.log10(rate) < edges[1:]) | (edges[1:] == 0))
+        assert made["counts"][int(np.flatnonzero(inside)[0])] == 1
+
+
+def test_every_metric_has_its_definition_n_and_data_as_json():
+    metrics = evaluate(tiny_sae(), [data(50)], data="fifty rows")
+    for name, metric in metrics.items():
+        assert set(metric) == {"value", "definition", "n", "data"}
+        assert metric["definition"] in DEFINITIONS and metric["definition"] == name
+        assert metric["n"] == 50 and metric["data"] == "fifty rows"
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_what_is_not_defined_is_null():
+    metrics = values(evaluate(zero_sae(), [torch.ones(10, D_MODEL)]))
+    assert metrics["explained_variance"] is None and metrics["relative_reconstruction_bias"] is None
+
+
+def test_nothing_to_evaluate_and_damaged_weights():
+    with pytest.raises(EvaluationError, match="no activations to evaluate on"):
+        evaluate(tiny_sae(), [])
+    sae = tiny_sae()
+    with torch.no_grad():
+        sae.b_dec[0] = math.nan
+    with pytest.raises(EvaluationError, match="NaN or infinite"):
+        evaluate(sae, [data(10)])
+
+
+# -- predictions ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_model_dir: Path) -> LM:
+    return tiny_lm("llama", tiny_model_dir)
+
+
+@pytest.fixture(scope="module")
+def contexts(lm: LM) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return generator.integers(2, lm.vocab_size, size=(5, 12))
+
+
+def ce_by_hand(lm: LM, ids: np.ndarray, change: Any = None) -> tuple[float, np.ndarray]:
+    """Cross-entropy, and log-probabilities, with the output of the last block changed by a plain torch hook."""
+
+    def replace(_module: object, _args: object, out: Any) -> Any:
+        x = out[0] if isinstance(out, tuple) else out
+        return (change(x), *out[1:]) if isinstance(out, tuple) else change(x)
+
+    handle = lm.model.model.layers[1].register_forward_hook(replace) if change else None
+    with torch.no_grad():
+        logits = lm.model(input_ids=torch.from_numpy(ids)).logits.double().numpy()
+    if handle:
+        handle.remove()
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    picked = [log_p[i, t, ids[i, t + 1]] for i in range(len(ids)) for t in range(ids.shape[1] - 1)]
+    return -float(np.mean(picked)), log_p[:, :-1]
+
+
+def test_losses_against_a_computation_by_hand(lm, contexts):
+    sae = tiny_sae()
+    replaced = np.ones(contexts.shape, dtype=bool)
+    replaced[:, 0] = False
+    replaced[2, 5] = False
+    mask = torch.from_numpy(replaced).unsqueeze(-1)
+    original, log_p = ce_by_hand(lm, contexts)
+    spliced, log_q = ce_by_hand(lm, contexts, lambda x: torch.where(mask, sae(x), x))
+    ablated, log_0 = ce_by_hand(lm, contexts, lambda x: torch.where(mask, 0.0, x))
+    metrics = evaluate(sae, [data()], lm=lm, contexts=contexts, replaced=replaced, batch_contexts=2)
+    found = values(metrics)
+    kl, kl_zero = ((np.exp(log_p) * (log_p - other)).sum(-1).mean() for other in (log_q, log_0))
+    expected = {
+        "ce_original": original,
+        "ce_with_sae": spliced,
+        "ce_zero_ablated": ablated,
+        "ce_increase": spliced - original,
+        "ce_recovered": (ablated - spliced) / (ablated - original),
+        "kl": kl,
+        "kl_zero_ablated": kl_zero,
+        "kl_recovered": 1 - kl / kl_zero,
+    }
+    assert len({round(value, 4) for value in (original, spliced, ablated)}) == 3
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
+        assert metrics[name]["n"] == 5 * 11 and metrics[name]["definition"] in DEFINITIONS
+    assert found["l0"] > 0
+
+
+def test_an_identity_recovers_everything_and_zeros_nothing(lm, contexts):
+    perfect = values(evaluate(identity_sae(), [data()], lm=lm, contexts=contexts))
+    assert perfect["ce_recovered"] == 1 and perfect["ce_increase"] == 0 and perfect["kl"] == 0
+    nothing = values(evaluate(zero_sae(), [data()], lm=lm, contexts=contexts))
+    assert nothing["ce_recovered"] == 0 and nothing["ce_with_sae"] == nothing["ce_zero_ablated"]
+    assert nothing["kl_recovered"] == pytest.approx(0, abs=1e-9)
+
+
+def test_replacing_nothing_changes_nothing(lm, contexts):
+    nowhere = np.zeros(contexts.shape, dtype=bool)
+    found = values(evaluate(zero_sae(), [data()], lm=lm, contexts=contexts, replaced=nowhere))
+    assert found["ce_original"] == found["ce_with_sae"] == found["ce_zero_ablated"]
+    assert found["ce_recovered"] is None
+
+
+def test_contexts_too_short_to_predict(lm):
+    with pytest.raises(EvaluationError, match="at least two tokens"):
+        evaluate(tiny_sae(), [data(10)], lm=lm, contexts=np.zeros((3, 1), dtype=np.int64))
+
+
+# -- from a capture ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(lm: LM, tmp_path_factory: pytest.TempPathFactory) -> Capture:
+    folder = tmp_path_factory.mktemp("evaluate") / "c"
+    texts = [f"{i}: {TEXT}" for i in range(60)]
+    capture(lm, texts, [RESID], folder, policy=TokenPolicy(context_length=16))
+    return open_capture(folder)
+
+
+def test_a_capture_is_evaluated_on_its_held_out_contexts(lm, made):
+    sae, seen = tiny_sae(), []
+    metrics = evaluate_capture(sae, made, lm=lm, max_contexts=3, progress=lambda *args: seen.append(args))
+    held_out = torch.cat([x for x, _, _ in made.rows(RESID, "held_out")])
+    assert metrics["explained_variance"]["n"] == len(held_out) == made.split_rows("held_out") > 50
+    assert values(metrics)["explained_variance"] == pytest.approx(explained_variance(sae, held_out), rel=1e-6)
+    numbers = np.flatnonzero(is_held_out(np.arange(made.n_contexts)))[:3]
+    contexts = made.contexts()[numbers].astype(np.int64)
+    special = np.isin(contexts, [lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id])
+    by_hand = evaluate(sae, [held_out], lm=lm, contexts=contexts, replaced=~special)
+    assert values(metrics)["ce_recovered"] == pytest.approx(values(by_hand)["ce_recovered"], rel=1e-6)
+    assert metrics["ce_recovered"]["n"] == 3 * 15
+    assert metrics["l0"]["data"] == "held-out contexts of capture c"
+    assert seen[0][1] == len(held_out) and seen[-1] == (3, 3, "comparing predictions")
+
+
+def test_fewer_rows_on_request(made):
+    metrics = evaluate_capture(tiny_sae(), made, split="train", max_rows=100)
+    assert metrics["l0"]["n"] == 100 and metrics["l0"]["data"] == "train contexts of capture c"
