@@ -32,9 +32,9 @@ COLUMNS = (
     Column("tokens", "Top tokens"),
     Column("density", "Density", "density", figures=True),
     Column("max", "Maximum", "max", figures=True),
-    Column("mean", "Mean when active", "mean", figures=True),
-    Column("n_fires", "Fires, tokens", "n_fires", figures=True),
-    Column("n_contexts", "In contexts", "n_contexts", figures=True),
+    Column("mean", "Mean active", "mean", figures=True),
+    Column("n_fires", "Fires", "n_fires", figures=True),
+    Column("n_contexts", "Contexts", "n_contexts", figures=True),
 )
 
 

@@ -57,7 +57,10 @@ class GenerationForm(forms.ModelForm):
             "max_new_tokens": "Length, tokens at most",
             "temperature": "Temperature (0 takes the likeliest token)",
         }
-        help_texts = {"chat": "Puts the prompt into the model's chat template, as the user's turn."}
+        help_texts = {
+            "chat": "Puts the prompt into the model's chat template, as the user's turn.",
+            "scope": "All tokens: those of the prompt too. Generated: only what the model has written itself.",
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

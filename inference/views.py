@@ -15,6 +15,7 @@ from inference.sides import sides
 from saehub.accounts.access import needs
 from saes.listing import Column, listing, part
 
+GIVEN = 400  # characters of the prompt shown in front of each text
 COLUMNS = (
     Column("prompt", "Prompt", "name"),
     Column("edits", "Edits"),
@@ -128,6 +129,7 @@ def generation_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "row": row,
         "edits": [_shown(edit, known.get(edit["feature"])) for edit in row.edit_rows()],
         "sides": sides(row),
+        "given": row.prompt if len(row.prompt) <= GIVEN else f"…{row.prompt[-GIVEN:]}",
         "python": as_python(row),
     }
     return render(request, "inference/generation_detail.html" + part(request, "live"), context)

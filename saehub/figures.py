@@ -343,7 +343,8 @@ def token_legend(scale_max: float, negative: bool = False) -> SafeString:
 
 @register.filter
 def token(text: str) -> SafeString:
-    """One token on its own, as in a list of logits: leading and trailing spaces as ␣, newline ↵, tab →."""
+    """One token on its own, as in a list of logits: spaces around it as ␣, no-break spaces ⍽, newline ↵, tab →."""
+    text = text.replace("\xa0", "⍽")
     core = text.strip(" ")
     lead, trail = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
     marked = "␣" * (lead if core else len(text)) + core + "␣" * (trail if core else 0)

@@ -15,7 +15,7 @@ function words(mode, value, max, perNorm) {
   if (mode === "ablate") return "z' = 0, no value needed";
   if (value === null) return max ? `maximum ${short(max)}` : "";
   if (mode === "scale") return `z × ${short(value)}`;
-  const parts = [max && `${short(value / max)} × maximum`, perNorm && `${short(Math.abs(value) * perNorm * 100)} % of layer norm`];
+  const parts = [max && `${short(value / max)} × max`, perNorm && `${short(Math.abs(value) * perNorm * 100)} % of norm`];
   return parts.filter(Boolean).join(" · ");
 }
 
