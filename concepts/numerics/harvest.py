@@ -32,11 +32,14 @@ import torch
 from concepts.featurefile import FACTS, HISTOGRAM_BINS, VERSION
 from concepts.numerics.token_text import vocabulary_texts
 from saes.numerics.sae import SAE
+from saes.numerics.topk import TopKSAE
+from training.numerics.losses import topk_codes
 from training.numerics.shards import Capture, Split, write_json
 from training.numerics.tokens import special_ids
 
 TOP_TOKENS = 10
-CHUNK_ROWS = 4096  # activations encoded at once
+CHUNK_ROWS = 4096  # activations encoded at once, at most
+CHUNK_NUMBERS = 2**21  # codes made at once by an SAE that makes them all
 BLOCK_CODES = 2**21  # codes grouped at once; about 100 bytes of memory each
 MAX_BLOCKS = 256  # scratch files open at once
 COLLECT_SHARE = 1 / 8  # of the progress bar, for the work after encoding
@@ -167,7 +170,7 @@ def _encode(
     files: list[BinaryIO] = []
     done = 0
     try:
-        for x, context, position in capture.rows(hook, split, chunk=CHUNK_ROWS):
+        for x, context, position in capture.rows(hook, split, chunk=_chunk_rows(sae)):
             codes = _codes(sae, x, context, position)
             if not blocks:
                 blocks = _plan(codes, len(x), capture.split_rows(split), sae.config.d_sae, folder)
@@ -183,20 +186,37 @@ def _encode(
 
 def _codes(sae: SAE, x: torch.Tensor, context: np.ndarray, position: np.ndarray) -> np.ndarray:
     """All codes above 0 of rows x (m, d), in row order, as CODE records."""
-    sparse = sae.encode_sparse(x.to(sae.W_enc.device))
-    values, indices = sparse[0].float().cpu().numpy(), sparse[1].cpu().numpy()
-    if not np.isfinite(values.sum()):
+    row, feature, value = _fires(sae, x.to(sae.W_enc.device))
+    if not np.isfinite(value.sum()):
         raise HarvestError(
             "The SAE gives codes that are NaN or infinite; its weights are damaged or do not fit the model."
         )
-    fires = np.flatnonzero(values > 0)
-    row = fires // max(1, values.shape[1])
-    codes = np.empty(len(fires), dtype=CODE)
-    codes["feature"] = indices.reshape(-1)[fires]
-    codes["value"] = values.reshape(-1)[fires]
-    codes["context"] = context[row]
-    codes["position"] = position[row]
+    codes = np.empty(len(row), dtype=CODE)
+    codes["feature"], codes["value"] = feature, value
+    codes["context"], codes["position"] = context[row], position[row]
     return codes
+
+
+def _fires(sae: SAE, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(row, feature, value) of every code of x (m, d) above 0, and of NaN.
+
+    `encode_sparse` would give the same codes sorted. Nobody needs the order here, and without it TopK's choice takes three
+    quarters of the time, and that of dense codes half of it.
+    """
+    if isinstance(sae, TopKSAE):
+        inputs = sae.normalise(x) - sae.b_dec if sae.config.apply_b_dec_to_input else sae.normalise(x)
+        values, indices = topk_codes(inputs, sae.W_enc, sae.b_enc, sae.k)
+        value = values.relu().float().cpu().numpy().reshape(-1)
+        at = np.flatnonzero(~(value <= 0))
+        return at // sae.k, indices.cpu().numpy().reshape(-1)[at], value[at]
+    value = sae.encode(x).float().cpu().numpy().reshape(-1)
+    at = np.flatnonzero(~(value <= 0))
+    return at // sae.config.d_sae, at % sae.config.d_sae, value[at]
+
+
+def _chunk_rows(sae: SAE) -> int:
+    """Rows encoded at once. TopK chooses in chunks of its own; others make all d_sae codes of a row."""
+    return CHUNK_ROWS if isinstance(sae, TopKSAE) else min(max(64, CHUNK_NUMBERS // sae.config.d_sae), CHUNK_ROWS)
 
 
 def _plan(codes: np.ndarray, rows: int, n_rows: int, d_sae: int, folder: Path) -> list[_Block]:
