@@ -151,7 +151,7 @@ def test_a_cancelled_run_goes_on_from_its_checkpoint(make_run, run_job, monkeypa
 
 
 def test_stop_and_keep_makes_an_sae_of_what_there_is(make_run):
-    run, job = make_run(stop_at=timezone.now())
+    _, job = make_run(stop_at=timezone.now())
     assert job.state == State.FAILED and "stopped before its first step" in job.error
 
 
