@@ -71,8 +71,7 @@ def listing(
     found = [_facet(rows, key, label, field, chosen, facets or {}) for key, (label, field) in (facets or {}).items()]
     rows = _filtered(rows, chosen, facets or {})
     sort, headers = _sorted(request.GET.get("sort", ""), columns)
-    if sort is not None:
-        rows = rows.order_by(sort, "-pk")
+    rows = rows.order_by(sort, "-pk") if sort is not None else rows.order_by(*rows.model._meta.ordering)
     page = Paginator(rows, PAGE).get_page(request.GET.get("page"))
     live = any(getattr(row, "busy", False) for row in page)
     return {"page": page, "headers": headers, "facets": found, "q": q, "narrowed": bool(q or chosen), "live": live}

@@ -73,5 +73,5 @@ def density_chart(metrics: Mapping[str, Mapping[str, Any]]) -> Chart | None:
         return None
     bins = found["value"]
     return density_histogram(
-        bins["counts"], bins["edges"], bins["dead"], n=f"{count_text(found['n'])} held-out tokens", log_y=True
+        bins["counts"], bins["edges"], bins["dead"], size=(1080, 220), n=f"{count_text(found['n'])} held-out tokens"
     )

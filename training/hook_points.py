@@ -14,7 +14,8 @@ from saes.models import LanguageModel
 
 def usual_hook(model: LanguageModel) -> str:
     """The residual stream after a layer a third of the way up, where features are neither of spelling nor of output."""
-    return f"blocks.{round(0.3 * (model.n_layers or 1))}.hook_resid_post"
+    name = f"blocks.{round(0.3 * (model.n_layers or 1))}.hook_resid_post"
+    return name if model.hook(name) or not model.hook_points else model.hook_points[-1]["name"]
 
 
 def unknown_hook(model: LanguageModel, name: str) -> str:
