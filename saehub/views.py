@@ -14,6 +14,7 @@ from django.views.generic import TemplateView
 from concepts.models import FeatureView
 from inference.models import Generation
 from saehub.accounts.access import LOGIN, PUBLIC, allowed, needs
+from saehub.fragments import part
 from saehub.jobs.models import Job
 from saehub.styleguide import samples
 from saes.models import SAE, LanguageModel
@@ -34,7 +35,7 @@ STEPS: tuple[tuple[str, str, Any, str], ...] = (
 def home(request: HttpRequest) -> HttpResponse:
     jobs = list(Job.objects.all()[:6])
     live = {"jobs": jobs, "live": any(job.is_live for job in jobs)}
-    if request.htmx:
+    if part(request, "jobs"):
         return render(request, "home.html#jobs", live)
     steps = [
         (text, page, rows.objects.ready().exists(), allowed(request.user, permission))
@@ -76,9 +77,9 @@ def search(request: HttpRequest) -> HttpResponse:
         if text and allowed(request.user, permission)
     ]
     found = [(title, rows) for title, rows in found if rows]
-    rows = [row for _, group in found for row in group]
+    rows: list[Any] = [row for _, group in found for row in group]
     if len(rows) == 1:
-        return redirect(rows[0])
+        return redirect(rows[0].get_absolute_url())
     return render(request, "search.html", {"q": text, "found": found})
 
 

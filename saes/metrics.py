@@ -73,5 +73,5 @@ def density_chart(metrics: Mapping[str, Mapping[str, Any]]) -> Chart | None:
         return None
     bins = found["value"]
     return density_histogram(
-        bins["counts"], bins["edges"], bins["dead"], size=(1080, 220), n=f"{count_text(found['n'])} held-out tokens"
+        bins["counts"], bins["edges"], bins["dead"], size=(760, 240), n=f"{count_text(found['n'])} held-out tokens"
     )

@@ -146,3 +146,21 @@ def wait_for(condition: Callable[[], Any], seconds: float = 30, what: str = "") 
             return value
         time.sleep(0.05)
     pytest.fail(f"waited {seconds} s for {what or condition}")
+
+
+# -- a Hub on this machine ------------------------------------------------------------------------------------------------
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """The Hub's client library talks to a small Hub of ours, with a cache of its own."""
+    from huggingface_hub import HfFileSystem, constants
+
+    from tests.mini_hub import MiniHub
+
+    made = MiniHub()
+    monkeypatch.setattr(constants, "ENDPOINT", made.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    HfFileSystem.clear_instance_cache()
+    yield made
+    made.close()

@@ -11,6 +11,7 @@ from django.utils.functional import SimpleLazyObject
 from django.views.decorators.http import require_POST
 
 from saehub.accounts.access import check, needs
+from saehub.fragments import part
 from saehub.jobs.models import Job, State, enqueue
 
 
@@ -34,7 +35,7 @@ def job_list(request: HttpRequest) -> HttpResponse:
         "states": [(value, label, counts.get(value, 0)) for value, label in State.choices],
         "live": any(job.is_live for job in page),
     }
-    return render(request, "jobs/job_list.html" + ("#rows" if request.htmx else ""), context)
+    return render(request, "jobs/job_list.html" + part(request, "rows"), context)
 
 
 @needs("jobs.view_job")
@@ -42,7 +43,7 @@ def job_detail(request: HttpRequest, pk: int) -> HttpResponse:
     """The page of a job; for htmx only its card, the same fragment that the socket sends."""
     job = get_object_or_404(Job.objects.select_related("owner"), pk=pk)
     context = {"section": "jobs", "job": job}
-    if request.htmx:
+    if part(request, "card"):
         return render(request, "jobs/job_detail.html#card", context)
     return render(request, "jobs/job_detail.html", context | {"lines": job.lines.all()[:2000]})
 
@@ -69,7 +70,7 @@ def job_retry(request: HttpRequest, pk: int) -> HttpResponse:
 
 def _card(request: HttpRequest, job: Job) -> HttpResponse:
     job.refresh_from_db()
-    if request.htmx:
+    if part(request, "card"):
         return render(request, "jobs/job_detail.html#card", {"job": job})
     return redirect(job.subject_url())
 

@@ -103,13 +103,14 @@ class Command(BaseCommand):
         return row
 
     def measured(self, run: Run) -> SAE:
-        evaluation = Evaluation.objects.filter(sae=run.sae).order_by("pk").first()
+        evaluation = Evaluation.objects.filter(sae=run.sae).select_related("sae", "job").order_by("pk").first()
         if evaluation is None:
             raise CommandError("The run queued no evaluation.")
         self.wait(evaluation.job, "evaluation")
-        sae = SAE.objects.get(pk=run.sae_id)
+        sae = evaluation.sae
+        sae.refresh_from_db()
         n = sae.metrics["explained_variance"]["n"]
-        self.steps.append(("evaluation", Job.objects.get(pk=evaluation.job_id), n))
+        self.steps.append(("evaluation", evaluation.job, n))
         return sae
 
     def view(self, sae: SAE) -> FeatureView:
