@@ -65,7 +65,7 @@ QUEUES = {
 Q_CLUSTER = {
     "name": "saehub",
     "orm": "default",
-    "poll": 0.1,
+    "poll": 0.25,
     "save_limit": -1,
     "scheduler": False,
     "daemonize_workers": False,  # a worker starts `manage.py run_job`

@@ -44,12 +44,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.hub.asked.append(f"{self.command} {path}")
+        path = urlsplit(self.path).path
+        self.hub.asked.append(f"{self.command} {unquote(path)}")
         if found := API.fullmatch(path):
-            self._api(*found.groups())
+            self._api(*(part and unquote(part) for part in found.groups()))
         elif found := FILE.fullmatch(path):
-            self._file(*found.groups())
+            self._file(*(part and unquote(part) for part in found.groups()))
         else:
             self._answer(404, b"")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,38 +97,45 @@ def stream_texts(part: Part, text_field: str, filesystem: Any = None) -> Iterato
     filesystem: an fsspec file system; the Hub's own unless given. Raises CorpusError for a missing field or a file that
     is not Parquet, LMError when the Hub cannot be reached.
     """
-    filesystem = filesystem or HfFileSystem()
-    with hub_errors(part.repo_id):
-        for file in part.files:
-            with filesystem.open(f"datasets/{part.repo_id}@{part.commit}/{file.path}", "rb") as handle:
-                yield from _texts(handle, file.path, text_field or "text")
-
-
-def _texts(handle: Any, name: str, field: str) -> Iterator[str]:
-    try:
-        table = pyarrow.parquet.ParquetFile(handle)
-        names = table.schema_arrow.names
-        if field not in names:
-            raise CorpusError(
-                f'{name} has no field "{field}" (there are: {_listed(names)}); name the field with the text.'
-            )
-        for batch in table.iter_batches(batch_size=512, columns=[field]):
-            for value in batch.column(0).to_pylist():
-                value = "" if value is None else value
-                if not isinstance(value, str):
-                    raise CorpusError(f'The field "{field}" of {name} holds a {type(value).__name__}, not text.')
-                for start in range(0, len(value), MAX_DOCUMENT_CHARS):
-                    yield value[start : start + MAX_DOCUMENT_CHARS]
-    except pyarrow.ArrowException as error:
-        raise CorpusError(f"{name} is not a readable Parquet file; choose another dataset or revision.") from error
+    field = text_field or "text"
+    for file in part.files:
+        with _table(part, file, filesystem) as table:
+            names = table.schema_arrow.names
+            if field not in names:
+                listed = _listed(names)
+                raise CorpusError(
+                    f'{file.path} has no field "{field}" (there are: {listed}); name the field with the text.'
+                )
+            for batch in table.iter_batches(batch_size=512, columns=[field]):
+                for value in batch.column(0).to_pylist():
+                    yield from _pieces(value, file.path, field)
 
 
 def count_rows(part: Part, filesystem: Any = None) -> int:
     """Documents of the part, from the footers of its files: a few kilobytes each, no data."""
-    filesystem = filesystem or HfFileSystem()
     rows = 0
-    with hub_errors(part.repo_id):
-        for file in part.files:
-            with filesystem.open(f"datasets/{part.repo_id}@{part.commit}/{file.path}", "rb") as handle:
-                rows += pyarrow.parquet.ParquetFile(handle).metadata.num_rows
+    for file in part.files:
+        with _table(part, file, filesystem) as table:
+            rows += table.metadata.num_rows
     return rows
+
+
+@contextmanager
+def _table(part: Part, file: HubFile, filesystem: Any) -> Iterator[pyarrow.parquet.ParquetFile]:
+    filesystem = filesystem or HfFileSystem()
+    try:
+        with (
+            hub_errors(part.repo_id),
+            filesystem.open(f"datasets/{part.repo_id}@{part.commit}/{file.path}", "rb") as handle,
+        ):
+            yield pyarrow.parquet.ParquetFile(handle)
+    except pyarrow.ArrowException as error:
+        raise CorpusError(f"{file.path} is not a readable Parquet file; choose another dataset or revision.") from error
+
+
+def _pieces(value: Any, name: str, field: str) -> Iterator[str]:
+    text = "" if value is None else value
+    if not isinstance(text, str):
+        raise CorpusError(f'The field "{field}" of {name} holds a {type(value).__name__}, not text.')
+    for start in range(0, len(text), MAX_DOCUMENT_CHARS):
+        yield text[start : start + MAX_DOCUMENT_CHARS]

@@ -103,7 +103,7 @@ def test_a_download_that_does_not_fit_is_refused_before_it_starts(
 
 def test_an_interrupted_download_is_not_begun_again(hub: MiniHub, add: Any, tiny_model_dir: Path) -> None:
     stock(hub, tiny_model_dir)
-    row, job = add()
+    row, _ = add()
     hub.asked.clear()
     row.delete()
     _, again = add()
