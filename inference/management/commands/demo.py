@@ -45,6 +45,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--site", default="http://127.0.0.1:8000", help="Address to print links with.")
         parser.add_argument("--tokens", type=int, default=TRAIN_TOKENS, help="Tokens to train on.")
+        parser.add_argument(
+            "--corpus-tokens", type=int, default=None, help="Tokens to capture; all of the corpus if not given."
+        )
         parser.add_argument("--json", action="store_true", help="Print the summary as JSON too.")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -52,7 +55,7 @@ class Command(BaseCommand):
         self.user = get_user_model().objects.filter(is_superuser=True).order_by("pk").first()
         self.steps: list[tuple[str, Job | None, int | None]] = []
         model, corpus = self.model(), self.corpus()
-        capture = self.capture(model, corpus)
+        capture = self.capture(model, corpus, options["corpus_tokens"])
         run = self.run_(capture, options["tokens"])
         sae = self.measured(run)
         view = self.view(sae)
@@ -88,9 +91,11 @@ class Command(BaseCommand):
             text_field="text",
         )
 
-    def capture(self, model: LanguageModel, corpus: Corpus) -> Capture:
+    def capture(self, model: LanguageModel, corpus: Corpus, tokens: int | None) -> Capture:
         given = {"model": model, "corpus": corpus, "hook_names": [HOOK]}
-        row: Capture = self.make(Capture, "capture", {"name": f"{CORPUS}, layer 9", **given}, context_length=128)
+        row: Capture = self.make(
+            Capture, "capture", {"name": f"{CORPUS}, layer 9", **given}, context_length=128, max_tokens=tokens
+        )
         self.steps[-1] = ("capture", row.job, row.n_tokens)
         return row
 
