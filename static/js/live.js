@@ -1,21 +1,21 @@
 // Keeps what the server swaps in from disturbing whoever is looking: focus, open folds and scrolled logs survive a swap;
 // [data-say] of a swapped element is read aloud, at most every five seconds; times keep counting; errors are told.
 const SPOKEN_EVERY = 5000;
-let kept = null;
+const kept = new Map(); // by the id of the swapped element: one answer may swap several, each before the next is restored
 
 function keep(target) {
   const within = (selector) => [...target.querySelectorAll(selector)].filter((element) => element.id);
-  kept = {
+  kept.set(target.id, {
     focus: target.contains(document.activeElement) ? document.activeElement.id : "",
     open: within("details[open]").map((element) => element.id),
     scrolled: within(".log").map((element) => [element.id, element.scrollTop, element.scrollHeight - element.clientHeight - element.scrollTop < 4]),
-  };
+  });
 }
 
-function restore() {
-  if (!kept) return;
-  const { focus, open, scrolled } = kept;
-  kept = null;
+function restore(id) {
+  if (!kept.has(id)) return;
+  const { focus, open, scrolled } = kept.get(id);
+  kept.delete(id);
   for (const id of open) document.getElementById(id)?.setAttribute("open", "");
   for (const [id, top, atEnd] of scrolled) {
     const log = document.getElementById(id);
@@ -32,15 +32,15 @@ function say(text) {
   waiting = setTimeout(() => { spokenAt = Date.now(); status.textContent = text; }, Math.max(0, spokenAt + SPOKEN_EVERY - Date.now()));
 }
 
-function swapped(element) {
-  restore();
+function swapped(target, element) {
+  restore(target.id);
   const speaks = element?.matches?.("[data-say]") ? element : element?.querySelector?.("[data-say]");
   if (speaks?.dataset.say) say(speaks.dataset.say);
 }
 
 for (const name of ["htmx:beforeSwap", "htmx:oobBeforeSwap"]) document.addEventListener(name, (event) => keep(event.detail.target));
-document.addEventListener("htmx:oobAfterSwap", (event) => swapped(event.detail.elt));
-document.addEventListener("htmx:afterSwap", (event) => swapped(event.detail.elt));
+document.addEventListener("htmx:oobAfterSwap", (event) => swapped(event.detail.target, event.target));
+document.addEventListener("htmx:afterSwap", (event) => swapped(event.detail.target, event.detail.elt));
 
 // -- times
 const UNITS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
