@@ -51,6 +51,12 @@ class HarvestForm(forms.Form):
         return found or FeatureView.objects.create(sae=self.sae, capture=capture, name=name, owner=user)
 
 
+def _bound(label: str, most: float | None = None) -> forms.FloatField:
+    """One end of a range; the label is read aloud, the pair's legend is seen."""
+    widget = forms.NumberInput(attrs={"step": "any", "aria-label": label})
+    return forms.FloatField(required=False, min_value=0, max_value=most, label=label, widget=widget)
+
+
 class FeatureFilterForm(forms.Form):
     """Which features of a view are listed, in which order. Lives in the URL; what cannot be used is left out."""
 
@@ -58,10 +64,10 @@ class FeatureFilterForm(forms.Form):
         choices=[("", "all"), ("alive", "alive"), ("dead", "dead")], required=False, label="State"
     )
     token = forms.CharField(max_length=60, required=False, strip=False, label="Top token holds")
-    density_low = forms.FloatField(required=False, min_value=0, max_value=100, label="Density at least, %")
-    density_high = forms.FloatField(required=False, min_value=0, max_value=100, label="Density at most, %")
-    max_low = forms.FloatField(required=False, min_value=0, label="Maximum at least")
-    max_high = forms.FloatField(required=False, min_value=0, label="Maximum at most")
+    density_low = _bound("Density at least, %", 100)
+    density_high = _bound("Density at most, %", 100)
+    max_low = _bound("Maximum at least")
+    max_high = _bound("Maximum at most")
     sort = forms.ChoiceField(
         choices=[(sign + key, key) for key in SORT_KEYS for sign in ("-", "")],
         required=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,19 +35,16 @@ def harvest(progress: Progress, sae: int, view: int | None = None, capture: int 
     progress.start("Loading the model and the SAE")
     lm = _lm(row.sae)
     weights = load_sae(row.sae.files, device=pick_device())
+    source, n_features = open_capture(row.capture.folder), weights.config.d_sae
+    encoding = (f"Encoding every token of {row.capture.name}", "tokens", source.split_rows())
+    neighbours, logits = (
+        ("Comparing directions", "features", n_features),
+        ("Logits of every feature", "features", n_features),
+    )
     with _replaced(row.folder) as folder:
-        progress.start(f"Encoding every token of {row.capture.name}", unit="tokens")
-        summary = harvest_features(
-            weights,
-            open_capture(row.capture.folder),
-            hook,
-            folder,
-            k=row.k,
-            tokenizer=lm.tokenizer,
-            progress=progress,
-        )
-        progress.start("Logits and neighbours of every feature", unit="features")
-        logit_lens(weights, lm, folder, progress=progress)
+        stages = _stages(progress, encoding, ("Collecting examples", "parts", None))
+        summary = harvest_features(weights, source, hook, folder, k=row.k, tokenizer=lm.tokenizer, progress=stages)
+        logit_lens(weights, lm, folder, progress=_stages(progress, neighbours, logits))
     found = {name: summary[name] for name in ("n_tokens", "alive", "dead", "seconds")}
     row.finish(**found)
     return {"view": row.pk, "sae": row.sae_id, "features": summary["n_features"], **found}
@@ -91,6 +88,23 @@ def _lm(sae: SAE) -> LM:
             f"Add {sae.model_name or 'its model'} and choose it for the SAE.",
         )
     return load_lm(sae.model.load_from, revision=sae.model.revision or None)
+
+
+def _stages(progress: Progress, *stages: tuple[str, str, int | None]) -> Callable[[int, int | None, str], None]:
+    """One bar for each of several stages (text, unit, size) that are reported as one count; None: what the rest leaves."""
+    waiting = list(stages)
+    begun, end, size = 0, 0, 0
+
+    def report(done: int, total: int | None, step: str) -> None:
+        nonlocal begun, end, size
+        while waiting and done > end:
+            text, unit, wanted = waiting.pop(0)
+            begun, size = end, wanted if wanted is not None else max((total or 0) - end, 0)
+            end = begun + size
+            progress.start(text, unit=unit, total=size)
+        progress(min(done - begun, size), size)
+
+    return report
 
 
 @contextmanager

@@ -52,15 +52,15 @@ def generation_create(request: HttpRequest) -> HttpResponse:
         initial, edits = _of(fork) if fork else _prefill(request)
         form, rows = GenerationForm(initial=initial), _rows(initial=edits)
     known, n = _known_of(form, rows), rows.n_shown
-    edits = [(row, known.get(_index(row["feature"].value()))) for row in rows]
+    numbered = [(row, known.get(_index(row["feature"].value()))) for row in rows]
     advanced = [form[name] for name in form.advanced]
     context = {
         "section": "steering",
         "form": form,
         "fork": fork,
         "rows": rows,
-        "shown": edits[:n],
-        "folded": edits[n:],
+        "shown": numbered[:n],
+        "folded": numbered[n:],
         "advanced": advanced,
         "advanced_errors": any(field.errors for field in advanced),
     }

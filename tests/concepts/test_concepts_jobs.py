@@ -32,7 +32,11 @@ def test_a_harvest_fills_its_row_and_folder(rows: Rows, run_job: Any) -> None:
         "view": view.pk, "sae": rows.sae.pk, "features": 96, "n_tokens": view.n_tokens, "alive": view.alive,
         "dead": view.dead, "seconds": view.seconds,
     }  # fmt: skip
-    assert [line.text for line in view.job.lines.all()][-1] == "Logits and neighbours of every feature"
+    assert [line.text for line in view.job.lines.all()] == [
+        "Loading the model and the SAE", "Encoding every token of sentences, layer 1", "Collecting examples",
+        "Comparing directions", "Logits of every feature",
+    ]  # fmt: skip
+    assert (view.job.done, view.job.total, view.job.unit) == (96, 96, "features")
 
 
 def test_what_is_harvested_is_what_the_sae_says_of_the_model(rows: Rows, run_job: Any) -> None:
