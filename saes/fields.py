@@ -79,10 +79,12 @@ class NewRow(forms.ModelForm):
 
     def check_name(self, default: Callable[[], str]) -> None:
         """Fill in and check the name, once the other fields are clean."""
-        name = self.cleaned_data.get("name") or default()
-        self.cleaned_data["name"] = self.instance.name = name[:120]
-        old = self._meta.model.objects.select_related("job").filter(name=name).first()
-        if old is None or not self._meta.model._meta.get_field("name").unique:
+        table = self._meta.model
+        unique = table._meta.get_field("name").unique
+        name = self.cleaned_data.get("name") or (default()[:110] if unique else _unused(table, default()[:110]))
+        self.cleaned_data["name"] = self.instance.name = name
+        old = table.objects.select_related("job").filter(name=name).first() if unique else None
+        if old is None:
             return
         if old.ready or old.busy or old.owner_id != self.user.pk:
             self.add_error("name", f"There is already one named {name}; choose another name.")
@@ -106,3 +108,12 @@ class NewRow(forms.ModelForm):
 
     def store(self, row: Any) -> None:
         """Write what belongs into the row's folder, before its job may run. Nothing for most."""
+
+
+def _unused(table: Any, name: str) -> str:
+    """The name, with a number behind it when it is in use."""
+    number, found = 1, name
+    while table.objects.filter(name=found).exists():
+        number += 1
+        found = f"{name} {number}"
+    return found

@@ -61,7 +61,7 @@ def listing(
     search: Iterable[str] = (),
     facets: Mapping[str, tuple[str, str]] | None = None,
 ) -> dict[str, Any]:
-    """Context of a list: `page`, `headers`, `facets`, `q`, `narrowed`, and `live` while a row on it is being made.
+    """Context of a list: `page`, `headers`, `facets`, `words` (searched for), `narrowed`, and `live` while a row is being made.
 
     facets: URL key -> (label, text field of the row). A value that no row has leaves an empty list, which says so.
     """
@@ -74,7 +74,7 @@ def listing(
     rows = rows.order_by(sort, "-pk") if sort is not None else rows.order_by(*rows.model._meta.ordering)
     page = Paginator(rows, PAGE).get_page(request.GET.get("page"))
     live = any(getattr(row, "busy", False) for row in page)
-    return {"page": page, "headers": headers, "facets": found, "q": q, "narrowed": bool(q or chosen), "live": live}
+    return {"page": page, "headers": headers, "facets": found, "words": q, "narrowed": bool(q or chosen), "live": live}
 
 
 def _searched(rows: QuerySet[Any], q: str, fields: Iterable[str]) -> QuerySet[Any]:

@@ -27,7 +27,9 @@ class LanguageModel(Made):
     name = models.CharField(max_length=120, unique=True)
     source = models.CharField(max_length=10, choices=Source.choices, default=Source.HUB)
     location = models.CharField(max_length=400, help_text="Repository id, or path on the server")
-    revision = models.CharField(max_length=80, blank=True, help_text="Commit, branch or tag; pinned to the commit when added")
+    revision = models.CharField(
+        max_length=80, blank=True, help_text="Commit, branch or tag; pinned to the commit when added"
+    )
 
     architecture = models.CharField(max_length=80, blank=True, editable=False)
     n_layers = models.PositiveIntegerField(null=True, editable=False)

@@ -672,3 +672,12 @@ def test_the_admin_shows_and_guards_them(client_of: Any) -> None:
         assert row.get_absolute_url() in page
         assert client_of("researcher").get(reverse(f"admin:training_{name}_changelist")).status_code == 403
     assert client.get(reverse("admin:training_runpoint_changelist")).status_code == 200
+
+
+def test_names_made_up_twice_are_told_apart(client_of: Any) -> None:
+    capture = a_capture()
+    for _ in range(3):
+        add_run(client_of("researcher"), source=f"{capture.pk}:{HOOK}")
+    assert [run.name for run in Run.objects.order_by("pk")] == [
+        "tiny-layer1-topk4-256", "tiny-layer1-topk4-256 2", "tiny-layer1-topk4-256 3",
+    ]  # fmt: skip
