@@ -21,7 +21,8 @@ from concepts.models import FeatureView, name_of
 from concepts.snippets import CONTEXTS, SCALES, Snippet, as_python, snippet
 from saehub.accounts.access import check, needs
 from saehub.charts import Chart, density_histogram, histogram
-from saes.listing import Column, Header, part
+from saehub.fragments import part
+from saes.listing import Column, Header
 from saes.models import SAE
 
 LIST_TOKENS = 6

@@ -13,7 +13,8 @@ from inference.models import Generation
 from inference.records import as_python, record
 from inference.sides import sides
 from saehub.accounts.access import needs
-from saes.listing import Column, listing, part
+from saehub.fragments import part
+from saes.listing import Column, listing
 
 GIVEN = 400  # characters of the prompt shown in front of each text
 COLUMNS = (

@@ -47,12 +47,6 @@ class Facet:
     options: list[tuple[str, str, int]]  # value, label, rows
 
 
-def part(request: HttpRequest, name: str) -> str:
-    """`#name` when htmx asks for a fragment; "" for the whole page, also when htmx restores one from its history."""
-    htmx: Any = getattr(request, "htmx", None)
-    return f"#{name}" if htmx and not htmx.boosted and not htmx.history_restore_request else ""
-
-
 def listing(
     request: HttpRequest,
     rows: QuerySet[Any],

@@ -10,9 +10,10 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 
 from saehub.accounts.access import needs
+from saehub.fragments import part
 from saehub.jobs.models import Job, State
 from saes.forms import LanguageModelForm
-from saes.listing import Column, listing, part
+from saes.listing import Column, listing
 from saes.metrics import density_chart, grouped
 from saes.models import SAE, LanguageModel
 

@@ -13,7 +13,8 @@ from django.utils import timezone
 from django.views.decorators.http import require_POST
 
 from saehub.accounts.access import check, needs
-from saes.listing import Column, listing, part
+from saehub.fragments import part
+from saes.listing import Column, listing
 from saes.models import SAE
 from training.curves import config_rows, curves, now, snippet
 from training.estimates import free_bytes
