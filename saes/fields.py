@@ -97,7 +97,7 @@ class NewRow(forms.ModelForm):
                 self.replaced.delete()
             self.instance.owner = self.user
             row = self.save()
-            shutil.rmtree(row.folder, ignore_errors=True)  # of a row that a restored database does not know any more
+            _clear(row)
             try:
                 self.store(row)
                 row.start(self.user)
@@ -108,6 +108,16 @@ class NewRow(forms.ModelForm):
 
     def store(self, row: Any) -> None:
         """Write what belongs into the row's folder, before its job may run. Nothing for most."""
+
+
+def _clear(row: Any) -> None:
+    """Remove what stands in a new row's folder: it is of a row that a restored database does not know any more.
+
+    But not what the row itself points at: somebody may have put a model exactly there.
+    """
+    given = Path(getattr(row, "location", "") or "nowhere").resolve()
+    if row.folder.resolve() not in (given, *given.parents):
+        shutil.rmtree(row.folder, ignore_errors=True)
 
 
 def _unused(table: Any, name: str) -> str:

@@ -46,7 +46,6 @@ RUN_COLUMNS = (
     Column("name", "Run", "name"),
     Column("model", "Model, hook point", "capture__model__name"),
     Column("architecture", "Architecture", "architecture"),
-    Column("features", "Features"),
     Column("tokens", "Tokens", "tokens", figures=True),
     Column("time", "Time", "seconds", figures=True),
     Column("ev", "Expl. var.", "sae__explained_variance", figures=True),

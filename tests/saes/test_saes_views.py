@@ -205,6 +205,22 @@ def test_a_viewer_may_look_but_not_add(client_of: Any) -> None:
     assert "New capture" in client_of("researcher").get(model.get_absolute_url()).content.decode()
 
 
+def test_a_model_that_stands_where_its_row_would_keep_files_is_not_removed(
+    client_of: Any, tiny_model_dir: Any, settings: Any
+) -> None:
+    last = a_model("last")
+    number = last.pk
+    last.delete()
+    theirs = shutil.copytree(tiny_model_dir, settings.DATA_DIR / "models" / str(number + 1))
+    litter = settings.DATA_DIR / "models" / str(number + 2)
+    litter.mkdir()
+    client = client_of("researcher")
+    client.post(reverse("saes:model_create"), {"source": "folder", "location": str(theirs), "name": "theirs"})
+    assert LanguageModel.objects.get().folder == theirs and (theirs / "config.json").exists()
+    client.post(reverse("saes:model_create"), {"source": "hub", "location": "org/name"})
+    assert LanguageModel.objects.get(name="name").folder == litter and not litter.exists()
+
+
 # ---------------------------------------------------------------------------------------------------- details
 
 
