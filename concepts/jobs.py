@@ -87,7 +87,9 @@ def _lm(sae: SAE) -> LM:
             f"The SAE {sae.name} is not tied to a language model of this instance.",
             f"Add {sae.model_name or 'its model'} and choose it for the SAE.",
         )
-    return load_lm(sae.model.load_from, revision=sae.model.revision or None)
+    lm = load_lm(sae.model.load_from, revision=sae.model.revision or None)
+    lm.name = sae.model.name  # sentences name it as people here do, not by its folder
+    return lm
 
 
 def _stages(progress: Progress, *stages: tuple[str, str, int | None]) -> Callable[[int, int | None, str], None]:

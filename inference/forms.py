@@ -136,13 +136,13 @@ class GenerationForm(forms.ModelForm):
 
 
 class EditForm(forms.Form):
-    """One edit. A row without a feature is no edit."""
+    """One edit. A row without a feature is no edit. Text fields: a number field drops what it cannot read, unseen."""
 
     feature = forms.IntegerField(
         min_value=0,
         required=False,
         label="Feature",
-        widget=forms.NumberInput(attrs={"min": 0, "placeholder": "index"}),
+        widget=forms.TextInput(attrs={"inputmode": "numeric", "placeholder": "index", "autocomplete": "off"}),
         error_messages={
             "invalid": "Give the feature's index, a whole number.",
             "min_value": "Features are counted from 0.",
@@ -152,7 +152,7 @@ class EditForm(forms.Form):
     value = forms.FloatField(
         required=False,
         label="Value v",
-        widget=forms.NumberInput(attrs={"step": "any", "placeholder": "v"}),
+        widget=forms.TextInput(attrs={"inputmode": "decimal", "placeholder": "v", "autocomplete": "off"}),
         error_messages={"invalid": "The value must be a finite number such as 4.5, not nan or inf."},
     )
 

@@ -78,9 +78,13 @@ def generate(progress: Progress, generation: int) -> dict[str, Any]:
 
 
 def warm_lm(model: LanguageModel) -> LM:
-    return MODELS.get(
-        (model.load_from, model.revision), lambda: load_lm(model.load_from, revision=model.revision or None)
-    )
+    return MODELS.get((model.load_from, model.revision), lambda: _load(model))
+
+
+def _load(model: LanguageModel) -> LM:
+    lm = load_lm(model.load_from, revision=model.revision or None)
+    lm.name = model.name  # sentences name it as people here do, not by its folder
+    return lm
 
 
 def warm_sae(sae: SAE) -> Weights:

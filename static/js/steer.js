@@ -33,8 +33,18 @@ class Row {
     clear.addEventListener("click", () => this.clear());
     this.slider.addEventListener("input", () => { this.value.value = Number(Number(this.slider.value).toPrecision(4)); this.show(); });
     this.value.addEventListener("input", () => this.show());
-    this.mode.addEventListener("change", () => this.show());
+    this.mode.addEventListener("change", () => this.switched());
     this.feature.addEventListener("change", () => this.look());
+    this.was = this.mode.value;
+    this.show();
+  }
+
+  // A factor is no activation: between scale and the others the value starts anew.
+  switched() {
+    const mode = this.mode.value, max = number(this.root.dataset.max);
+    if (mode === "scale") this.value.value = 2;
+    else if (this.was === "scale") this.value.value = max ? Number(max.toPrecision(4)) : "";
+    this.was = mode;
     this.show();
   }
 
