@@ -35,7 +35,7 @@ FEATURES = 4608
 K = 32
 TRAIN_TOKENS = 2_000_000
 PROMPT = "The best way to spend a Sunday is"
-STRENGTH = 2.0  # times the largest activation the feature reached on the corpus
+STRENGTH = 3.0  # times the largest activation the feature reached on the corpus
 POLL_SECONDS = 0.2
 
 
@@ -61,6 +61,8 @@ class Command(BaseCommand):
         view = self.view(sae)
         features = open_view(view.folder)
         named = name_features(features)
+        if not named:
+            raise CommandError("No feature fires on one word more than on others; train on more tokens.")
         generation = self.generation(sae, features, named)
         self.report(sae, view, features, named, generation)
         if options["json"]:
@@ -255,18 +257,25 @@ def python_documentation() -> str:
 
 
 def name_features(features: Features, count: int = 5) -> list[tuple[int, str]]:
-    """Features that say something at a glance, with their top tokens: they fire often enough to be sure of, rarely enough
-    to mean something, mostly on one token, and the logits they raise are the sharpest."""
-    density, fires = features.summary["density"], features.summary["n_fires"]
-    good = np.flatnonzero((density < 0.01) & (fires >= 40))
-    raised = features.column("logits_pos_values")[good, 0]
-    found: list[tuple[int, str]] = []
-    seen: set[str] = set()
-    for index in good[np.argsort(-raised)]:
-        tokens = [token.text.strip() for token in features.feature(int(index)).top_tokens if token.text.strip()]
-        if tokens and tokens[0].isalpha() and tokens[0].lower() not in seen:
-            seen.add(tokens[0].lower())
-            found.append((int(index), ", ".join(tokens[:5])))
-        if len(found) == count:
-            break
-    return found
+    """Features that say something at a glance, with their top tokens.
+
+    They fire often enough to be sure of, rarely enough to mean something, and half or more of their activation lies on
+    one word. First come those that also raise the logit of that word: turned up, they can be read in the text.
+    """
+    summary = features.summary
+    density, fires, mean = summary["density"], summary["n_fires"], summary["mean"]
+    ids, sums = features.column("top_token_ids"), features.column("top_token_sums")
+    raised, values = features.column("logits_pos_ids"), features.column("logits_pos_values")
+    ranked: list[tuple[float, float, int, str]] = []
+    for index in np.flatnonzero((density < 0.02) & (fires >= 60)):
+        words = [text.strip().lower() for text in features.token_texts(ids[index][ids[index] >= 0])]
+        if not words or len(words[0]) < 4 or not words[0].isalpha():
+            continue
+        stem = words[0][:4]
+        on_word = sum(float(total) for word, total in zip(words, sums[index], strict=False) if word.startswith(stem))
+        share = on_word / float(fires[index] * mean[index])
+        texts = features.token_texts(raised[index])
+        own = [float(v) for text, v in zip(texts, values[index], strict=True) if text.strip().lower().startswith(stem)]
+        if share > 0.5:
+            ranked.append((max(own, default=0.0), share, int(index), ", ".join(dict.fromkeys(words[:5]))))
+    return [(index, name) for _, _, index, name in sorted(ranked, reverse=True)[:count]]
