@@ -56,7 +56,7 @@ def lease() -> Any:
 
 
 class Job(models.Model):
-    kind = models.CharField(max_length=40, choices=[(kind.name, kind.title) for kind in KINDS.values()])
+    kind = models.CharField(max_length=40, help_text="A name in the table of kinds.")
     queue = models.CharField(max_length=10)
     params = models.JSONField(default=dict)
     subject_id = models.BigIntegerField(null=True)

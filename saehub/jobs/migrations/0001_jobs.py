@@ -20,18 +20,7 @@ class Migration(migrations.Migration):
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 (
                     "kind",
-                    models.CharField(
-                        choices=[
-                            ("add_model", "Add a language model"),
-                            ("read_corpus", "Read a corpus"),
-                            ("capture", "Capture activations"),
-                            ("train", "Train an SAE"),
-                            ("evaluate", "Evaluate"),
-                            ("harvest", "Harvest features"),
-                            ("generate", "Generate"),
-                        ],
-                        max_length=40,
-                    ),
+                    models.CharField(help_text="A name in the table of kinds.", max_length=40),
                 ),
                 ("queue", models.CharField(max_length=10)),
                 ("params", models.JSONField(default=dict)),
