@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import torch
 from huggingface_hub import errors as hub
 from torch import Tensor
@@ -283,7 +284,7 @@ _BY_KIND: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
         "There is no repository {name} on the Hub, or it is private and needs an access token.",
     ),
     (
-        (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError),
+        (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError, httpx2.TransportError),
         "{name} is not on this machine and the Hugging Face Hub cannot be reached; "
         "check the network, or give a local folder.",
     ),
