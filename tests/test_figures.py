@@ -158,6 +158,7 @@ def test_whitespace_bytes_and_direction_marks_are_visible_and_text_stays_text() 
     assert "style=" not in shown
     assert render("{{ t|token }}", t=" raised ") == '<code class="tok" dir="auto">␣raised␣</code>'
     assert "␣␣<" in render("{{ t|token }}", t="  ")
+    assert "⍽␣<" in render("{{ t|token }}", t="\xa0 "), "a no-break space can be seen"
 
 
 def test_levels_follow_the_square_root_and_end_at_the_scale() -> None:
