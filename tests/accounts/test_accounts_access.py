@@ -108,3 +108,19 @@ def test_a_curator_gets_the_models_of_the_registry_but_not_users(client_of: Any)
     page = client_of("curator").get("/admin/").content.decode()
     assert "/admin/saes/sae/" in page and "/admin/auth/user/" not in page
     assert client_of("curator").get("/admin/auth/user/").status_code == 403
+
+
+def test_every_model_has_an_admin_that_opens(client_of: Any) -> None:
+    """Its list, and its form for a new row where one may be made."""
+    from django.apps import apps
+    from django.contrib import admin
+
+    parts_of_others = {"JobLine", "RunPoint"}  # shown inside their job and their run
+    for label in ("saes", "training", "concepts", "inference", "jobs", "accounts"):
+        for model in apps.get_app_config(label).get_models():
+            if model.__name__ in parts_of_others:
+                continue
+            assert admin.site.is_registered(model), model
+            where = f"/admin/{label}/{model._meta.model_name}/"
+            answer = client_of("admin").get(where + "?q=x")
+            assert answer.status_code == 200, where

@@ -187,3 +187,24 @@ def test_every_list_and_form_passes_axe_light_dark_and_narrow(page: Any) -> None
         for path in ("/", "/models/", "/models/new/", "/corpora/new/", "/captures/", "/saes/", "/jobs/", "/account/"):
             page.goto(path)
             no_violations(page)
+
+
+def test_sockets_ask_for_permission_too(page: Any, site: str, chromium: Any) -> None:
+    """Whoever may look at jobs is sent the card; without a login, or without a role, the socket is closed."""
+    from saehub.jobs.models import enqueue
+
+    job = enqueue("probe", None, title="count", steps=3, seconds=0.0)
+    script = """(pk) => new Promise((done) => {
+        const socket = new WebSocket(`ws://${location.host}/ws/jobs/${pk}/`);
+        socket.onmessage = (event) => done(event.data.includes(`id="job-${pk}"`) ? "card" : "something else");
+        socket.onclose = () => done("closed");
+    })"""
+    page.goto("/jobs/")
+    assert page.evaluate(script, job.pk) == "card"
+    nobody = chromium.new_context(base_url=site).new_page()
+    nobody.goto("/login/")
+    assert nobody.evaluate(script, job.pk) == "closed"
+    from django.contrib.auth.models import User
+
+    User.objects.get(username="ada").groups.clear()
+    assert page.evaluate(script, job.pk) == "closed"
