@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +99,7 @@ class SAE(Made):
     def files(self) -> Path:
         return Path(settings.DATA_DIR) / self.path
 
-    def delete(self, *args: Any, **kwargs: Any) -> Any:
-        """With its files, where they are in the folder that holds nothing but SAEs."""
+    def own_files(self) -> list[Path]:
+        """Its folder, where that lies in the one that holds nothing but SAEs."""
         files = self.files.resolve()
-        gone = super().delete(*args, **kwargs)
-        if (Path(settings.DATA_DIR) / "sae").resolve() in files.parents:
-            shutil.rmtree(files, ignore_errors=True)
-        return gone
+        return [files] if (Path(settings.DATA_DIR) / "sae").resolve() in files.parents else []

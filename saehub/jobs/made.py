@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from django.conf import settings
-from django.db import models
+from django.db import DEFAULT_DB_ALIAS, models
+from django.db.models.deletion import Collector
 from django.utils import timezone
 
 from saehub.jobs.models import Job, State, enqueue
@@ -74,10 +75,24 @@ class Made(models.Model):
             setattr(self, name, value)
         self.save(update_fields=[*fields, "ready_at"])
 
+    def own_files(self) -> list[Path]:
+        """Folders that go with this row."""
+        return [self.folder] if self.FOLDER and self.pk else []
+
     def delete(self, *args: Any, **kwargs: Any) -> Any:
-        """The row goes first: files without a row are litter, a row without files is a broken page."""
-        folder = self.folder if self.FOLDER else None
+        """With its files and those of the rows that go with it.
+
+        The rows go first: files without a row are litter, a row without files is a broken page.
+        """
+        folders = [folder for row in self._going() for folder in row.own_files()]
         gone = super().delete(*args, **kwargs)
-        if folder and folder.exists():
-            shutil.rmtree(folder)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
         return gone
+
+    def _going(self) -> list[Made]:
+        """This row and the ones that the database deletes with it."""
+        collector = Collector(using=self._state.db or DEFAULT_DB_ALIAS)
+        collector.collect([self])
+        groups: list[Any] = [*collector.data.values(), *collector.fast_deletes]
+        return [row for rows in groups for row in rows if isinstance(row, Made)]
