@@ -81,7 +81,8 @@ def test_from_a_capture_to_a_steered_generation(page: Any, site: str, tiny_model
     page.wait_for_url(re.compile(r"/training/\d+/$"))
     stamp(page)
     shares = watch_card(page)
-    assert len(shares) > 3 and shares == sorted(shares), f"the bar moved by itself: {shares}"
+    rising = shares[: shares.index(max(shares)) + 1]  # afterwards comes the saving, which counts anew
+    assert len(rising) > 3 and rising == sorted(rising), f"the bar moved by itself: {shares}"
     page.wait_for_selector(".job .chip.ok", timeout=120_000)
     page.wait_for_selector("svg", timeout=10_000)
     assert not_reloaded(page)

@@ -179,8 +179,8 @@ def topk_gradients(sae: TopKSAE, x: Tensor, terms: Terms) -> Outcome:
         grads["b_dec"] -= sae.W_enc @ grads["b_enc"]
     error = float(residual.square().sum(-1).mean())
     parts = {"fvu": error / terms.variance} | _add_dead_gradients(sae, centred, -residual, terms, grads)
-    fired = torch.bincount(flat, weights=(values > 0).flatten().to(torch.float64), minlength=sae.config.d_sae)
-    return Outcome(grads, parts, fired.long(), error)
+    fired = torch.bincount(indices[values > 0], minlength=sae.config.d_sae)
+    return Outcome(grads, parts, fired, error)
 
 
 def topk_codes(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:

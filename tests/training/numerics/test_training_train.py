@@ -137,6 +137,12 @@ def test_dead_features_come_back_to_life_only_with_their_term(architecture):
     assert dead_after_training(1 / 32) < D_SAE // 4
 
 
+def test_callbacks_keep_the_caller_s_gradient_mode():
+    modes: list[bool] = []
+    train(sae_of(), stream()(0), config(steps=5), lambda report: modes.append(torch.is_grad_enabled()))
+    assert modes == [True] and torch.is_grad_enabled()
+
+
 def test_silence_is_counted_in_tokens():
     sae = sae_of()
     with torch.no_grad():
