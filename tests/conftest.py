@@ -27,6 +27,23 @@ def make_user(name: str, role: str | None = None) -> Any:
 
 
 @pytest.fixture
+def committed(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """A database whose rows other processes see; afterwards all of them are gone but what migrations made."""
+    from django.apps import apps
+    from django.contrib.auth.models import Group, Permission
+    from django.contrib.contenttypes.models import ContentType
+    from django.db import connection
+
+    made_by_migrations = {Group, Permission, ContentType}
+    tables = [model._meta.db_table for model in apps.get_models() if model not in made_by_migrations]
+    with django_db_blocker.unblock():
+        yield
+        with connection.cursor() as cursor:
+            cursor.execute(f"TRUNCATE {', '.join(tables)} CASCADE")
+        connection.close()
+
+
+@pytest.fixture
 def user_of(db: None) -> Callable[[str], Any]:
     """`user_of("researcher")`: a user of that role (the same one each time); `user_of("stranger")` has no role."""
     made: dict[str, Any] = {}

@@ -20,7 +20,7 @@ PASSWORD = "correct horse battery"
 
 
 @pytest.fixture
-def site(transactional_db: None, django_db_serialized_rollback: None) -> Iterator[str]:
+def site(committed: None) -> Iterator[str]:
     """Address of a running site with the workers of all three queues."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

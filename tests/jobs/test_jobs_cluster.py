@@ -10,9 +10,10 @@ import psutil
 import pytest
 
 from saehub.jobs.models import Job, State, enqueue
+from saehub.jobs.runner import sweep
 from tests.conftest import manage, wait_for
 
-pytestmark = pytest.mark.django_db(transaction=True, serialized_rollback=True)
+pytestmark = pytest.mark.usefixtures("committed")
 
 
 def start(steps: int, seconds: float = 0.05) -> Job:
@@ -63,7 +64,7 @@ def test_a_job_is_run_reported_and_cancelled_by_real_workers() -> None:
 
 def test_a_killed_job_process_is_noticed_and_the_job_taken_up_again() -> None:
     with manage("work", "io"):
-        job = moves(start(60))
+        job = moves(start(120))
         child_of(job).kill()
         reaches(job, State.DONE)
         assert job.attempt == 2
@@ -72,7 +73,7 @@ def test_a_killed_job_process_is_noticed_and_the_job_taken_up_again() -> None:
 
 def test_a_killed_worker_takes_its_job_process_along_and_the_job_is_finished_by_another() -> None:
     with manage("work", "io"):
-        job = moves(start(60))
+        job = moves(start(120))
         child = child_of(job)
         child.parent().kill()  # the django-q2 worker
         child.wait(8)
@@ -82,7 +83,7 @@ def test_a_killed_worker_takes_its_job_process_along_and_the_job_is_finished_by_
 
 def test_a_killed_worker_machine_leaves_nothing_and_the_next_one_finishes() -> None:
     with manage("work", "io") as worker:
-        job = moves(start(60))
+        job = moves(start(120))
         tree = psutil.Process(worker.pid).children(recursive=True)
         os.kill(worker.pid, signal.SIGKILL)
         _, alive = psutil.wait_procs(tree, timeout=8)
@@ -99,3 +100,14 @@ def test_stopping_a_worker_gives_its_job_back_at_once() -> None:
         assert worker.wait(10) == 0
     job.refresh_from_db()
     assert (job.state, job.attempt) == (State.QUEUED, 0)
+
+
+def test_a_job_the_queue_lost_is_offered_again() -> None:
+    from django_q.models import OrmQ
+
+    job = start(1)
+    assert [task.name() for task in OrmQ.objects.all()] == [f"job-{job.pk}"]
+    OrmQ.objects.all().delete()
+    assert sweep() == 1
+    assert [task.name() for task in OrmQ.objects.all()] == [f"job-{job.pk}"]
+    assert sweep() == 0, "what waits in the queue is not offered twice"

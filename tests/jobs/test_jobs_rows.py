@@ -114,15 +114,3 @@ def test_retry_queues_a_failed_job_again(run_job: Any) -> None:
     job.refresh_from_db()
     assert (job.state, job.error, job.attempt) == (State.QUEUED, "", 0)
     assert not job.retry(), "a queued job is not queued twice"
-
-
-@pytest.mark.django_db(transaction=True, serialized_rollback=True)
-def test_a_job_the_queue_lost_is_offered_again() -> None:
-    from django_q.models import OrmQ
-
-    job = make()
-    assert [task.name() for task in OrmQ.objects.all()] == [f"job-{job.pk}"]
-    OrmQ.objects.all().delete()
-    assert sweep() == 1
-    assert [task.name() for task in OrmQ.objects.all()] == [f"job-{job.pk}"]
-    assert sweep() == 0, "what waits in the queue is not offered twice"

@@ -12,7 +12,7 @@ from saes.models import SAE, LanguageModel
 from tests.conftest import TEXT, manage, wait_for
 from training.models import Capture, Corpus, Run
 
-pytestmark = [pytest.mark.django_db(transaction=True, serialized_rollback=True), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(300)]
 
 
 def made(row: LanguageModel | Corpus | Capture) -> None:
