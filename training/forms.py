@@ -304,7 +304,7 @@ class RunForm(NewRow):
         min_value=1e-8,
         max_value=1,
         label="Learning rate",
-        help_text="5e-4 / √(features / 16,384) when empty",
+        help_text="1e-3 / √(features / 16,384) when empty",
     )
     seed = forms.IntegerField(min_value=0, max_value=2**31 - 1, initial=0, label="Seed")
     lr_warmup = forms.FloatField(min_value=0, max_value=1, initial=0.02, label="Warm-up, share of steps")
