@@ -142,7 +142,10 @@ def manage(*call: str) -> Iterator[subprocess.Popen[bytes]]:
     from saehub.jobs.processes import kill_tree
 
     child = subprocess.Popen(
-        [sys.executable, str(ROOT / "manage.py"), *call], env=child_environment(), cwd=ROOT, start_new_session=True
+        [sys.executable, str(ROOT / "manage.py"), *call, "--with-parent"],
+        env=child_environment(),
+        cwd=ROOT,
+        start_new_session=True,
     )
     try:
         yield child

@@ -285,7 +285,7 @@ class RunForm(NewRow):
         choices=list(ARCHITECTURES.items()), initial="topk", widget=forms.RadioSelect, label="Architecture"
     )
     k = forms.IntegerField(min_value=1, initial=32, label="k, features per token")
-    l1_coefficient = forms.FloatField(min_value=0, initial=5.0, label="L1 coefficient")
+    l1_coefficient = forms.FloatField(min_value=0, initial=2.0, label="L1 coefficient")
     d_sae = forms.IntegerField(
         required=False,
         min_value=1,
