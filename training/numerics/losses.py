@@ -69,21 +69,30 @@ def l1_penalty(acts: Tensor, W_dec: Tensor) -> Tensor:
     return (acts.abs() @ W_dec.norm(dim=-1)).mean()
 
 
-def auxk(error: Tensor, z_dead: Tensor, W_dead: Tensor) -> Tensor:
+def auxk(error: Tensor, z_dead: Tensor, W_dead: Tensor, k_aux: int) -> Tensor:
     """How badly the dead features alone reconstruct what the live ones left over; 0 at best.
 
         A = min(m / k_aux, 1) * sum |e - e_hat|^2 / sum |e|^2,   e_hat = topk(z_dead, k_aux) @ W_dead
 
-    with k_aux = d_out / 2, e (n, d_out) the detached residual, z_dead (n, m) the pre-activations of the m dead
-    features, chosen without relu so that features whose z is negative everywhere are reached too, W_dead (m, d_out).
+    with e (n, d_out) the detached residual, z_dead (n, m) the pre-activations of the m dead features, chosen without
+    relu so that features whose z is negative everywhere are reached too, W_dead (m, d_out).
     Gao et al. 2024, appendix A.2; the scale for few dead features and the choice without relu as in SAELens.
     """
-    k_aux = max(error.shape[-1] // 2, 1)
     m = z_dead.shape[-1]
     values, indices = z_dead.topk(min(k_aux, m), dim=-1, sorted=False)
     e_hat = torch.zeros_like(z_dead).scatter(-1, indices, values) @ W_dead
     size = error.square().sum(-1).mean().clamp_min(torch.finfo(error.dtype).tiny)
     return min(m / k_aux, 1.0) * squared_error(e_hat, error) / size
+
+
+def k_aux(sae: SAE) -> int:
+    """How many dead features reconstruct a row's residual: k for TopK, else d_in / 2 (SAELens, dictionary_learning).
+
+    Theirs is d_in / 2 for TopK too, whose revived features are too weak to be chosen or disturb the live ones. Measured
+    on 262k tokens, 576 x 16,384, lr 4e-3: without the term FVU 0.132 and 2,174 features silent for 100k tokens; with
+    d_in / 2 0.175 and 0; with k 0.134 and 362.
+    """
+    return sae.k if isinstance(sae, TopKSAE) else max(sae.config.d_in // 2, 1)
 
 
 # ---------------------------------------------------------------------------------------------------- losses
@@ -113,7 +122,7 @@ def dead_part(sae: SAE, centred: Tensor, error: Tensor, terms: Terms) -> dict[st
     if not terms.aux or not len(terms.dead):
         return {}
     z_dead = centred @ sae.W_enc[:, terms.dead] + sae.b_enc[terms.dead]
-    return {"aux": terms.aux * auxk(error, z_dead, sae.W_dec[terms.dead])}
+    return {"aux": terms.aux * auxk(error, z_dead, sae.W_dec[terms.dead], k_aux(sae))}
 
 
 # ---------------------------------------------------------------------------------------------------- gradients
@@ -224,7 +233,7 @@ def _add_dead_gradients(
     slices = [sae.W_enc.t()[dead], sae.b_enc[dead], sae.W_dec[dead]]
     with torch.enable_grad():
         W_enc, b_enc, W_dec = (part.detach().requires_grad_() for part in slices)
-        part = terms.aux * auxk(error, centred @ W_enc.t() + b_enc, W_dec)
+        part = terms.aux * auxk(error, centred @ W_enc.t() + b_enc, W_dec, k_aux(sae))
         found = torch.autograd.grad(part, (W_enc, b_enc, W_dec))
     for name, grad in zip(("W_enc", "b_enc", "W_dec"), found, strict=True):
         grads[name].index_add_(0, dead, grad)

@@ -37,7 +37,8 @@ class TrainConfig:
         of the steps in which it rises from 0. Measured on the same tokens: 1 gives L0 219 and FVU 0.165, 2 gives 37 and
         0.326; activations with a larger mean, for their spread, want a smaller one.
     aux_coefficient: weight of the dead features' term. dead_after_tokens: a feature is dead after so many tokens
-        without firing; None means a tenth of the run, at most 10 million (the usual number of long runs).
+        without firing; None means a quarter of the run, at most 10 million (the usual number). Much less takes rare
+        features for dead ones: the term then keeps them from firing.
     clip: bound on the norm of the gradient, or None for none: Adam makes the step nearly independent of its scale.
     precision: "fast" (see optim.matmul_precision) or "float32".
     seed: the order of the rows, see `capture_batches`. The loop itself draws no random numbers.
@@ -91,7 +92,7 @@ class TrainConfig:
 
     @property
     def dead_after(self) -> int:
-        return self.dead_after_tokens or min(10_000_000, max(self.total_rows // 10, self.batch_size))
+        return self.dead_after_tokens or min(10_000_000, max(self.total_rows // 4, self.batch_size))
 
 
 @dataclass(frozen=True)
