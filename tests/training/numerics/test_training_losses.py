@@ -91,7 +91,7 @@ def test_the_losses_are_the_documented_ones():
     )
     sae = made("topk")
     outcome = topk_gradients(sae, x, terms())
-    assert outcome.parts == {"fvu": pytest.approx(float((sae(x) - x).square().sum(-1).mean()) / 210, rel=1e-5)}
+    assert outcome.parts == {"fvu": pytest.approx(float((sae(x) - x).detach().square().sum(-1).mean()) / 210, rel=1e-5)}
     assert outcome.loss == sum(outcome.parts.values())
     assert torch.equal(outcome.fired, (sae.encode(x) > 0).sum(0))
 
