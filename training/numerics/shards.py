@@ -12,6 +12,7 @@ rows asked for.
 """
 
 import errno
+import functools
 import json
 import os
 import time
@@ -117,6 +118,7 @@ class Capture:
         self.n_rows = int(manifest["n_tokens"])
         self.dtype = DTYPES[manifest["dtype"]]
         self._rows_of = [(int(s["n_rows"]), int(s["n_held_out"])) for s in self.shards]
+        self._activations = functools.lru_cache(maxsize=64)(self._map)  # a page is faulted in once, not every batch
 
     def split_rows(self, split: Split = "all") -> int:
         """Number of stored rows of a split."""
@@ -244,14 +246,16 @@ class Capture:
         out = torch.empty(len(row), self.d[hook])
         for i in np.unique(shard).tolist():
             at = np.flatnonzero(shard == i)
-            n = self._rows_of[i][0]
-            x = self._read(i, f"x/{hook}", (n, self.d[hook]), self.dtype)
+            x = self._activations(i, hook)
             out[torch.from_numpy(at)] = x[torch.from_numpy(row[at])].float()
         if not out.sum().isfinite():
             raise CaptureError(
                 f"The capture {self.path.name} holds NaN or infinite values at {hook}; capture it again."
             )
         return out
+
+    def _map(self, i: int, hook: str) -> Tensor:
+        return self._read(i, f"x/{hook}", (self._rows_of[i][0], self.d[hook]), self.dtype)
 
     def _row_tokens(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         n = self._rows_of[i][0]
