@@ -315,7 +315,7 @@ class RunForm(NewRow):
         required=False,
         min_value=1,
         label="Dead after, tokens",
-        help_text="A tenth of the run, at most 10 million, when empty",
+        help_text="A quarter of the run, at most 10 million, when empty",
     )
     clip = forms.FloatField(
         required=False, min_value=0, label="Gradient norm at most", help_text="Not limited when empty"
