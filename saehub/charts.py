@@ -220,4 +220,5 @@ def _draw(spec: str, label: str) -> SafeString:
     import vl_convert  # 70 ms and a JavaScript engine: only a process that draws pays for it
 
     svg = _CLUTTER.sub("", _FRAMES.sub("", vl_convert.vegalite_to_svg(spec)))
+    # vl-convert escapes every text it draws (tests/test_charts.py), and the label is escaped here
     return mark_safe(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

@@ -348,4 +348,4 @@ def token(text: str) -> SafeString:
     core = text.strip(" ")
     lead, trail = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
     marked = "␣" * (lead if core else len(text)) + core + "␣" * (trail if core else 0)
-    return mark_safe(f'<code class="tok" dir="auto">{token_markup(marked)}</code>')
+    return mark_safe(f'<code class="tok" dir="auto">{token_markup(marked)}</code>')  # token_markup escapes

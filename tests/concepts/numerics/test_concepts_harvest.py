@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -191,17 +192,22 @@ def test_facts_say_how_it_was_made(view_dir: Path, small_capture: Capture) -> No
     assert (facts["k"], facts["intervals"], facts["per_interval"]) == (4, 5, 3)
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 4 kB, as on a disk that fills up."""
+    """No file may grow beyond 4 kB, as on a disk that fills up.
+
+    Holds for the whole process, so it surrounds one call and nothing else: pytest itself may be writing to a file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk(sae: Any, small_capture: Capture, tmp_path: Path, small_files: None) -> None:
-    with pytest.raises(HarvestError, match="The disk is full"):
+def test_full_disk(sae: Any, small_capture: Capture, tmp_path: Path) -> None:
+    with pytest.raises(HarvestError, match="The disk is full"), small_files():
         run(sae, small_capture, tmp_path / "view")
     assert list(tmp_path.iterdir()) == []
 
