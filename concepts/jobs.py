@@ -34,7 +34,7 @@ def harvest(progress: Progress, sae: int, view: int | None = None, capture: int 
         )
     progress.start("Loading the model and the SAE")
     lm = _lm(row.sae)
-    weights = load_sae(row.sae.files, device=pick_device())
+    weights = load_sae(row.sae.files, facts=row.sae.facts, device=pick_device())
     source, n_features = open_capture(row.capture.folder), weights.config.d_sae
     encoding = (f"Encoding every token of {row.capture.name}", "tokens", source.split_rows())
     neighbours, logits = (

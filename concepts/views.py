@@ -162,7 +162,7 @@ def _headers(key: str, descending: bool) -> list[Header]:
 @needs("concepts.view_featureview")
 def feature_detail(request: HttpRequest, pk: int, index: int) -> HttpResponse:
     sae = get_object_or_404(SAE.objects.select_related("model", "run__capture"), pk=pk)
-    if index >= sae.d_sae:
+    if index >= sae.n_features:
         raise Http404(_no_feature(sae, index))
     views = _views(sae)
     view = _chosen(request, sae, views)
@@ -240,7 +240,7 @@ def _steps(sae: SAE, columns: featurefile.FeatureView, index: int, keep: dict[st
     where = {"previous": index - 1, "next": index + 1}
     if len(alive):
         where["random"] = int(alive[random.randrange(len(alive))])
-    return {name: _feature_url(sae, i, keep) for name, i in where.items() if 0 <= i < sae.d_sae}
+    return {name: _feature_url(sae, i, keep) for name, i in where.items() if 0 <= i < sae.n_features}
 
 
 def _kept(request: HttpRequest) -> dict[str, str]:
@@ -254,7 +254,7 @@ def _feature_url(sae: SAE, index: int, parameters: dict[str, str]) -> str:
 
 
 def _no_feature(sae: SAE, index: Any) -> str:
-    return f"There is no feature {index}; {sae.name} has features 0 to {sae.d_sae - 1:,}."
+    return f"There is no feature {index}; {sae.name} has features 0 to {sae.n_features - 1:,}."
 
 
 def _as_json(

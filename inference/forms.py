@@ -186,9 +186,9 @@ class EditRows(forms.BaseFormSet):
             feature = form.cleaned_data.get("feature") if hasattr(form, "cleaned_data") else None
             if feature is None:
                 continue
-            if sae is not None and feature >= sae.d_sae:
+            if sae is not None and feature >= sae.n_features:
                 form.add_error(
-                    "feature", f"There is no feature {feature}; {sae.name} has features 0 to {sae.d_sae - 1}."
+                    "feature", f"There is no feature {feature}; {sae.name} has features 0 to {sae.n_features - 1}."
                 )
             if feature in seen:
                 form.add_error("feature", f"Feature {feature} is edited twice; keep one row of it.")

@@ -88,7 +88,7 @@ def _load(model: LanguageModel) -> LM:
 
 
 def warm_sae(sae: SAE) -> Weights:
-    return SAES.get((sae.path, sae.sha256), lambda: load_sae(sae.files, device=pick_device()))
+    return SAES.get((sae.path, sae.sha256), lambda: load_sae(sae.files, facts=sae.facts, device=pick_device()))
 
 
 def _steering(row: Generation) -> list[Steering]:

@@ -58,28 +58,87 @@ class LanguageModel(Made):
         return min(rows, key=lambda row: (row["name"] != name, row.get("side") == "in"), default=None)
 
 
+class Release(models.Model):
+    """A set of SAEs that somebody published together, as the public directory names it."""
+
+    name = models.CharField(max_length=200, unique=True)
+    repo_id = models.CharField(max_length=200)
+    model_name = models.CharField(max_length=120, blank=True)
+    format = models.CharField(max_length=40, help_text="Name in the table of formats")
+    links = models.JSONField(default=dict, help_text="{dashboards, model, publication}")
+    facts = models.JSONField(default=dict, help_text="What its files cannot tell, for all of its SAEs")
+    directory = models.CharField(max_length=80, blank=True, help_text="Where this entry was read, with its version")
+    synced_at = models.DateTimeField(null=True, editable=False)
+
+    class Meta:
+        ordering = ("name",)
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class SAE(Made):
-    """One sparse autoencoder, trained here or brought from elsewhere; its files are in the SAELens form."""
+    """One sparse autoencoder: trained here, brought from elsewhere, or known from the catalogue and not here yet.
+
+    `ready_at` says whether its files are on this machine. What is null is not known.
+    """
+
+    KIND = "download"
 
     class Source(models.TextChoices):
         TRAINED = "trained", "trained here"
         HUB = "hub", "Hub"
         FILE = "file", "imported file"
 
+    class Curation(models.TextChoices):
+        DRAFT = "draft", "draft"
+        REVIEWED = "reviewed", "reviewed"
+        PUBLISHED = "published", "published"
+        DEPRECATED = "deprecated", "deprecated"
+
     source = models.CharField(max_length=10, choices=Source.choices)
+    curation = models.CharField(max_length=10, choices=Curation.choices, default=Curation.DRAFT)
+    name = models.CharField(max_length=200)
+
+    # What it reads and writes.
     model = models.ForeignKey(LanguageModel, null=True, blank=True, on_delete=models.PROTECT, related_name="saes")
-    model_name = models.CharField(max_length=120)
-    hook_name = models.CharField(max_length=200)
+    model_name = models.CharField(max_length=120, blank=True)
+    hook_name = models.CharField(max_length=200, blank=True)
+    hook_name_out = models.CharField(max_length=200, blank=True, help_text="Of a transcoder: what it predicts")
+    site = models.CharField(
+        max_length=20, blank=True, help_text="resid_pre, resid_post, mlp_out, hook_z, transcoder, …"
+    )
     layer = models.PositiveIntegerField(null=True, blank=True)
-    architecture = models.CharField(max_length=40)
-    d_in = models.PositiveIntegerField()
-    d_sae = models.PositiveIntegerField()
+    architecture = models.CharField(max_length=40, blank=True)
+    d_in = models.PositiveIntegerField(null=True, blank=True)
+    d_sae = models.PositiveIntegerField(null=True, blank=True)
     k = models.PositiveIntegerField(null=True, blank=True)
+
+    # Where it was published.
+    release = models.ForeignKey(Release, null=True, blank=True, on_delete=models.SET_NULL, related_name="saes")
+    sae_id = models.CharField(max_length=200, blank=True, help_text="Its id in the release")
+    aliases = models.JSONField(default=list, help_text="Other release/id pairs of the same files")
+    repo_id = models.CharField(max_length=200, blank=True)
+    repo_path = models.CharField(max_length=300, blank=True, help_text="Folder or file in the repository")
+    revision = models.CharField(max_length=80, blank=True, help_text="Pinned to the commit when downloaded")
+    neuronpedia_id = models.CharField(max_length=120, blank=True)
+    published_l0 = models.FloatField(null=True, blank=True)
+    published_variance = models.FloatField(null=True, blank=True)
+
+    # Its files here.
     format = models.CharField(max_length=40, default="saelens")
-    path = models.CharField(max_length=400, help_text="Folder of its files, under the data folder")
+    path = models.CharField(
+        max_length=400, blank=True, help_text="Its files: under the data folder, or in the Hub's cache"
+    )
+    facts = models.JSONField(default=dict, help_text="What its files cannot tell, as asked for on import")
     size_bytes = models.BigIntegerField(default=0)
-    sha256 = models.CharField(max_length=64, blank=True)
+    sha256 = models.CharField(max_length=64, blank=True, db_index=True)
     config = models.JSONField(default=dict)
+    proof = models.JSONField(default=dict, help_text="Of the conversion: source format, n rows, largest difference")
+    read_at = models.DateTimeField(
+        null=True, editable=False, help_text="When config and shapes were read from the files"
+    )
+    verified_at = models.DateTimeField(null=True, editable=False, help_text="When the checksums last agreed")
     notes = models.TextField(blank=True)
 
     # Measured here, by the newest evaluation: null is "not measured", never 0 or 1.
@@ -90,13 +149,28 @@ class SAE(Made):
     class Meta:
         ordering = ("-pk",)
         verbose_name = "SAE"
-        constraints = [models.UniqueConstraint(fields=["path"], name="one_sae_per_folder")]
+        constraints = [
+            models.UniqueConstraint(fields=["path"], condition=~models.Q(path=""), name="one_sae_per_folder"),
+            models.UniqueConstraint(
+                fields=["repo_id", "repo_path"], condition=~models.Q(repo_id=""), name="one_sae_per_place_on_the_hub"
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["release", "sae_id"], name="sae_of_release"),
+            models.Index(fields=["model_name", "site", "layer"], name="sae_of_model"),
+        ]
 
     def get_absolute_url(self) -> str:
         return reverse("saes:sae_detail", args=[self.pk])
 
     @property
+    def n_features(self) -> int:
+        """d_sae; 0 while it is not known."""
+        return self.d_sae or 0
+
+    @property
     def files(self) -> Path:
+        """Its folder or file; a path outside of the data folder is stored whole."""
         return Path(settings.DATA_DIR) / self.path
 
     def own_files(self) -> list[Path]:

@@ -33,6 +33,11 @@ KINDS = {
     for kind in (
         Kind("probe", "saehub.jobs.probe", "Check the workers", "io", "jobs.add_job", "jobs:job_detail", "job"),
         Kind("add_model", "saes.jobs", "Add a language model", "io", "saes.add_languagemodel", "saes:model_detail", "model"),
+        Kind("download", "saes.jobs", "Download an SAE", "io", "saes.add_sae", "saes:sae_detail", "sae"),
+        Kind("adopt", "saes.jobs", "Import an SAE", "io", "saes.add_sae", "saes:sae_detail", "sae"),
+        Kind("inspect", "saes.jobs", "Read an SAE's config", "io", "saes.add_sae", "saes:sae_detail", "sae"),
+        Kind("verify", "saes.jobs", "Verify an SAE's files", "io", "saes.change_sae", "saes:sae_detail", "sae"),
+        Kind("sync", "saes.jobs", "Sync the catalogue", "io", "saes.change_sae", "jobs:job_detail", "job"),
         Kind("read_corpus", "training.jobs", "Read a corpus", "io", "training.add_corpus", "training:corpus_detail", "corpus"),
         Kind("capture", "training.jobs", "Capture activations", "gpu", "training.add_capture", "training:capture_detail", "capture"),
         Kind("train", "training.jobs", "Train an SAE", "gpu", "training.add_run", "training:run_detail", "run"),
