@@ -131,8 +131,10 @@ class SAE(Made):
         max_length=400, blank=True, help_text="Its files: under the data folder, or in the Hub's cache"
     )
     facts = models.JSONField(default=dict, help_text="What its files cannot tell, as asked for on import")
+    asked = models.JSONField(default=list, editable=False, help_text="Names of facts that its import waits for")
     size_bytes = models.BigIntegerField(default=0)
-    sha256 = models.CharField(max_length=64, blank=True, db_index=True)
+    sha256 = models.CharField(max_length=64, blank=True, db_index=True, help_text="Of its weights, as published")
+    checksums = models.JSONField(default=dict, editable=False, help_text="Of its files here: {name: {sha256, bytes}}")
     config = models.JSONField(default=dict)
     proof = models.JSONField(default=dict, help_text="Of the conversion: source format, n rows, largest difference")
     read_at = models.DateTimeField(
@@ -173,7 +175,16 @@ class SAE(Made):
         """Its folder or file; a path outside of the data folder is stored whole."""
         return Path(settings.DATA_DIR) / self.path
 
+    @property
+    def upload(self) -> Path:
+        """Where what a person sent waits for its import."""
+        return Path(settings.DATA_DIR) / "uploads" / str(self.pk)
+
     def own_files(self) -> list[Path]:
-        """Its folder, where that lies in the one that holds nothing but SAEs."""
+        """Its folder, where that lies in the one that holds nothing but SAEs, and what was sent for it."""
+        home = (Path(settings.DATA_DIR) / "sae").resolve()
         files = self.files.resolve()
-        return [files] if (Path(settings.DATA_DIR) / "sae").resolve() in files.parents else []
+        kept = [self.upload] if self.pk and self.upload.exists() else []
+        if not self.path or home not in files.parents:
+            return kept
+        return [home.joinpath(*files.relative_to(home).parts[:2]), *kept]

@@ -1,0 +1,38 @@
+"""SHA-256 of an SAE's files: what tells two SAEs apart, and what shows that a file is still what it was."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = (".safetensors", ".npz", ".pt", ".pth", ".bin")
+BLOCK = 1 << 20
+
+
+def digest(path: Path, tick: Callable[[int], None] = lambda n: None) -> str:
+    """SHA-256 of a file, in hexadecimal. `tick` hears of every block of bytes."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            found.update(block)
+            tick(len(block))
+    return found.hexdigest()
+
+
+def checksums(
+    root: Path, names: Iterable[str], tick: Callable[[int], None] = lambda n: None
+) -> dict[str, dict[str, Any]]:
+    """{name: {sha256, bytes}} of files below `root`."""
+    return {name: {"sha256": digest(root / name, tick), "bytes": (root / name).stat().st_size} for name in names}
+
+
+def weights_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """One digest for an SAE's weights: that of its weight file, or of the sorted digests when there are several."""
+    found = sorted(
+        entry["sha256"]
+        for name, entry in files.items()
+        if name.endswith(WEIGHTS) and not name.endswith("sparsity.safetensors")
+    )
+    return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest() if found else ""
