@@ -186,7 +186,7 @@ def _encode(
 
 def _codes(sae: SAE, x: torch.Tensor, context: np.ndarray, position: np.ndarray) -> np.ndarray:
     """All codes above 0 of rows x (m, d), in row order, as CODE records."""
-    row, feature, value = _fires(sae, x.to(sae.W_enc.device))
+    row, feature, value = _fires(sae, x.to(sae.W_dec.device))
     if not np.isfinite(value.sum()):
         raise HarvestError(
             "The SAE gives codes that are NaN or infinite; its weights are damaged or do not fit the model."
@@ -203,7 +203,7 @@ def _fires(sae: SAE, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarra
     `encode_sparse` would give the same codes sorted. Nobody needs the order here, and without it TopK's choice takes three
     quarters of the time, and that of dense codes half of it.
     """
-    if isinstance(sae, TopKSAE):
+    if type(sae) is TopKSAE:
         inputs = sae.normalise(x) - sae.b_dec if sae.config.apply_b_dec_to_input else sae.normalise(x)
         values, indices = topk_codes(inputs, sae.W_enc, sae.b_enc, sae.k)
         value = values.relu().float().cpu().numpy().reshape(-1)
@@ -216,7 +216,7 @@ def _fires(sae: SAE, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def _chunk_rows(sae: SAE) -> int:
     """Rows encoded at once. TopK chooses in chunks of its own; others make all d_sae codes of a row."""
-    return CHUNK_ROWS if isinstance(sae, TopKSAE) else min(max(64, CHUNK_NUMBERS // sae.config.d_sae), CHUNK_ROWS)
+    return CHUNK_ROWS if type(sae) is TopKSAE else min(max(64, CHUNK_NUMBERS // sae.config.d_sae), CHUNK_ROWS)
 
 
 def _plan(codes: np.ndarray, rows: int, n_rows: int, d_sae: int, folder: Path) -> list[_Block]:

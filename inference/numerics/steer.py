@@ -72,6 +72,11 @@ class Steering:
 
 def check_edits(sae: SAE, edits: Sequence[Edit]) -> None:
     """Raises SteeringError for the first edit that cannot be made on this SAE."""
+    if not (sae.reconstructs and sae.row_by_row):
+        raise SteeringError(
+            f"This SAE is a {sae.config.architecture}: a feature of it is not a direction of the activations it reads, "
+            "so it cannot steer them."
+        )
     if sae.config.d_out != sae.config.d_in:
         raise SteeringError(
             f"This SAE reads {sae.config.d_in} numbers and writes {sae.config.d_out}, so it cannot steer its input."

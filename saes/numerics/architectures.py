@@ -3,11 +3,38 @@
 import torch
 from torch.nn.functional import normalize
 
+from saes.numerics import several, temporal, topk, transcoders
+from saes.numerics.gated import GatedSAE
+from saes.numerics.jumprelu import JumpReLUSAE
+from saes.numerics.matching_pursuit import MatchingPursuitSAE
 from saes.numerics.sae import SAE, SAEConfig, SAEError
 from saes.numerics.standard import StandardSAE
 from saes.numerics.topk import TopKSAE
 
-ARCHITECTURES: dict[str, type[SAE]] = {cls.architecture: cls for cls in (StandardSAE, TopKSAE)}
+ARCHITECTURES: dict[str, type[SAE]] = {
+    cls.architecture: cls
+    for cls in (
+        StandardSAE,
+        TopKSAE,
+        JumpReLUSAE,
+        GatedSAE,
+        topk.AbsTopKSAE,
+        topk.BatchTopKSAE,
+        topk.DecoderNormTopKSAE,
+        topk.GroupMaxSAE,
+        MatchingPursuitSAE,
+        transcoders.Transcoder,
+        transcoders.SkipTranscoder,
+        transcoders.JumpReLUTranscoder,
+        transcoders.JumpReLUSkipTranscoder,
+        transcoders.TopKTranscoder,
+        transcoders.TopKSkipTranscoder,
+        temporal.TemporalSAE,
+        several.Crosscoder,
+        several.CrossLayerTranscoder,
+    )
+}
+TRAINABLE = ("standard", "topk")  # what build_sae and the trainer know today
 
 # Measured on layer 9 of SmolLM2-135M, 131k tokens: held-out FVU 0.224 with encoder rows of this norm, 0.257 with 1.
 ENCODER_NORM = 0.58
@@ -37,6 +64,8 @@ def build_sae(
     architecture accepts, or one that does not fit into memory.
     """
     cls = sae_class(config.architecture)
+    if config.architecture not in TRAINABLE:
+        raise SAEError(f"A {config.architecture} SAE cannot be trained here; {' and '.join(TRAINABLE)} SAEs can.")
     try:
         sae = cls(config, device=device, dtype=dtype)
         generator = torch.Generator().manual_seed(seed)

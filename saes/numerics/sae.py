@@ -1,7 +1,7 @@
 """What every sparse autoencoder is: a config, four tensors in one orientation, and the way from x to codes and back."""
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ class SAEConfig:
     """Everything about an SAE that is not a tensor.
 
     `d_out` None means `d_in` and is filled in, so it always reads as a number. `k` is TopK's number of features kept
-    per row. `metadata` is whatever else a file carried and is written back when saving. The dtype is not here: the
-    tensors know it.
+    per row. `options` are the architecture's own settings, by the names its class gives them. `metadata` is whatever
+    else a file carried and is written back when saving. The dtype is not here: the tensors know it.
 
     Raises SAEError when a size is not a positive whole number, when b_dec is to be subtracted from inputs of another
     width, or when the normalisation is not one of NORMALIZATIONS.
@@ -39,7 +39,9 @@ class SAEConfig:
     d_out: int = None  # type: ignore[assignment]  # replaced below, so that every reader gets an int
     apply_b_dec_to_input: bool = True
     normalize_activations: str = "none"
-    k: int | None = None
+    k: Any = None  # a whole number; BatchTopK's may be a fraction
+    hook_name_out: str = ""  # of a transcoder: what it predicts
+    options: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,6 +56,10 @@ class SAEConfig:
                 f"normalize_activations is {self.normalize_activations!r}, which is not known; "
                 f"it must be one of {', '.join(NORMALIZATIONS)}."
             )
+
+    def with_(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked again."""
+        return replace(self, **changes)
 
 
 class SAE(nn.Module):
@@ -72,6 +78,8 @@ class SAE(nn.Module):
     """
 
     architecture: ClassVar[str]
+    reconstructs: ClassVar[bool] = True  # x_hat is of the hook point that x is from
+    row_by_row: ClassVar[bool] = True  # a row's codes do not depend on the other rows
     W_enc: nn.Parameter
     b_enc: nn.Parameter
     W_dec: nn.Parameter
@@ -86,24 +94,48 @@ class SAE(nn.Module):
             raise SAEError(f"A {self.architecture} SAE cannot have a config of architecture {config.architecture!r}.")
         self.config = config
         for name, shape in self.parameter_shapes(config).items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape, device=device, dtype=dtype)))
+            self._put(name, nn.Parameter(torch.zeros(shape, device=device, dtype=dtype)))
+
+    def _put(self, name: str, tensor: nn.Parameter) -> None:
+        """Register a parameter; a dotted name, as files have it, goes into modules made for it."""
+        *path, leaf = name.split(".")
+        place: nn.Module = self
+        for part in path:
+            if part not in place._modules:
+                place.add_module(part, nn.Module())
+            place = place.get_submodule(part)
+        place.register_parameter(leaf, tensor)
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter by the name that `parameter_shapes` gives it."""
+        return self.get_parameter(name)
 
     @classmethod
     def parameter_shapes(cls, config: SAEConfig) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor; what a file of weights is held against before anything is built."""
+        glu = {"W_gate": (config.d_in, config.d_sae), "b_gate": (config.d_sae,)} if config.options.get("glu") else {}
         return {
             "W_enc": (config.d_in, config.d_sae),
             "b_enc": (config.d_sae,),
             "W_dec": (config.d_sae, config.d_out),
             "b_dec": (config.d_out,),
-        }
+        } | glu
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """z (n, d_sae) of x (n, d_in). Raises SAEError when x has another width."""
+        x = self.encoder_input(x)
+        z = x @ self.W_enc + self.b_enc
+        return z * (x @ self.tensor("W_gate") + self.tensor("b_gate")).sigmoid() if self.glu else z
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """x' - [b_dec] (n, d_in): what W_enc is multiplied with."""
         x = self.normalise(x)
-        if self.config.apply_b_dec_to_input:
-            x = x - self.b_dec
-        return x @ self.W_enc + self.b_enc
+        return x - self.b_dec if self.config.apply_b_dec_to_input else x
+
+    @property
+    def glu(self) -> bool:
+        """Option `glu` (OpenMOSS): z is multiplied by sigmoid(x' @ W_gate + b_gate)."""
+        return bool(self.config.options.get("glu"))
 
     def activation(self, z: Tensor) -> Tensor:
         """Codes (n, d_sae) of pre-activations (n, d_sae)."""
@@ -124,11 +156,13 @@ class SAE(nn.Module):
     def encode_sparse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The codes that fire, as (values (n, m), indices (n, m) int64), largest first.
 
-        m is the largest L0 of the batch; a slot left over holds value 0 and index 0.
+        m is the largest L0 of the batch; a slot left over holds value 0 and index 0. Largest means by magnitude, for the
+        SAEs whose codes may be negative.
         """
         acts = self.encode(x)
-        m = int((acts > 0).sum(-1).max()) if acts.numel() else 0
-        return blank_zeros(*acts.topk(m, dim=-1))
+        m = int((acts != 0).sum(-1).max()) if acts.numel() else 0
+        indices = acts.abs().topk(m, dim=-1).indices
+        return blank_zeros(acts.gather(-1, indices), indices)
 
     def decode_sparse(self, values: Tensor, indices: Tensor, x: Tensor | None = None) -> Tensor:
         """`decode` of codes in the form `encode_sparse` returns; reads only the W_dec rows that are named."""
@@ -163,7 +197,7 @@ class SAE(nn.Module):
                 f"This SAE reads vectors of {self.config.d_in} numbers, but was given vectors of {x.shape[-1]}; "
                 "take activations from the model and hook point it was trained on."
             )
-        x = x.to(self.W_enc.dtype)
+        x = x.to(self.W_dec.dtype)
         if self.config.normalize_activations not in PER_ROW_NORMALIZATIONS:
             return x
         shift, scale = self._row_statistics(x)
@@ -183,7 +217,7 @@ class SAE(nn.Module):
         """
         if self.config.normalize_activations not in PER_ROW_NORMALIZATIONS:
             return None
-        return self._row_statistics(x.to(self.W_enc.dtype))[1]
+        return self._row_statistics(x.to(self.W_dec.dtype))[1]
 
     @property
     def _is_layer_norm(self) -> bool:
@@ -192,10 +226,10 @@ class SAE(nn.Module):
     def _required(self, x: Tensor | None) -> Tensor:
         if x is None:
             raise SAEError(
-                f"This SAE normalises every row ({self.config.normalize_activations}), so decoding needs x as well: "
+                "What this SAE decodes depends on x as well as on the codes (it normalises rows, skips or predicts): "
                 "call decode(acts, x)."
             )
-        return x.to(self.W_enc.dtype)
+        return x.to(self.W_dec.dtype)
 
     def _row_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(shift, scale), each (n, 1), of the per-row normalisations."""

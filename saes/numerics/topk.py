@@ -1,36 +1,137 @@
-"""TopK: the k largest pre-activations of each row (Gao et al. 2024, arXiv 2406.04093)."""
+"""The SAEs that keep the largest codes: TopK (Gao et al. 2024, arXiv 2406.04093) and its relatives."""
+
+from math import isfinite
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.sae import SAE, SAEConfig, SAEError, blank_zeros, require_positive_int
 
 
-class TopKSAE(SAE):
-    """acts = relu(z) where z is among the k largest of its row, else 0.
-
-    relu comes after the choice (as in SAELens), so a row with fewer than k positive z fires fewer than k features.
-    Raises SAEError unless 1 <= k <= d_sae.
-    """
-
-    architecture = "topk"
+class KSAE(SAE):
+    """Base of the SAEs that keep k features per row. Raises SAEError unless 1 <= k <= d_sae."""
 
     def __init__(
         self, config: SAEConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__(config, device=device, dtype=dtype)
-        if config.k is None:
-            raise SAEError("A TopK SAE needs k, the number of features kept per row.")
-        require_positive_int("k", config.k)
-        if config.k > config.d_sae:
-            raise SAEError(f"k is {config.k}, but this SAE has only {config.d_sae} features (d_sae).")
-        self.k: int = config.k
+        self.k = checked_k(config)
+
+
+def checked_k(config: SAEConfig) -> int:
+    """k of a config. Raises SAEError unless it is a whole number from 1 to d_sae."""
+    if config.k is None:
+        raise SAEError("A TopK SAE needs k, the number of features kept per row.")
+    require_positive_int("k", config.k)
+    if config.k > config.d_sae:
+        raise SAEError(f"k is {config.k}, but this SAE has only {config.d_sae} features (d_sae).")
+    return int(config.k)
+
+
+def keep_topk(z: Tensor, k: int) -> Tensor:
+    """relu(z) where z is among the k largest of its row, else 0."""
+    values, indices = z.topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(z).scatter(-1, indices, values.relu())
+
+
+class TopKSAE(KSAE):
+    """acts = relu(z) where z is among the k largest of its row, else 0.
+
+    relu comes after the choice (as in SAELens), so a row with fewer than k positive z fires fewer than k features.
+    """
+
+    architecture = "topk"
 
     def activation(self, z: Tensor) -> Tensor:
-        values, indices = z.topk(self.k, dim=-1, sorted=False)
-        return torch.zeros_like(z).scatter(-1, indices, values.relu())
+        return keep_topk(z, self.k)
 
     def encode_sparse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As SAE.encode_sparse, with m = k."""
         values, indices = self.pre_activations(x).topk(self.k, dim=-1)
         return blank_zeros(values.relu(), indices)
+
+
+class DecoderNormTopKSAE(KSAE):
+    """acts = relu(z) where z * |W_dec row| is among the k largest of its row, else 0 (OpenMOSS).
+
+    The choice weighs a feature by what it adds to x_hat; the codes keep their own scale.
+    """
+
+    architecture = "topk_by_decoder_norm"
+
+    def activation(self, z: Tensor) -> Tensor:
+        norms = self.W_dec.norm(dim=-1)
+        indices = (z * norms).topk(self.k, dim=-1, sorted=False).indices
+        return torch.zeros_like(z).scatter(-1, indices, z.gather(-1, indices).relu())
+
+
+class AbsTopKSAE(KSAE):
+    """acts = z where |z| is among the k largest of its row, else 0: a feature may fire in either direction."""
+
+    architecture = "abstopk"
+
+    def activation(self, z: Tensor) -> Tensor:
+        indices = z.abs().topk(self.k, dim=-1, sorted=False).indices
+        return torch.zeros_like(z).scatter(-1, indices, z.gather(-1, indices))
+
+
+class GroupMaxSAE(KSAE):
+    """The features are split into k equal runs and of each run only the largest fires: acts = relu(z) there, else 0.
+
+    (sparsify's `activation: groupmax`.) Raises SAEError when k does not divide d_sae.
+    """
+
+    architecture = "groupmax"
+
+    def __init__(
+        self, config: SAEConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(config, device=device, dtype=dtype)
+        if config.d_sae % self.k:
+            raise SAEError(f"k is {self.k}, which does not divide the {config.d_sae} features into equal groups.")
+
+    def activation(self, z: Tensor) -> Tensor:
+        groups = z.unflatten(-1, (self.k, -1))
+        values, places = groups.max(-1, keepdim=True)
+        return torch.zeros_like(groups).scatter(-1, places, values.relu()).flatten(-2)
+
+
+class BatchTopKSAE(SAE):
+    """A BatchTopK SAE as it is while training (Bussmann et al. 2024, arXiv 2412.06410).
+
+        acts = relu(z) where it is among the k * rows largest of the whole batch, else 0
+
+    so what a row's codes are depends on its neighbours. `for_inference` gives the form to use afterwards: a JumpReLU
+    SAE with the threshold that training learned. `k` is the mean number of features a row and need not be whole.
+    """
+
+    architecture = "batchtopk"
+    row_by_row: ClassVar[bool] = False
+    threshold: nn.Parameter
+
+    def __init__(
+        self, config: SAEConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(config, device=device, dtype=dtype)
+        k = config.k
+        if isinstance(k, bool) or not isinstance(k, int | float) or not (isfinite(k) and 0 < k <= config.d_sae):
+            raise SAEError(f"k must be a number above 0 and at most {config.d_sae} (d_sae), but is {k!r}.")
+        self.k = k
+
+    @classmethod
+    def parameter_shapes(cls, config: SAEConfig) -> dict[str, tuple[int, ...]]:
+        return super().parameter_shapes(config) | {"threshold": (config.d_sae,)}
+
+    def activation(self, z: Tensor) -> Tensor:
+        acts = z.relu()
+        rows = acts.numel() // self.config.d_sae
+        values, indices = acts.flatten().topk(int(self.k * rows), sorted=False)
+        return torch.zeros_like(acts).flatten().scatter(-1, indices, values).view_as(acts)
+
+    def for_inference(self) -> JumpReLUSAE:
+        """The JumpReLU SAE of the same tensors and the learned threshold; it shares the weights."""
+        sae = JumpReLUSAE(self.config.with_(architecture="jumprelu", k=None), device="meta", dtype=self.W_dec.dtype)
+        sae.load_state_dict(self.state_dict(), strict=True, assign=True)
+        return sae

@@ -172,9 +172,9 @@ def explained_variance(sae: SAE, x: Tensor) -> float:
 
 
 def _blocks(sae: SAE, x: Tensor) -> Iterator[Tensor]:
-    device = sae.W_enc.device
+    device = sae.W_dec.device
     for part in x.split(max(1, MAX_DENSE // sae.config.d_sae)):
-        yield part.to(device, sae.W_enc.dtype)
+        yield part.to(device, sae.W_dec.dtype)
 
 
 @torch.no_grad()
@@ -183,7 +183,7 @@ def _reconstruction(
 ) -> dict[str, Metric]:
     variance = ExplainedVariance()
     sums: dict[str, float] = dict.fromkeys(("l0", "l1", "cosine", "l2_ratio", "norm", "dot"), 0.0)
-    fired = torch.zeros(sae.config.d_sae, dtype=torch.int64, device=sae.W_enc.device)
+    fired = torch.zeros(sae.config.d_sae, dtype=torch.int64, device=sae.W_dec.device)
     for batch in x_batches:
         for x in _blocks(sae, batch):
             acts = sae.encode(x)
@@ -290,7 +290,7 @@ def _losses(sae: SAE, lm: LM, ids: Tensor, mask: Tensor, hook_name: str) -> dict
 
     def spliced(x: Tensor) -> Tensor:
         x = x.clone()
-        x[mask] = sae(x[mask].to(sae.W_enc)).to(x)
+        x[mask] = sae(x[mask].to(sae.W_dec)).to(x)
         return x
 
     def ablated(x: Tensor) -> Tensor:

@@ -229,7 +229,7 @@ def _check(sae: SAE) -> None:
         raise TrainingError(
             f"This SAE reads {config.d_in} numbers and writes {config.d_out}; only equal ones can be trained."
         )
-    if sae.W_enc.dtype != torch.float32:
+    if sae.W_dec.dtype != torch.float32:
         raise TrainingError("SAEs are trained with float32 weights; load this one as float32.")
 
 
@@ -242,7 +242,7 @@ def _rows(sae: SAE, batches: Batches, start_row: int) -> Iterator[Tensor]:
                 "the hook point it is for."
             )
         with torch.no_grad():  # left before the yield: the mode would otherwise reach whoever asked for the batch
-            x = sae.normalise(x.to(sae.W_enc.device))
+            x = sae.normalise(x.to(sae.W_dec.device))
         yield x
 
 
@@ -330,7 +330,7 @@ def _save(folder: Path, config: TrainConfig, state: TrainState, optimizer: Optim
 def _resume(folder: Path | None, sae: SAE, config: TrainConfig) -> tuple[TrainState, dict[str, Tensor]]:
     """The state and the optimiser's moments to go on from, with the weights put into `sae`; fresh ones without a
     checkpoint."""
-    device = sae.W_enc.device
+    device = sae.W_dec.device
     found = load_checkpoint(folder) if folder is not None else None
     if found is None:
         return TrainState(torch.zeros(sae.config.d_sae, dtype=torch.int64, device=device)), {}
