@@ -8,17 +8,26 @@ from typing import Any, NamedTuple
 import torch
 
 from saes.numerics.formats import saelens
-from saes.numerics.formats.files import FormatError, NotRepresentable, UnknownFormat
+from saes.numerics.formats.files import FormatError, MissingFact, NotRepresentable, Place, UnknownFormat, find_place
 from saes.numerics.sae import SAE
 
-__all__ = ["FORMATS", "FormatError", "NotRepresentable", "UnknownFormat", "detect_format", "load_sae", "save_sae"]
+__all__ = [
+    "FORMATS",
+    "FormatError",
+    "MissingFact",
+    "NotRepresentable",
+    "UnknownFormat",
+    "detect_format",
+    "load_sae",
+    "save_sae",
+]
 
 
 class Format(NamedTuple):
     """What a format module offers; `save` is None for formats that are only read."""
 
-    detect: Callable[[Path], bool]
-    load: Callable[[Path, Mapping[str, Any], torch.device | str, torch.dtype], SAE]
+    detect: Callable[[Place], bool]
+    load: Callable[[Place, Mapping[str, Any], torch.device | str, torch.dtype], SAE]
     save: Callable[[SAE, Path], None] | None
 
 
@@ -45,25 +54,26 @@ def detect_format(path: str | Path) -> str:
     Raises UnknownFormat, naming what was found, also when a folder holds weights of two formats; FormatError when a
     config cannot be read.
     """
-    folder = Path(path).absolute()  # so that "." has a name
-    if not folder.exists():
-        raise UnknownFormat(f"There is no folder {folder}.")
-    if not folder.is_dir():
-        raise UnknownFormat(
-            f"{folder.name} is a file; give the folder of an SAE, which holds its config and its weights."
-        )
-    with _readable(folder):
-        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    makers = list(dict.fromkeys(WEIGHT_FILES[name] for name in names if name in WEIGHT_FILES))
+    place = _found(Path(path))
+    return _detect(place)
+
+
+def _found(path: Path) -> Place:
+    with _readable(path):
+        return find_place(path)
+
+
+def _detect(place: Place) -> str:
+    makers = [] if place.entry else list(dict.fromkeys(WEIGHT_FILES[n] for n in place.names if n in WEIGHT_FILES))
     if len(makers) > 1:
         raise UnknownFormat(
-            f"{folder.name} holds weights of two formats ({' and '.join(makers)}); keep only one of them."
+            f"{place.said} holds weights of two formats ({' and '.join(makers)}); keep only one of them."
         )
     for name, format_ in FORMATS.items():
-        with _readable(folder):
-            if format_.detect(folder):
+        with _readable(place.folder):
+            if format_.detect(place):
                 return name
-    raise UnknownFormat(_what_was_found(folder.name, names, makers))
+    raise UnknownFormat(_what_was_found(place, makers))
 
 
 def load_sae(
@@ -79,9 +89,10 @@ def load_sae(
     is ever executed. Raises a ValueError with one sentence: UnknownFormat, FormatError (damaged, contradictory,
     not finite, a fact missing) or SAEError (an architecture or option that is not supported).
     """
-    format_ = FORMATS[detect_format(path)]
-    with _readable(Path(path)):
-        return format_.load(Path(path), facts or {}, device, dtype)
+    place = _found(Path(path))
+    format_ = FORMATS[_detect(place)]
+    with _readable(place.folder):
+        return format_.load(place, facts or {}, device, dtype)
 
 
 def save_sae(sae: SAE, path: str | Path, format: str = "saelens") -> None:
@@ -105,13 +116,17 @@ def _readable(folder: Path) -> Iterator[None]:
         raise FormatError(f"{error.filename or folder} cannot be read ({error.strerror}).") from error
 
 
-def _what_was_found(folder: str, names: list[str], makers: list[str]) -> str:
+def _what_was_found(place: Place, makers: list[str]) -> str:
     supported = f"the supported formats are {', '.join(FORMATS)}"
+    if place.entry and place.entry not in place.names:
+        return f"There is no folder or file {place.folder / place.entry}."
+    if place.entry:
+        return f"{place.entry} is a file of no SAE format that is known here; {supported}."
     if makers == ["SAELens"]:
-        return f"{folder} holds sae_weights.safetensors, but not the cfg.json that belongs to it in a SAELens SAE."
+        return f"{place.said} holds sae_weights.safetensors, but not the cfg.json that belongs to it in a SAELens SAE."
     if makers:
-        return f"{folder} looks like a {makers[0]} SAE, which cannot be read yet; {supported}."
-    if not names:
-        return f"{folder} is an empty folder; {supported}."
-    found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    return f"{folder} holds no SAE that is known here, only {found:.300}; {supported}."
+        return f"{place.said} looks like a {makers[0]} SAE, which cannot be read yet; {supported}."
+    if not place.names:
+        return f"{place.said} is an empty folder; {supported}."
+    found = ", ".join(place.names[:6]) + (f" and {len(place.names) - 6} more" if len(place.names) > 6 else "")
+    return f"{place.said} holds no SAE that is known here, only {found:.300}; {supported}."

@@ -25,8 +25,42 @@ class UnknownFormat(FormatError):
     """No known SAE format; the message names what was found."""
 
 
+class MissingFact(FormatError):
+    """The files cannot tell something that loading needs; `names` are the facts to give."""
+
+    def __init__(self, sentence: str, *names: str) -> None:
+        super().__init__(sentence)
+        self.names = names
+
+
 class NotRepresentable(FormatError):
     """This SAE cannot be written in that format without losing something; the message names what."""
+
+
+class Place(NamedTuple):
+    """Where an SAE is: a folder, and in it a file, a file's stem or a layer's number where the folder holds several."""
+
+    folder: Path
+    entry: str  # "" means the folder itself
+    names: tuple[str, ...]  # of the folder's files, sorted, without hidden ones
+
+    @property
+    def said(self) -> str:
+        """What to call it in a sentence."""
+        return self.entry or self.folder.name
+
+    def has(self, *names: str) -> bool:
+        return all(name in self.names for name in names)
+
+
+def find_place(path: Path) -> Place:
+    """The place a path means. Raises UnknownFormat when neither it nor its folder exists."""
+    path = path.absolute()  # so that "." has a name
+    folder, entry = (path, "") if path.is_dir() else (path.parent, path.name)
+    if not folder.is_dir():
+        raise UnknownFormat(f"There is no folder {path}.")
+    names = (child.name for child in folder.iterdir() if not child.name.startswith(".") and child.is_file())
+    return Place(folder, entry, tuple(sorted(names)))
 
 
 class TensorInfo(NamedTuple):

@@ -25,15 +25,15 @@ from torch import Tensor
 from saes.numerics.architectures import sae_class
 from saes.numerics.folders import whole_folder
 from saes.numerics.formats.files import (
-    FLOATS,
     FormatError,
     NotRepresentable,
-    TensorInfo,
+    Place,
     UnknownFormat,
     read_json,
     read_tensors,
     weight_files,
 )
+from saes.numerics.formats.weights import assemble, check_tensors, fold_decoder_norm, fold_scale, upcast
 from saes.numerics.sae import SAE, SAEConfig
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -47,8 +47,11 @@ _KNOWN = {
 }
 
 
-def detect(folder: Path) -> bool:
+def detect(place: Place) -> bool:
     """Whether a folder holds this format. Raises UnknownFormat for a SAELens SAE of another generation."""
+    folder = place.folder
+    if place.entry:
+        return False
     if not _has_weights(folder) or not (folder / CONFIG).is_file():
         return False
     cfg = read_json(folder / CONFIG)
@@ -61,26 +64,23 @@ def detect(folder: Path) -> bool:
     return True
 
 
-def load(folder: Path, facts: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> SAE:
+def load(place: Place, facts: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> SAE:
     """Read an SAE of this format. Raises FormatError or SAEError, each with one sentence.
 
     Facts: `hook_name` and `model_name` take the place of the file's; `k` where cfg.json has none;
     `norm_scaling_factor` as said above.
     """
+    folder = place.folder
     cfg = read_json(folder / CONFIG)
     config = _config(cfg, facts)
     tensors = _tensors(folder, config)
     if cfg.get("rescale_acts_by_decoder_norm"):
-        _fold_decoder_norm(tensors)
+        fold_decoder_norm(tensors)
     factor = _scaling_factor(config, facts)
     if factor is not None:
-        _fold_scale(tensors, factor)
+        fold_scale(tensors, factor)
         config = replace(config, normalize_activations="none")
-    tensors = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
-    _refuse_non_finite(tensors)
-    sae = sae_class(config.architecture)(config, device="meta", dtype=dtype)
-    sae.load_state_dict(tensors, strict=True, assign=True)
-    return sae
+    return assemble(config, tensors, device, dtype)
 
 
 def save(sae: SAE, folder: Path) -> None:
@@ -189,60 +189,11 @@ def _tensors(folder: Path, config: SAEConfig) -> dict[str, Tensor]:
     """The weights as float32 (or float64), after their names, types and shapes were checked in the file's header."""
     files = weight_files(folder, WEIGHTS)
     headers = {name: info for header in files.values() for name, info in header.items()}
-    shapes = sae_class(config.architecture).parameter_shapes(config)
-    _check_names(set(headers), set(shapes), config.architecture)
-    for name, shape in shapes.items():
-        _check_tensor(name, headers[name], shape, config)
+    check_tensors(headers, config, CONFIG)
     tensors: dict[str, Tensor] = {}
     for file, header in files.items():
         tensors |= read_tensors(folder / file, header)
-    return {name: t if t.dtype == torch.float64 else t.to(torch.float32) for name, t in tensors.items()}
-
-
-def _check_names(found: set[str], wanted: set[str], architecture: str) -> None:
-    if wanted - found:
-        raise FormatError(f"The weights of this {architecture} SAE lack {', '.join(sorted(wanted - found))}.")
-    if found - wanted:
-        extra = sorted(found - wanted)
-        raise FormatError(
-            f"The weights hold {len(extra)} tensors that a {architecture} SAE does not have (first: {extra[0]:.60})."
-        )
-
-
-def _check_tensor(name: str, info: TensorInfo, shape: tuple[int, ...], config: SAEConfig) -> None:
-    if info.dtype not in FLOATS:
-        raise FormatError(f"{name} is stored as {info.dtype}, but must be floating point ({', '.join(FLOATS)}).")
-    if info.shape != shape:
-        raise FormatError(
-            f"{name} has the shape {_times(info.shape)}, but by {CONFIG} (d_in {config.d_in}, d_sae {config.d_sae}) "
-            f"it must be {_times(shape)}; one of the two is wrong."
-        )
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(n) for n in shape) or "a single number"
-
-
-def _fold_decoder_norm(tensors: dict[str, Tensor]) -> None:
-    norms = tensors["W_dec"].norm(dim=-1)
-    tiny = torch.finfo(norms.dtype).tiny  # a row of zeros stays zeros and its feature never fires
-    tensors["W_dec"] = tensors["W_dec"] / norms.clamp_min(tiny)[:, None]
-    tensors["W_enc"] = tensors["W_enc"] * norms
-    tensors["b_enc"] = tensors["b_enc"] * norms
-
-
-def _fold_scale(tensors: dict[str, Tensor], factor: float) -> None:
-    tensors["W_enc"] = tensors["W_enc"] * factor
-    tensors["W_dec"] = tensors["W_dec"] / factor
-    tensors["b_dec"] = tensors["b_dec"] / factor
-
-
-def _refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        low, high = tensor.aminmax()  # one pass without a mask in memory; NaN comes through as NaN
-        if not (isfinite(low) and isfinite(high)):
-            count = int((~torch.isfinite(tensor)).sum())
-            raise FormatError(f"{name} holds {count} values that are not finite numbers, so the SAE is unusable.")
+    return upcast(tensors)
 
 
 def _cfg_of(sae: SAE) -> dict[str, Any]:

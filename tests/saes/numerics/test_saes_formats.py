@@ -369,8 +369,8 @@ def test_file_the_system_will_not_read_is_refused(name, tmp_path):
 
 
 def test_path_that_is_no_folder_is_refused(tmp_path):
-    with pytest.raises(UnknownFormat, match="There is no folder"):
+    with pytest.raises(UnknownFormat, match="There is no folder or file"):
         detect_format(tmp_path / "nowhere")
     (tmp_path / "sae.pt").write_bytes(b"x")
-    with pytest.raises(UnknownFormat, match=r"sae\.pt is a file; give the folder"):
+    with pytest.raises(UnknownFormat, match=r"sae\.pt is a file of no SAE format"):
         detect_format(tmp_path / "sae.pt")

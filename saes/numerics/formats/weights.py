@@ -1,0 +1,103 @@
+"""From tensors of a file to an SAE: what every format module does once it knows the config."""
+
+from collections.abc import Mapping
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from saes.numerics.architectures import sae_class
+from saes.numerics.formats.files import FLOATS, FormatError, TensorInfo
+from saes.numerics.sae import SAE, SAEConfig
+
+
+def check_tensors(headers: Mapping[str, TensorInfo], config: SAEConfig, source: str) -> None:
+    """Hold names, types and shapes against what the architecture has; `source` is where the config came from.
+
+    Before any weight is read. Names are ours (`SAE.parameter_shapes`); a format that has others renames and orients
+    first. Raises FormatError naming the tensor.
+    """
+    shapes = sae_class(config.architecture).parameter_shapes(config)
+    _check_names(set(headers), set(shapes), config.architecture)
+    for name, shape in shapes.items():
+        info = headers[name]
+        if info.dtype not in FLOATS:
+            raise FormatError(f"{name} is stored as {info.dtype}, but must be floating point ({', '.join(FLOATS)}).")
+        if info.shape != shape:
+            raise FormatError(
+                f"{name} has the shape {_times(info.shape)}, but by {source} (d_in {config.d_in}, d_sae {config.d_sae}) "
+                f"it must be {_times(shape)}; one of the two is wrong."
+            )
+
+
+def infos(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
+    """Headers of tensors that are in memory already, for `check_tensors`."""
+    names = {dtype: name for name, dtype in FLOATS.items()}
+    return {
+        name: TensorInfo(names.get(t.dtype, str(t.dtype).removeprefix("torch.")), tuple(t.shape))
+        for name, t in tensors.items()
+    }
+
+
+def upcast(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As float32 (float64 stays): folds are done at full precision."""
+    return {name: t if t.dtype == torch.float64 else t.to(torch.float32) for name, t in tensors.items()}
+
+
+def assemble(config: SAEConfig, tensors: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> SAE:
+    """The SAE of a config and its tensors, named and oriented as ours.
+
+    Raises FormatError when a tensor is missing, unknown, of another shape, or holds numbers that are not finite;
+    SAEError when the architecture cannot have this config.
+    """
+    check_tensors(infos(tensors), config, "the config")
+    ready = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+    refuse_non_finite(ready)
+    sae = sae_class(config.architecture)(config, device="meta", dtype=dtype)
+    sae.load_state_dict(ready, strict=True, assign=True)
+    return sae
+
+
+def refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises FormatError for the first tensor with NaN or infinite values, saying how many."""
+    for name, tensor in tensors.items():
+        if not tensor.numel():
+            continue
+        low, high = tensor.aminmax()  # one pass without a mask in memory; NaN comes through as NaN
+        if not (isfinite(low) and isfinite(high)):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise FormatError(f"{name} holds {count} values that are not finite numbers, so the SAE is unusable.")
+
+
+# -- identities: x_hat stays what it was, exactly up to rounding ------------------------------------------------------------
+
+
+def fold_decoder_norm(tensors: dict[str, Tensor]) -> None:
+    """Unit decoder rows: with n = |W_dec row|, W_dec /= n, W_enc *= n, b_enc and threshold *= n; codes become n times."""
+    norms = tensors["W_dec"].norm(dim=-1)
+    tiny = torch.finfo(norms.dtype).tiny  # a row of zeros stays zeros and its feature never fires
+    tensors["W_dec"] = tensors["W_dec"] / norms.clamp_min(tiny)[:, None]
+    for name in ("W_enc", "b_enc", "threshold", "b_gate", "b_mag"):
+        if name in tensors:
+            tensors[name] = tensors[name] * norms
+
+
+def fold_scale(tensors: dict[str, Tensor], factor: float) -> None:
+    """Inputs that were multiplied by `factor` in training: W_enc *= c, W_dec /= c, b_dec /= c. Codes stay scaled."""
+    tensors["W_enc"] = tensors["W_enc"] * factor
+    tensors["W_dec"] = tensors["W_dec"] / factor
+    tensors["b_dec"] = tensors["b_dec"] / factor
+
+
+def _check_names(found: set[str], wanted: set[str], architecture: str) -> None:
+    if wanted - found:
+        raise FormatError(f"The weights of this {architecture} SAE lack {', '.join(sorted(wanted - found))}.")
+    if found - wanted:
+        extra = sorted(found - wanted)
+        raise FormatError(
+            f"The weights hold {len(extra)} tensors that a {architecture} SAE does not have (first: {extra[0]:.60})."
+        )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(n) for n in shape) or "a single number"
