@@ -124,6 +124,7 @@ class SAE(Made):
     neuronpedia_id = models.CharField(max_length=120, blank=True)
     published_l0 = models.FloatField(null=True, blank=True)
     published_variance = models.FloatField(null=True, blank=True)
+    gone_at = models.DateTimeField(null=True, editable=False, help_text="When the public directory named it no more")
 
     # Its files here.
     format = models.CharField(max_length=40, default="saelens")
