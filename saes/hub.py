@@ -1,124 +1,124 @@
-"""The Hugging Face Hub, for jobs: what a repository holds at a commit, and its files on this machine."""
+"""The Hugging Face Hub: what a repository holds at a commit, parts of its files, and its files on this machine.
+
+Files go into the Hub's standard cache, where every other program finds them. Nothing here needs torch.
+"""
 
 from __future__ import annotations
 
 import shutil
-import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, TimeoutError
-from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
-import httpx2
 from django.conf import settings
-from huggingface_hub import HfApi, constants, file_download, snapshot_download
+from huggingface_hub import constants, file_download, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from saehub.jobs.progress import JobError, Progress
-from saes.numerics.lm import plain_errors
+from saes.hub_client import HubError, ask, explain, headers, hub_errors
+from saes.hub_fetch import Transfer
+from saes.hub_listing import COMMIT, HubFile, Listing, list_repository, matching
+
+__all__ = [
+    "FileHead",
+    "HubError",
+    "HubFile",
+    "Listing",
+    "download",
+    "file_head",
+    "hub_errors",
+    "list_repository",
+    "matching",
+    "read_range",
+]
+
+LARGEST_RANGE = 64 * 1024 * 1024
 
 
+# -- parts of a file
 @dataclass(frozen=True)
-class HubFile:
-    path: str
-    size: int
-    etag: str  # its content's hash, and its name in the cache
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A repository at one commit."""
-
-    repo_id: str
-    kind: str  # model | dataset
+class FileHead:
+    size: int | None  # None: not said
+    etag: str
     commit: str
-    files: tuple[HubFile, ...]
 
 
-@contextmanager
-def hub_errors(repo_id: str) -> Iterator[None]:
-    """What the network and the Hub answer becomes one plain sentence (LMError): offline, gated, missing, disk full."""
-    try:
-        yield
-    except httpx2.TransportError as error:  # name not resolved, refused, timed out
-        with plain_errors(repo_id):
-            raise ConnectionError(str(error)) from error
-    except OSError as error:  # the Hub's own errors are of this kind too
-        with plain_errors(repo_id):
-            raise error
+def file_head(
+    repo_id: str, path: str, revision: str = "", token: str | None = None, kind: str = "model"
+) -> FileHead:  # fmt: skip
+    """Size, content hash and commit of one file, without its content. Raises HubError."""
+    with hub_errors(repo_id, path, kind):
+        url = _url(repo_id, path, revision, kind)
+        found = ask(lambda: get_hf_file_metadata(url, headers=headers(token), token=False))
+    return FileHead(found.size, found.etag or "", found.commit_hash or "")
 
 
-def list_repository(repo_id: str, revision: str = "", kind: str = "model") -> Listing:
-    """What the Hub holds under this id at this revision (the default branch when empty), pinned to its commit."""
-    with hub_errors(repo_id):
-        info: Any = HfApi().repo_info(repo_id, repo_type=kind, revision=revision or None, files_metadata=True)
-    files = (_file(sibling) for sibling in info.siblings or ())
-    return Listing(repo_id, kind, info.sha or revision, tuple(files))
+def read_range(
+    repo_id: str, path: str, revision: str, start: int, end: int, token: str | None = None, kind: str = "model"
+) -> bytes:
+    """Bytes [start, end) of a file on the Hub; fewer when the file ends before. At most 64 MB. Raises HubError.
+
+    They cannot be checked against the file's hash: use them to look, not to compute with.
+    """
+    if not 0 <= start < end or end - start > LARGEST_RANGE:
+        raise ValueError(f"Bytes {start} to {end} are not a range that can be read.")
+    if here := _here(repo_id, path, revision, kind):
+        with here.open("rb") as handle:
+            handle.seek(start)
+            return handle.read(end - start)
+    with hub_errors(repo_id, path, kind):
+        url = _url(repo_id, path, revision, kind)
+        return ask(lambda: _range(url, path, start, end, token))
 
 
-def _file(sibling: Any) -> HubFile:
-    return HubFile(
-        sibling.rfilename,
-        sibling.size or 0,
-        sibling.lfs.sha256 if sibling.lfs else sibling.blob_id or "",
-    )
+def _here(repo_id: str, path: str, revision: str, kind: str) -> Path | None:
+    """The file in the cache, when the revision is a commit and it is there."""
+    if not COMMIT.fullmatch(revision):
+        return None
+    found = file_download.try_to_load_from_cache(repo_id, path, revision=revision, repo_type=kind)
+    return Path(found) if isinstance(found, str) else None
 
 
-def download(progress: Progress, listing: Listing, files: list[HubFile]) -> Path:
+def _url(repo_id: str, path: str, revision: str, kind: str) -> str:
+    return hf_hub_url(repo_id, path, repo_type=kind, revision=revision or None)
+
+
+def _range(url: str, path: str, start: int, end: int, token: str | None) -> bytes:
+    asked = headers(token) | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    with get_session().stream("GET", url, headers=asked) as response:
+        if response.status_code == 416:  # it ends before `start`
+            return b""
+        hf_raise_for_status(response)
+        skip = start if response.status_code == 200 else 0  # it does not know ranges: what comes before is thrown away
+        said = response.headers.get("content-range", "")
+        if (response.status_code == 206 and not said.startswith(f"bytes {start}-")) or skip > LARGEST_RANGE:
+            raise HubError(f"The Hub answered another part of {path} than the one asked for.", "Press Retry later.")
+        body = bytearray()
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) >= skip + end - start:
+                break
+    return bytes(body[skip : skip + end - start])
+
+
+# -- whole files
+def download(progress: Progress, listing: Listing, files: list[HubFile], token: str | None = None) -> Path:
     """Bring files of a repository into the Hub's own cache and return the folder of that commit.
 
-    The library downloads in a thread of its own and resumes what it had; progress is read off the bytes on disk. A
-    cancelled job ends its process, and the thread with it.
+    Each is checked against the hash the listing gives, also one that was here already. What is here is not fetched
+    again, and a file that was cut off goes on where it ended. Raises HubError, JobError for a full disk, and Cancelled.
     """
     total = sum(file.size for file in files)
-    name = file_download.repo_folder_name(repo_id=listing.repo_id, repo_type=listing.kind)
-    blobs = Path(constants.HF_HUB_CACHE) / name / "blobs"
-    _require_space(total - _on_disk(blobs, files))
+    here = listing.cached(files)
+    if listing.offline and here < total:
+        raise explain(ConnectionError(), listing.repo_id)
+    _require_space(total - here)
     progress.start(f"Downloading {listing.repo_id}", unit="bytes", total=total)
-    with hub_errors(listing.repo_id):
-        future = _in_thread(
-            lambda: snapshot_download(
-                listing.repo_id,
-                repo_type=listing.kind,
-                revision=listing.commit,
-                allow_patterns=[file.path for file in files],
-            )
-        )
-        while True:
-            try:
-                return Path(future.result(timeout=0.5))
-            except TimeoutError:
-                progress(min(_on_disk(blobs, files), total), total)
-
-
-def _in_thread(call: Any) -> Future[str]:
-    future: Future[str] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="hub").start()
-    return future
-
-
-def _on_disk(blobs: Path, files: list[HubFile]) -> int:
-    """Bytes of these files that are here, finished or not."""
-    return sum(min(_bytes(blobs, file.etag), file.size) for file in files)
-
-
-def _bytes(blobs: Path, etag: str) -> int:
-    sizes = []
-    for path in blobs.glob(f"{etag}*") if etag else ():
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:  # just renamed by the download
-            continue
-    return max(sizes, default=0)
+    if here:
+        progress.log(f"{here / 1e6:,.1f} of {total / 1e6:,.1f} MB are in the Hub's cache already")
+    with hub_errors(listing.repo_id, kind=listing.kind):
+        transfer = Transfer(listing, files, token)
+        transfer.run(progress)
+    return listing.snapshot
 
 
 def _require_space(need: int) -> None:
@@ -130,8 +130,3 @@ def _require_space(need: int) -> None:
             f"This needs {need / 1e9:.2f} GB and the disk of {folder} has {max(free, 0) / 1e9:.2f} GB to spare.",
             "Free some space there, or set HF_HOME to a larger disk, then press Retry.",
         )
-
-
-def matching(files: tuple[HubFile, ...], *patterns: str) -> list[HubFile]:
-    """Files at the top of the repository whose names match one of the patterns."""
-    return [file for file in files if "/" not in file.path and any(fnmatch(file.path, pattern) for pattern in patterns)]

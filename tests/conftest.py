@@ -174,9 +174,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """The Hub's client library talks to a small Hub of ours, with a cache of its own."""
     from huggingface_hub import HfFileSystem, constants
 
+    from saes import hub_client
     from tests.mini_hub import MiniHub
 
     made = MiniHub()
+    monkeypatch.setattr(hub_client, "FIRST_WAIT", 0.02)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "ENDPOINT", made.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -12,8 +12,7 @@ import pyarrow
 import pyarrow.parquet
 from huggingface_hub import HfFileSystem
 
-from saes.hub import HubFile, Listing, hub_errors, list_repository
-from saes.numerics.lm import LMError
+from saes.hub import HubError, HubFile, Listing, hub_errors, list_repository
 from training.numerics.tokens import MAX_DOCUMENT_CHARS, CorpusError
 
 CONVERTED = "refs/convert/parquet"  # the Hub's own conversion of every public dataset: <subset>/<split>/0000.parquet
@@ -56,7 +55,7 @@ def _parquet_of(repo_id: str, revision: str) -> Listing:
         return list_repository(repo_id, revision, "dataset")
     try:
         return list_repository(repo_id, CONVERTED, "dataset")
-    except LMError:  # not converted (private, or too new): what the repository holds itself, or why it cannot be had
+    except HubError:  # not converted (private, or too new): what the repository holds itself, or why it cannot be had
         return list_repository(repo_id, "", "dataset")
 
 
@@ -95,7 +94,7 @@ def stream_texts(part: Part, text_field: str, filesystem: Any = None) -> Iterato
     """Documents of the part, in order, read through range requests.
 
     filesystem: an fsspec file system; the Hub's own unless given. Raises CorpusError for a missing field or a file that
-    is not Parquet, LMError when the Hub cannot be reached.
+    is not Parquet, HubError when the Hub cannot be reached.
     """
     field = text_field or "text"
     for file in part.files:

@@ -69,7 +69,7 @@ def test_the_preview_reads_the_tokenizer_from_the_cache(hub: MiniHub, add: Any, 
     "location, fields, says",
     [
         ("lab/nothing", {}, "There is no repository lab/nothing on the Hub, or it is private"),
-        ("lab/gated", {}, "lab/gated is gated: accept its terms on huggingface.co"),
+        ("lab/gated", {}, "lab/gated is gated: accept its terms on "),
         (REPO, {"revision": "nonesuch"}, f"{REPO} has no such revision"),
         ("lab/pickles", {}, "lab/pickles has no safetensors weights"),
     ],
@@ -79,6 +79,7 @@ def test_each_refusal_is_its_own_sentence(
 ) -> None:
     stock(hub, tiny_model_dir)
     hub.gated.add("models/lab/gated")
+    hub.repos["models/lab/gated"] = hub.repos[f"models/{REPO}"]
     hub.repos["models/lab/pickles"] = {"config.json": b"{}", "pytorch_model.bin": b"a pickle"}
     row, job = add(location, **fields)
     assert job.state == State.FAILED and not row.ready
