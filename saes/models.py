@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.contrib.postgres.indexes import GinIndex
+from django.contrib.postgres.search import SearchVectorField
 from django.db import models
+from django.db.models import F, TextField
 from django.urls import reverse
 
 from saehub.jobs.made import Made
+from saes.facets import FacetsText, WordsVector
 
 
 class LanguageModel(Made):
@@ -144,6 +148,10 @@ class SAE(Made):
     verified_at = models.DateTimeField(null=True, editable=False, help_text="When the checksums last agreed")
     notes = models.TextField(blank=True)
 
+    # Written by the database, for the list (saes/registry.py).
+    facets = models.GeneratedField(expression=FacetsText(), output_field=TextField(), db_persist=True)
+    words = models.GeneratedField(expression=WordsVector(), output_field=SearchVectorField(), db_persist=True)
+
     # Measured here, by the newest evaluation: null is "not measured", never 0 or 1.
     metrics = models.JSONField(default=dict, help_text="{name: {value, definition, n, data}}")
     l0 = models.FloatField(null=True, editable=False)
@@ -161,10 +169,21 @@ class SAE(Made):
         indexes = [
             models.Index(fields=["release", "sae_id"], name="sae_of_release"),
             models.Index(fields=["model_name", "site", "layer"], name="sae_of_model"),
+            models.Index(fields=["facets"], include=["layer", "l0", "published_l0"], name="sae_facets"),
+            models.Index(
+                F("ready_at").desc(nulls_last=True), F("job").desc(nulls_last=True), "id", name="sae_here_first"
+            ),
+            models.Index(fields=["name", "id"], name="sae_by_name"),
+            models.Index(fields=["neuronpedia_id"], name="sae_by_neuronpedia"),
+            GinIndex(fields=["words"], name="sae_words"),
         ]
 
     def get_absolute_url(self) -> str:
         return reverse("saes:sae_detail", args=[self.pk])
+
+    def start(self, user: Any, *, title: str = "") -> Any:
+        self.KIND = "adopt" if self.source == self.Source.FILE else "download"
+        return super().start(user, title=title)
 
     @property
     def n_features(self) -> int:
