@@ -103,7 +103,7 @@ class MiniHub:
         return found
 
     def gets(self, name: str) -> list[Asked]:
-        """Requests for the content of a file."""
+        """The GET requests whose path ends so."""
         return [asked for asked in self.requests if asked.method == "GET" and asked.path.endswith(name)]
 
 

@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 
 from saehub.accounts.access import ADMIN, allowed
-from saehub.accounts.models import APIToken
+from saehub.accounts.models import APIToken, HubToken
 
 
 class HouseAdmin(admin.ModelAdmin):
@@ -64,3 +64,13 @@ class APITokenAdmin(MadeByJobs):
     search_fields = ("name", "start", "owner__username")
     readonly_fields = ("owner", "start", "created_at", "used_at")
     fields = ("name", "owner", "scope", "start", "created_at", "expires_at", "used_at")
+
+
+@admin.register(HubToken)
+class HubTokenAdmin(MadeByJobs):
+    """Who has one; it can be removed here, and read nowhere."""
+
+    list_display = ("owner", "account", "ending", "set_at", "checked_at")
+    list_select_related = ("owner",)
+    search_fields = ("owner__username", "account")
+    readonly_fields = fields = ("owner", "account", "ending", "set_at", "checked_at")

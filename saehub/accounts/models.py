@@ -1,4 +1,4 @@
-"""API tokens. Users and groups are Django's own."""
+"""API tokens, and users' tokens for the Hub. Users and groups are Django's own."""
 
 from __future__ import annotations
 
@@ -69,3 +69,20 @@ class APIToken(models.Model):
 
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class HubToken(models.Model):
+    """A user's token for the Hugging Face Hub. It is sealed and opened in `saehub.accounts.hub_tokens` alone."""
+
+    owner = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="hub_token")
+    sealed = models.TextField(editable=False, help_text="Encrypted with a key derived from SECRET_KEY")
+    ending = models.CharField(max_length=4, editable=False, help_text="The last letters, to tell tokens apart")
+    account = models.CharField(max_length=120, blank=True, editable=False, help_text="Whose it is, as the Hub said")
+    set_at = models.DateTimeField(editable=False)
+    checked_at = models.DateTimeField(null=True, editable=False, help_text="When the Hub last knew it")
+
+    class Meta:
+        ordering = ("owner__username",)
+
+    def __str__(self) -> str:
+        return f"Hub token …{self.ending}"
