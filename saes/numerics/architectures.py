@@ -34,7 +34,7 @@ ARCHITECTURES: dict[str, type[SAE]] = {
         several.CrossLayerTranscoder,
     )
 }
-TRAINABLE = ("standard", "topk")  # what build_sae and the trainer know today
+TRAINABLE = ("standard", "topk", "batchtopk", "jumprelu", "gated")  # what build_sae and the trainer know today
 
 # Measured on layer 9 of SmolLM2-135M, 131k tokens: held-out FVU 0.224 with encoder rows of this norm, 0.257 with 1.
 ENCODER_NORM = 0.58
@@ -60,7 +60,7 @@ def build_sae(
     """A trainable SAE with fresh weights, the same for the same seed on every device.
 
     W_dec rows are random directions of norm 1; W_enc is its transpose with every feature's norm set to ENCODER_NORM
-    (independent directions when d_out differs from d_in); biases are zero. Raises SAEError for a config that no
+    (independent directions when d_out differs from d_in); biases and thresholds are zero. Raises SAEError for a config that no
     architecture accepts, or one that does not fit into memory.
     """
     cls = sae_class(config.architecture)

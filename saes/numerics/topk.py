@@ -105,6 +105,8 @@ class BatchTopKSAE(SAE):
 
     so what a row's codes are depends on its neighbours. `for_inference` gives the form to use afterwards: a JumpReLU
     SAE with the threshold that training learned. `k` is the mean number of features a row and need not be whole.
+    Option `matryoshka_widths` (nested SAEs, Bussmann et al. 2025, arXiv 2503.17547) matters to the training loss alone:
+    rising whole numbers of which the last is d_sae. Raises SAEError for a k or widths that cannot be.
     """
 
     architecture = "batchtopk"
@@ -119,6 +121,9 @@ class BatchTopKSAE(SAE):
         if isinstance(k, bool) or not isinstance(k, int | float) or not (isfinite(k) and 0 < k <= config.d_sae):
             raise SAEError(f"k must be a number above 0 and at most {config.d_sae} (d_sae), but is {k!r}.")
         self.k = k
+        widths = config.options.get("matryoshka_widths")
+        if widths is not None and not _are_widths(widths, config.d_sae):
+            raise SAEError(f"matryoshka_widths must be whole numbers that rise to d_sae ({config.d_sae}).")
 
     @classmethod
     def parameter_shapes(cls, config: SAEConfig) -> dict[str, tuple[int, ...]]:
@@ -135,3 +140,9 @@ class BatchTopKSAE(SAE):
         sae = JumpReLUSAE(self.config.with_(architecture="jumprelu", k=None), device="meta", dtype=self.W_dec.dtype)
         sae.load_state_dict(self.state_dict(), strict=True, assign=True)
         return sae
+
+
+def _are_widths(widths: object, d_sae: int) -> bool:
+    if not isinstance(widths, list | tuple) or not all(type(width) is int and width > 0 for width in widths):
+        return False
+    return list(widths) == sorted(set(widths)) and widths[-1:] in ([d_sae], (d_sae,))

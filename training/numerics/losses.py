@@ -1,12 +1,14 @@
 """What training minimises, and the gradients of it: a sparse way for TopK, autograd for everything else.
 
-Every loss is free of the model's activation scale, by units measured once on the first batch: TopK divides by the
-variance (Gao et al. 2024, arXiv 2406.04093), ReLU-L1 by scale = mean |x| / sqrt(d_in), which equals training on inputs
-scaled to mean norm sqrt(d_in) (SAELens' "expected_average_only_in"). The dead features' term is Gao et al.'s for both.
+Every loss is free of the model's activation scale, by units measured once on the first batch: the TopK kinds divide by
+the variance (Gao et al. 2024, arXiv 2406.04093), the others by scale = mean |x| / sqrt(d_in), which equals training on
+inputs scaled to mean norm sqrt(d_in) (SAELens' "expected_average_only_in"). The dead features' term is Gao et al.'s for
+all of them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +24,9 @@ CHUNK_ROWS = 512  # rows of x whose pre-activations stay in the processor's cach
 class Terms:
     """What a loss needs beside the SAE and the batch.
 
-    dead: (m,) int64, the features counted dead, or empty. scale, variance: the units of the loss (see above). l1, aux:
-    coefficients.
+    dead: (m,) int64, the features counted dead, or empty. scale, variance: the units of the loss (see above). l1, l0,
+    aux: coefficients. bandwidth: width, in units of scale, of the window in which JumpReLU's thresholds learn.
+    target_l0: with it, JumpReLU's penalty is quadratic around that L0 instead of proportional to it.
     """
 
     dead: Tensor
@@ -31,6 +34,9 @@ class Terms:
     variance: float = 1.0
     l1: float = 0.0
     aux: float = 0.0
+    l0: float = 0.0
+    bandwidth: float = 0.05
+    target_l0: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,13 +44,14 @@ class Outcome:
     """Gradients by parameter name, the parts of the loss, and what happened.
 
     grads["W_enc"] is (d_sae, d_in): the training layout, one row a feature. fired: (d_sae,) how often each feature
-    fired. squared_error: mean |x_hat - x|^2.
+    fired. squared_error: mean |x_hat - x|^2. least: the smallest code above 0, which BatchTopK's threshold follows.
     """
 
     grads: dict[str, Tensor]
     parts: dict[str, float]
     fired: Tensor
     squared_error: float
+    least: float | None = None
 
     @property
     def loss(self) -> float:
@@ -92,36 +99,146 @@ def k_aux(sae: SAE) -> int:
     on 262k tokens, 576 x 16,384, lr 4e-3: without the term FVU 0.132 and 2,174 features silent for 100k tokens; with
     d_in / 2 0.175 and 0; with k 0.134 and 362.
     """
-    return sae.k if isinstance(sae, TopKSAE) else max(sae.config.d_in // 2, 1)
+    return max(int(sae.config.k), 1) if sae.config.k else max(sae.config.d_in // 2, 1)
+
+
+# ---------------------------------------------------------------------------------------------------- thresholds
+
+
+class Jump(torch.autograd.Function):
+    """JumpReLU(z) = z * [z > theta], with a pseudo-derivative for theta (Rajamanoharan et al. 2024, arXiv 2407.14435).
+
+        d/dz = [z > theta];   d/dtheta = -(theta / eps) * [|z - theta| < eps / 2], summed over rows
+
+    z (n, d_sae), theta (d_sae,), eps the width of the window.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, theta: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(z, theta)
+        ctx.eps = eps
+        return z * (z > theta)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        z, theta = ctx.saved_tensors
+        near = (z - theta).abs() < ctx.eps / 2
+        return grad * (z > theta), -(theta / ctx.eps) * (grad * near).sum(0), None
+
+
+class Count(torch.autograd.Function):
+    """[z > theta], with d/dtheta = -(1 / eps) * [|z - theta| < eps / 2] and no gradient for z (same paper)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, theta: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(z, theta)
+        ctx.eps = eps
+        return (z > theta).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+        z, theta = ctx.saved_tensors
+        near = (z - theta).abs() < ctx.eps / 2
+        return None, -(grad * near).sum(0) / ctx.eps, None
 
 
 # ---------------------------------------------------------------------------------------------------- losses
 
 
-def topk_loss(sae: SAE, x: Tensor, acts: Tensor, x_hat: Tensor, terms: Terms) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: x (n, d_in), z and acts (n, d_sae), x_hat (n, d_in)."""
+
+    x: Tensor
+    z: Tensor
+    acts: Tensor
+    x_hat: Tensor
+
+
+def topk_loss(sae: SAE, made: Pass, terms: Terms) -> dict[str, Tensor]:
     """{"fvu": mean |x_hat - x|^2 / variance}: close to the fraction of variance unexplained (Gao et al. 2024)."""
-    return {"fvu": squared_error(x_hat, x) / terms.variance}
+    return {"fvu": squared_error(made.x_hat, made.x) / terms.variance}
 
 
-def standard_loss(sae: SAE, x: Tensor, acts: Tensor, x_hat: Tensor, terms: Terms) -> dict[str, Tensor]:
+def batchtopk_loss(sae: SAE, made: Pass, terms: Terms) -> dict[str, Tensor]:
+    """As TopK. With option `matryoshka_widths`, {"prefixes": the sum of the same over the first w features} is added for
+    each width w but the last, which is d_sae (Bussmann et al. 2025, arXiv 2503.17547; the sum as in SAELens)."""
+    parts = topk_loss(sae, made, terms)
+    errors = [
+        squared_error(made.acts[:, :width] @ sae.W_dec[:width] + sae.b_dec, made.x)
+        for width in matryoshka_widths(sae)[:-1]
+    ]
+    return parts | ({"prefixes": torch.stack(errors).sum() / terms.variance} if errors else {})
+
+
+def standard_loss(sae: SAE, made: Pass, terms: Terms) -> dict[str, Tensor]:
     """{"mse": mean |x_hat - x|^2 / scale^2, "l1": l1 * mean sum f |W_dec| / scale} (SAELens, Anthropic April 2024)."""
     return {
-        "mse": squared_error(x_hat, x) / terms.scale**2,
-        "l1": terms.l1 * l1_penalty(acts, sae.W_dec) / terms.scale,
+        "mse": squared_error(made.x_hat, made.x) / terms.scale**2,
+        "l1": terms.l1 * l1_penalty(made.acts, sae.W_dec) / terms.scale,
     }
 
 
-LOSSES: dict[str, Callable[[SAE, Tensor, Tensor, Tensor, Terms], dict[str, Tensor]]] = {
+def gated_loss(sae: SAE, made: Pass, terms: Terms) -> dict[str, Tensor]:
+    """{"mse", "l1", "gate"}: g = relu(z + b_gate) bears the penalty and must reconstruct x by itself.
+
+        l1 = l1 * mean sum g |W_dec| / scale;   gate = mean |g @ W_dec + b_dec - x|^2 / scale^2
+
+    Rajamanoharan et al. 2024 (arXiv 2404.16014); with |W_dec| in the penalty and nothing detached, as in SAELens.
+    """
+    gate = (made.z + sae.tensor("b_gate")).relu()
+    return {
+        "mse": squared_error(made.x_hat, made.x) / terms.scale**2,
+        "l1": terms.l1 * l1_penalty(gate, sae.W_dec) / terms.scale,
+        "gate": squared_error(gate @ sae.W_dec + sae.b_dec, made.x) / terms.scale**2,
+    }
+
+
+def jumprelu_loss(sae: SAE, made: Pass, terms: Terms) -> dict[str, Tensor]:
+    """{"mse", "l0": l0 * mean L0}, or with target_l0 l0 * mean 2 / target * (L0 - target)^2 (Gemma Scope 2, SAELens)."""
+    counts = Count.apply(made.z, sae.tensor("threshold"), terms.bandwidth * terms.scale).sum(-1)  # type: ignore[no-untyped-call]
+    target = terms.target_l0
+    penalty = counts if target is None else 2 / target * (counts - target).square()
+    return {"mse": squared_error(made.x_hat, made.x) / terms.scale**2, "l0": terms.l0 * penalty.mean()}
+
+
+LOSSES: dict[str, Callable[[SAE, Pass, Terms], dict[str, Tensor]]] = {
     "topk": topk_loss,
+    "batchtopk": batchtopk_loss,
     "standard": standard_loss,
+    "gated": gated_loss,
+    "jumprelu": jumprelu_loss,
 }
+
+
+def matryoshka_widths(sae: SAE) -> list[int]:
+    """How many of the first features must reconstruct x by themselves; [d_sae] for an SAE that is not nested."""
+    return [*sae.config.options.get("matryoshka_widths", ())] or [sae.config.d_sae]
+
+
+def forward_pass(sae: SAE, x: Tensor, terms: Terms) -> Pass:
+    """Codes and reconstruction of x (n, d_in), x in the space the encoder reads, with gradients for thresholds too."""
+    z = _centred(sae, x) @ sae.W_enc
+    if sae.config.architecture != "gated":
+        z = z + sae.b_enc
+    jump = sae.config.architecture == "jumprelu"
+    eps = terms.bandwidth * terms.scale
+    acts = Jump.apply(z, sae.tensor("threshold"), eps) if jump else sae.activation(z)  # type: ignore[no-untyped-call]
+    return Pass(x, z, acts, acts @ sae.W_dec + sae.b_dec)
+
+
+def trained(sae: SAE) -> dict[str, torch.nn.Parameter]:
+    """The parameters that gradients change. BatchTopK's threshold follows its codes by a rule instead."""
+    ruled = {"threshold"} if sae.config.architecture == "batchtopk" else set()
+    return {name: tensor for name, tensor in sae.named_parameters() if name not in ruled}
 
 
 def dead_part(sae: SAE, centred: Tensor, error: Tensor, terms: Terms) -> dict[str, Tensor]:
     """{"aux": aux * auxk} when there are dead features, else {}. Reaches no parameter but those of dead features."""
     if not terms.aux or not len(terms.dead):
         return {}
-    z_dead = centred @ sae.W_enc[:, terms.dead] + sae.b_enc[terms.dead]
+    bias = sae.tensor("b_gate" if sae.config.architecture == "gated" else "b_enc")
+    z_dead = centred @ sae.W_enc[:, terms.dead] + bias[terms.dead]
     return {"aux": terms.aux * auxk(error, z_dead, sae.W_dec[terms.dead], k_aux(sae))}
 
 
@@ -130,26 +247,29 @@ def dead_part(sae: SAE, centred: Tensor, error: Tensor, terms: Terms) -> dict[st
 
 def gradients(sae: SAE, x: Tensor, terms: Terms) -> Outcome:
     """Gradients of the architecture's loss on a batch x (n, d_in), x in the space the encoder reads (normalised)."""
-    if isinstance(sae, TopKSAE) and sae.config.d_in == sae.config.d_out:
+    if type(sae) is TopKSAE:
         return topk_gradients(sae, x, terms)
     return autograd_gradients(sae, x, terms)
 
 
 def autograd_gradients(sae: SAE, x: Tensor, terms: Terms) -> Outcome:
     """The reference: the loss as written, differentiated by torch. Dense in (n, d_sae)."""
-    parameters = dict(sae.named_parameters())
+    parameters = trained(sae)
     with torch.enable_grad():
-        centred = _centred(sae, x)
-        acts = sae.activation(centred @ sae.W_enc + sae.b_enc)
-        x_hat = acts @ sae.W_dec + sae.b_dec
-        parts = LOSSES[sae.config.architecture](sae, x, acts, x_hat, terms)
-        parts |= dead_part(sae, centred.detach(), (x - x_hat).detach(), terms)
+        made = forward_pass(sae, x, terms)
+        parts = LOSSES[sae.config.architecture](sae, made, terms)
+        parts |= dead_part(sae, _centred(sae, x).detach(), (x - made.x_hat).detach(), terms)
         total = torch.stack(list(parts.values())).sum()
-        found = torch.autograd.grad(total, list(parameters.values()))
-    grads = dict(zip(parameters, found, strict=True))
+        found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    grads = {
+        name: torch.zeros_like(tensor) if grad is None else grad
+        for (name, tensor), grad in zip(parameters.items(), found, strict=True)
+    }
     grads["W_enc"] = grads["W_enc"].t().contiguous()
     numbers = {name: part.item() for name, part in parts.items()}
-    return Outcome(grads, numbers, (acts > 0).sum(0), squared_error(x_hat, x).item())
+    fired = made.acts > 0
+    least = made.acts[fired].min().item() if sae.config.architecture == "batchtopk" and fired.any() else None
+    return Outcome(grads, numbers, fired.sum(0), squared_error(made.x_hat, x).item(), least)
 
 
 @torch.no_grad()

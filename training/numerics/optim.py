@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from saes.numerics.sae import SAE
+from training.numerics.losses import trained
 
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 
@@ -29,7 +30,7 @@ class Optimizer:
         sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
         self.tensors = {name: tensor.data for name, tensor in sae.named_parameters()}
         self.tensors["W_enc"] = sae.W_enc.data.t()
-        self.leaves = {name: nn.Parameter(tensor) for name, tensor in self.tensors.items()}
+        self.leaves = {name: nn.Parameter(self.tensors[name]) for name in trained(sae)}
         self.bias_scale = bias_scale
         groups = [
             {"params": [leaf for leaf in self.leaves.values() if (leaf.ndim == 1) == is_bias]}
@@ -50,6 +51,8 @@ class Optimizer:
             group["lr"] = lr * factor
         self.adam.step()
         W_dec.div_(W_dec.norm(dim=-1, keepdim=True))
+        if "threshold" in self.leaves:  # below 0 a JumpReLU would let negative pre-activations through
+            self.tensors["threshold"].clamp_(min=0)
 
     def state(self) -> dict[str, Tensor]:
         """Adam's moments and step counts as plain tensors, for a checkpoint."""

@@ -20,6 +20,9 @@ from training.numerics.losses import LOSSES, Outcome, Terms, gradients, variance
 from training.numerics.optim import Optimizer, matmul_precision, ramp
 from training.numerics.shards import Capture
 
+THRESHOLD_RATE = 0.01  # of BatchTopK's threshold
+FIRST_THRESHOLD = 0.01  # of a JumpReLU SAE, in units of the activations' scale (SAELens)
+
 Batches = Iterator[Tensor] | Callable[[int], Iterator[Tensor]]
 
 
@@ -35,7 +38,9 @@ class TrainConfig:
     lr_warmup, lr_decay: shares of the steps in which the rate rises from 0 and falls back to 0, linearly.
     l1_coefficient, l1_warmup: ReLU only; the penalty's weight (for activations of mean norm sqrt(d_in)) and the share
         of the steps in which it rises from 0. Measured on the same tokens: 1 gives L0 219 and FVU 0.165, 2 gives 37 and
-        0.326; activations with a larger mean, for their spread, want a smaller one.
+        0.326; activations with a larger mean, for their spread, want a smaller one. Gated uses both as well.
+    l0_coefficient: JumpReLU only; weight of its L0 penalty, rising over l1_warmup too. target_l0: with it the penalty
+        is quadratic around that L0. bandwidth: see losses.Terms. (Names and defaults of SAELens.)
     aux_coefficient: weight of the dead features' term. dead_after_tokens: a feature is dead after so many tokens
         without firing; None means a quarter of the run, at most 10 million (the usual number). Much less takes rare
         features for dead ones: the term then keeps them from firing.
@@ -54,6 +59,9 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     l1_coefficient: float = 2.0
     l1_warmup: float = 0.05
+    l0_coefficient: float = 1.0
+    target_l0: float | None = None
+    bandwidth: float = 0.05
     aux_coefficient: float = 1 / 32
     dead_after_tokens: int | None = None
     clip: float | None = None
@@ -67,10 +75,14 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise TrainingError(f"{name} is {value}; it must be at least 1.")
-        for name in ("lr", "l1_coefficient", "aux_coefficient", "clip"):
+        for name in ("lr", "l1_coefficient", "l0_coefficient", "aux_coefficient", "clip"):
             value = getattr(self, name)
             if value is not None and not (0 <= value < math.inf):
                 raise TrainingError(f"{name} is {value}; it must be a number of at least 0.")
+        for name in ("target_l0", "bandwidth"):
+            value = getattr(self, name)
+            if value is not None and not (0 < value < math.inf):
+                raise TrainingError(f"{name} is {value}; it must be a number above 0.")
         for name in ("lr_warmup", "lr_decay", "l1_warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it is a share of the steps, from 0 to 1.")
@@ -203,6 +215,7 @@ def train(
             if not math.isfinite(outcome.loss):
                 raise TrainingError(_diverged(state, lr, folder))
             optimizer.step(outcome.grads, lr, config.clip)
+            follow_codes(sae, outcome.least, state.step)
             state.count(outcome.fired, len(x))
             if state.step % config.log_every == 0 or state.step == config.total_steps:
                 report = _report(sae, x, config, state, outcome, lr, held_out, clock)
@@ -258,13 +271,33 @@ def _start(sae: SAE, stream: Iterator[Tensor], state: TrainState) -> Iterator[Te
         raise TrainingError("The first batch has no variance, or is not finite; check the capture.")
     if not sae.b_dec.any():
         sae.b_dec.copy_(x.mean(0))
+    if sae.config.architecture == "jumprelu" and not sae.tensor("threshold").any():
+        sae.tensor("threshold").fill_(FIRST_THRESHOLD * state.scale)
     return itertools.chain([x], stream)
 
 
 def _terms(config: TrainConfig, state: TrainState) -> Terms:
-    l1 = config.l1_coefficient * ramp(state.step, config.total_steps, config.l1_warmup)
-    dead = (state.silent >= config.dead_after).nonzero().flatten()
-    return Terms(dead, state.scale, state.variance, l1, config.aux_coefficient)
+    risen = ramp(state.step, config.total_steps, config.l1_warmup)
+    return Terms(
+        dead=(state.silent >= config.dead_after).nonzero().flatten(),
+        scale=state.scale,
+        variance=state.variance,
+        l1=config.l1_coefficient * risen,
+        l0=config.l0_coefficient * risen,
+        aux=config.aux_coefficient,
+        bandwidth=config.bandwidth,
+        target_l0=config.target_l0,
+    )
+
+
+@torch.no_grad()
+def follow_codes(sae: SAE, least: float | None, step: int) -> None:
+    """BatchTopK's threshold: the running mean of each batch's smallest code above 0, with weight 0.01 (as in SAELens),
+    beginning at the first batch's own. Other architectures have none that follows."""
+    if sae.config.architecture != "batchtopk" or least is None:
+        return
+    threshold = sae.tensor("threshold")
+    threshold.copy_(threshold + (least - threshold) * (THRESHOLD_RATE if step else 1.0))
 
 
 def _report(
@@ -355,7 +388,8 @@ def _identity(sae: SAE, config: TrainConfig) -> dict[str, Any]:
     free = ("log_every", "checkpoint_every")
     settings = {name: value for name, value in asdict(config).items() if name not in free}
     shape = {
-        name: getattr(sae.config, name) for name in ("architecture", "d_in", "d_sae", "k", "normalize_activations")
+        name: getattr(sae.config, name)
+        for name in ("architecture", "d_in", "d_sae", "k", "options", "normalize_activations")
     }
     return {
         "config": json.loads(json.dumps(settings)),
