@@ -107,7 +107,7 @@ def tensor_headers(path: Path) -> dict[str, TensorInfo]:
     with path.open("rb") as file:
         start = file.read(64)
         length = int.from_bytes(start[:8], "little")
-        _refuse_impostors(path.name, start)
+        refuse_impostors(path.name, start)
         if size < 8 or length > size - 8:
             raise FormatError(f"{path.name} is damaged or incomplete: its header does not fit into the file.")
         if length > MAX_JSON_BYTES:
@@ -148,7 +148,8 @@ def weight_files(folder: Path, name: str) -> dict[str, dict[str, TensorInfo]]:
     return files
 
 
-def _refuse_impostors(name: str, start: bytes) -> None:
+def refuse_impostors(name: str, start: bytes) -> None:
+    """Raises FormatError for what comes in place of weights: `start` is a file's first bytes."""
     if start.startswith(b"version https://git-lfs"):
         raise FormatError(f"{name} is a git-lfs pointer, not the weights themselves; fetch them with git lfs pull.")
     if start.lstrip()[:1] == b"<":
