@@ -80,6 +80,7 @@ class SAE(nn.Module):
     architecture: ClassVar[str]
     reconstructs: ClassVar[bool] = True  # x_hat is of the hook point that x is from
     row_by_row: ClassVar[bool] = True  # a row's codes do not depend on the other rows
+    log_sparsity: Tensor | None = None  # log10 of how often each feature fired (d_sae,), where the files said it
     W_enc: nn.Parameter
     b_enc: nn.Parameter
     W_dec: nn.Parameter

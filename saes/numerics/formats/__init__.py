@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from saes.numerics.formats import saelens
+from saes.numerics.formats import saelens, saelens_legacy, saelens_training
 from saes.numerics.formats.files import FormatError, MissingFact, NotRepresentable, Place, UnknownFormat, find_place
+from saes.numerics.formats.weights import refuse_non_finite
 from saes.numerics.sae import SAE
 
 __all__ = [
@@ -27,12 +28,14 @@ class Format(NamedTuple):
     """What a format module offers; `save` is None for formats that are only read."""
 
     detect: Callable[[Place], bool]
-    load: Callable[[Place, Mapping[str, Any], torch.device | str, torch.dtype], SAE]
+    load: Callable[[Place, Mapping[str, Any], torch.device | str, torch.dtype | None], SAE]
     save: Callable[[SAE, Path], None] | None
 
 
 FORMATS: dict[str, Format] = {
     "saelens": Format(saelens.detect, saelens.load, saelens.save),
+    "saelens_training": Format(saelens_training.detect, saelens_training.load, None),
+    "saelens_legacy": Format(saelens_legacy.detect, saelens_legacy.load, None),
 }
 
 # Files by which people publish SAEs, so that a folder can be named for what it is, and two formats in one be noticed.
@@ -81,18 +84,25 @@ def load_sae(
     *,
     facts: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
+    checked: bool = False,
 ) -> SAE:
     """Load an SAE of any known format, of the class of its architecture, with its weights checked.
 
-    `facts` is what the files cannot tell, e.g. {"hook_name": ..., "model_name": ..., "k": ...}. Nothing in the files
-    is ever executed. Raises a ValueError with one sentence: UnknownFormat, FormatError (damaged, contradictory,
-    not finite, a fact missing) or SAEError (an architecture or option that is not supported).
+    `facts` is what the files cannot tell, e.g. {"hook_name": ..., "model_name": ..., "k": ...}; what the files tell
+    needs none. `dtype` None keeps the dtype they are stored in. `checked` says that the weights of these files were
+    seen to be finite before, which spares reading all of them now. Nothing in the files is ever executed.
+
+    Raises a ValueError with one sentence: UnknownFormat, MissingFact, FormatError (damaged, contradictory, not finite)
+    or SAEError (an architecture or option that is not supported).
     """
     place = _found(Path(path))
     format_ = FORMATS[_detect(place)]
     with _readable(place.folder):
-        return format_.load(place, facts or {}, device, dtype)
+        sae = format_.load(place, facts or {}, device, dtype)
+        if not checked:
+            refuse_non_finite(sae.state_dict())
+    return sae
 
 
 def save_sae(sae: SAE, path: str | Path, format: str = "saelens") -> None:

@@ -8,13 +8,13 @@ model and hook point. What differs from our equations is folded into the weights
 - `expected_average_only_in` is a factor c of training that SAELens does not store; if the facts give it
   ("norm_scaling_factor"), W_enc *= c, W_dec /= c, b_dec /= c. Without it the tensors are used as they are, which is
   what SAELens does.
+
+SAELens has no BatchTopK for inference: one is written as SAELens writes it, as the JumpReLU SAE that training made.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -24,63 +24,180 @@ from torch import Tensor
 
 from saes.numerics.architectures import sae_class
 from saes.numerics.folders import whole_folder
-from saes.numerics.formats.files import (
-    FormatError,
-    NotRepresentable,
-    Place,
-    UnknownFormat,
-    read_json,
-    read_tensors,
-    weight_files,
+from saes.numerics.formats.files import FormatError, NotRepresentable, Place
+from saes.numerics.formats.saelens_cfg import (
+    CONFIG,
+    FILES,
+    SPARSITY,
+    WEIGHTS,
+    field,
+    has_sae,
+    is_mistudio,
+    k_from,
+    major_version,
+    metadata_of,
+    positive_number,
+    read_cfg,
+    read_sparsity,
+    read_weights,
+    taken_name,
+    weight_headers,
 )
-from saes.numerics.formats.weights import assemble, check_tensors, fold_decoder_norm, fold_scale, upcast
+from saes.numerics.formats.weights import (
+    assemble,
+    check_tensors,
+    fold_decoder_norm,
+    fold_scale,
+    refuse_non_finite,
+    upcast,
+)
 from saes.numerics.sae import SAE, SAEConfig
+from saes.numerics.topk import BatchTopKSAE
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-ARCHITECTURES_HERE = ("standard", "topk")  # what this format and we both have, under the same name
 WRITTEN_VERSION = "6.0.0"  # the layout that is written; SAELens treats a config without a version as one of before 6
+TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
+TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+OPTIONS = {  # of the architectures that have some, under SAELens' names, which are ours too
+    "matching_pursuit": ("residual_threshold", "max_iterations", "stop_on_duplicate_support"),
+    "temporal": ("n_heads", "n_attn_layers", "bottleneck_factor", "sae_diff_type", "kval_topk", "tied_weights"),
+    "matryoshka_batchtopk": ("matryoshka_widths",),
+}
+ARCHITECTURES_HERE = ("standard", "gated", "topk", "abstopk", "jumprelu", "matching_pursuit", "temporal", *TRANSCODERS)
+WITH_K = ("topk", "abstopk")
+SCALE = "activation_normalization_factor"  # of temporal SAEs, with the normalisation below; no others have either
+SCALED = "constant_scalar_rescale"
 
 # cfg.json's own keys; any other is kept in the metadata.
 _KNOWN = {
-    *("architecture", "d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "normalize_activations"),
+    *("architecture", "d_in", "d_sae", "d_out", "dtype", "device", "apply_b_dec_to_input", "normalize_activations"),
     *("reshape_activations", "metadata", "k", "rescale_acts_by_decoder_norm"),
 }
 
 
 def detect(place: Place) -> bool:
-    """Whether a folder holds this format. Raises UnknownFormat for a SAELens SAE of another generation."""
-    folder = place.folder
-    if place.entry:
+    """Whether a folder holds an SAE that SAELens 6 or later saved for inference."""
+    if not has_sae(place):
         return False
-    if not _has_weights(folder) or not (folder / CONFIG).is_file():
-        return False
-    cfg = read_json(folder / CONFIG)
-    if "mistudio_training_id" in cfg:
-        raise UnknownFormat(f"{folder.name} is a miStudio export in the SAELens layout, which cannot be read yet.")
-    if _major_version(cfg) < 6:
-        raise UnknownFormat(f"{folder.name} is a SAELens SAE from before version 6, which cannot be read yet.")
-    if (folder / "trainer_state.pt").exists() or "decoder_init_norm" in cfg:
-        raise UnknownFormat(f"{folder.name} is a SAELens training checkpoint; export it with save_inference_model.")
-    return True
+    cfg = read_cfg(place)
+    return not is_mistudio(cfg) and major_version(cfg) >= 6 and not is_training(place, cfg)
 
 
-def load(place: Place, facts: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> SAE:
+def is_training(place: Place, cfg: Mapping[str, Any]) -> bool:
+    """Whether a SAELens 6 folder is a checkpoint of training."""
+    return place.has("trainer_state.pt") or cfg.get("architecture") in TRAINING_ONLY or "decoder_init_norm" in cfg
+
+
+def load(place: Place, facts: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype | None) -> SAE:
     """Read an SAE of this format. Raises FormatError or SAEError, each with one sentence.
 
-    Facts: `hook_name` and `model_name` take the place of the file's; `k` where cfg.json has none;
+    Facts: `hook_name`, `hook_name_out` and `model_name` take the place of the file's; `k` where cfg.json has none;
     `norm_scaling_factor` as said above.
     """
-    folder = place.folder
-    cfg = read_json(folder / CONFIG)
-    config = _config(cfg, facts)
-    tensors = _tensors(folder, config)
+    cfg = read_cfg(place)
+    config = config_of(cfg, facts)
+    files, headers = weight_headers(place.folder)
+    check_tensors(headers, config, CONFIG)
+    tensors = read_weights(place.folder, files)
+    factor = facts.get("norm_scaling_factor")
+    if factor is not None and config.normalize_activations == "expected_average_only_in":
+        config = folded_scale(config, tensors, positive_number("norm_scaling_factor", factor))
     if cfg.get("rescale_acts_by_decoder_norm"):
+        tensors = upcast(tensors)
         fold_decoder_norm(tensors)
-    factor = _scaling_factor(config, facts)
-    if factor is not None:
+    return finished(place, config, tensors, device, dtype)
+
+
+def finished(
+    place: Place,
+    config: SAEConfig,
+    tensors: Mapping[str, Tensor],
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> SAE:
+    """The SAE of a folder's config and folded tensors, with the firing rates beside them."""
+    rates = read_sparsity(place.folder, config.d_sae, config.metadata)
+    sae = assemble(config, tensors, device, dtype)
+    sae.log_sparsity = rates
+    return sae
+
+
+def folded_scale(config: SAEConfig, tensors: dict[str, Tensor], factor: float) -> SAEConfig:
+    """Fold the factor of `expected_average_only_in` into the tensors (upcast); the config that fits them then.
+
+    Matching pursuit reads and writes with the same tensor, which must keep its scale: there the codes change by the
+    factor instead, and with them the residual it stops at. Raises FormatError for a temporal SAE, which cannot be.
+    """
+    if config.architecture == "temporal":
+        raise FormatError("A temporal SAE cannot have a scaling factor folded in; leave norm_scaling_factor out.")
+    tensors |= upcast(tensors)
+    if config.architecture == "matching_pursuit":
+        tensors["b_dec"] = tensors["b_dec"] / factor
+        limit = positive_number("residual_threshold", config.options.get("residual_threshold", 1e-2))
+        config = replace(config, options=config.options | {"residual_threshold": limit / factor})
+    else:
         fold_scale(tensors, factor)
-        config = replace(config, normalize_activations="none")
-    return assemble(config, tensors, device, dtype)
+    return replace(config, normalize_activations="none")
+
+
+def config_of(cfg: Mapping[str, Any], facts: Mapping[str, Any]) -> SAEConfig:
+    """The config in a cfg.json of version 6. Raises FormatError or SAEError."""
+    architecture = field(cfg, "architecture", str)
+    if architecture != "matryoshka_batchtopk":  # a way of training; the SAE is a BatchTopK one
+        sae_class(architecture)
+    if architecture not in (*ARCHITECTURES_HERE, *TRAINING_ONLY):
+        raise FormatError(f"The saelens format has no architecture {architecture!r} that can be read here.")
+    field(cfg, "dtype", str, "float32")
+    options, normalization = _options(cfg, architecture)
+    metadata = _metadata(cfg, architecture)
+    transcoder = architecture in TRANSCODERS
+    subtracts = field(cfg, "apply_b_dec_to_input", bool, not transcoder)
+    if transcoder and subtracts:
+        raise FormatError(f"{CONFIG} says apply_b_dec_to_input, which a transcoder cannot have.")
+    return SAEConfig(
+        architecture="batchtopk" if architecture in TRAINING_ONLY else architecture,
+        d_in=field(cfg, "d_in", int),
+        d_sae=field(cfg, "d_sae", int),
+        d_out=field(cfg, "d_out", int) if transcoder else None,  # type: ignore[arg-type]  # None: d_in
+        apply_b_dec_to_input=subtracts,
+        normalize_activations=normalization,
+        k=_k(cfg, architecture, facts),
+        hook_name=taken_name("hook_name", metadata, facts),
+        hook_name_out=taken_name("hook_name_out", metadata, facts if transcoder else {}),
+        model_name=taken_name("model_name", metadata, facts),
+        options=options,
+        metadata=metadata,
+    )
+
+
+def _k(cfg: Mapping[str, Any], architecture: str, facts: Mapping[str, Any]) -> Any:
+    if architecture in TRAINING_ONLY:
+        return k_from(cfg.get("k"), facts, (int, float))
+    return k_from(cfg.get("k"), facts) if architecture in WITH_K else None
+
+
+def _options(cfg: Mapping[str, Any], architecture: str) -> tuple[dict[str, Any], str]:
+    """The architecture's own settings, and the normalisation."""
+    options = {name: cfg[name] for name in OPTIONS.get(architecture, ()) if name in cfg}
+    normalization = field(cfg, "normalize_activations", str, "none")
+    if architecture == "temporal" and normalization == SCALED:
+        return options | {SCALE: positive_number(SCALE, cfg.get(SCALE, 1.0))}, "none"
+    return options, normalization
+
+
+def _metadata(cfg: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    known = _KNOWN | {*OPTIONS.get(architecture, ()), SCALE}
+    metadata = metadata_of(cfg) | {key: value for key, value in cfg.items() if key not in known}
+    reshape = field(cfg, "reshape_activations", str, "none")
+    if reshape not in ("none", "hook_z"):
+        raise FormatError(f"reshape_activations in {CONFIG} is {reshape!r:.40}; it must be none or hook_z.")
+    if reshape == "hook_z":  # the heads' outputs side by side, which is how a transformers model holds them anyway
+        metadata["reshape_activations"] = reshape
+    if field(cfg, "rescale_acts_by_decoder_norm", bool, False):
+        metadata["rescale_acts_by_decoder_norm"] = "folded into the weights"
+    return metadata
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
 
 
 def save(sae: SAE, folder: Path) -> None:
@@ -88,123 +205,50 @@ def save(sae: SAE, folder: Path) -> None:
 
     An SAE saved there before is replaced. Raises NotRepresentable, or FolderError when the folder cannot be written.
     """
-    cfg = _cfg_of(sae)
+    sae = for_inference(sae)
+    write(folder, _cfg_of(sae), sae)
+
+
+def for_inference(sae: SAE) -> SAE:
+    """A BatchTopK SAE as the JumpReLU SAE it is after training; any other as it is."""
+    if not isinstance(sae, BatchTopKSAE):
+        return sae
+    made = sae.for_inference()
+    made.log_sparsity = sae.log_sparsity
+    return made
+
+
+def write(folder: Path, cfg: Mapping[str, Any], sae: SAE) -> None:
+    """Write cfg.json, the weights as they are and, if known, the firing rates. Raises NotRepresentable, FolderError."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    if any(not torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise NotRepresentable("This SAE has weights that are not finite numbers, so it is not worth saving.")
+    try:
+        refuse_non_finite(tensors)
+    except FormatError as error:
+        raise NotRepresentable(
+            "This SAE has weights that are not finite numbers, so it is not worth saving."
+        ) from error
     try:
         text = json.dumps(cfg, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise NotRepresentable(f"The SAE's metadata cannot be written as JSON ({error}).") from error
-    with whole_folder(folder, replaces=(CONFIG, WEIGHTS)) as partial:
+    with whole_folder(folder, replaces=FILES) as partial:
         save_file(tensors, partial / WEIGHTS)
+        if sae.log_sparsity is not None:
+            save_file({"sparsity": sae.log_sparsity.cpu().contiguous()}, partial / SPARSITY)
         (partial / CONFIG).write_text(text, encoding="utf-8")
-
-
-def _has_weights(folder: Path) -> bool:
-    return (folder / WEIGHTS).is_file() or (folder / f"{WEIGHTS}.index.json").is_file()
-
-
-def _metadata(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = cfg.get("metadata", {})
-    if not isinstance(metadata, dict):
-        raise FormatError(f"metadata in {CONFIG} must be an object, but is {metadata!r:.40}.")
-    return metadata
-
-
-def _major_version(cfg: Mapping[str, Any]) -> int:
-    """SAELens' major version of a config; 0 where it names none, as configs of before version 6 may."""
-    version = cfg.get("sae_lens_version") or _metadata(cfg).get("sae_lens_version") or "0"
-    number = re.match(r"\d{1,6}", str(version))
-    if number is None:
-        raise FormatError(f"sae_lens_version in {CONFIG} is {version!r:.40}, which is not a version.")
-    return int(number[0])
-
-
-def _field(cfg: Mapping[str, Any], name: str, kind: type, default: Any = None) -> Any:
-    """A value of cfg.json, which must be there unless it has a default, and of its kind."""
-    value = cfg.get(name, default)
-    if value is None:
-        raise FormatError(f"{CONFIG} does not say {name}.")
-    if type(value) is not kind:
-        raise FormatError(f"{name} in {CONFIG} must be of type {kind.__name__}, but is {value!r:.40}.")
-    return value
-
-
-def _config(cfg: Mapping[str, Any], facts: Mapping[str, Any]) -> SAEConfig:
-    architecture = _field(cfg, "architecture", str)
-    sae_class(architecture)
-    if architecture not in ARCHITECTURES_HERE:
-        raise FormatError(f"The saelens format has no architecture {architecture!r} that can be read here.")
-    _field(cfg, "dtype", str, "float32")
-    metadata = _metadata(cfg) | {key: value for key, value in cfg.items() if key not in _KNOWN}
-    reshape = _field(cfg, "reshape_activations", str, "none")
-    if reshape not in ("none", "hook_z"):
-        raise FormatError(f"reshape_activations in {CONFIG} is {reshape!r:.40}; it must be none or hook_z.")
-    if reshape == "hook_z":  # the heads' outputs side by side, which is how a transformers model holds them anyway
-        metadata["reshape_activations"] = reshape
-    if _field(cfg, "rescale_acts_by_decoder_norm", bool, False):
-        metadata["rescale_acts_by_decoder_norm"] = "folded into the weights"
-    return SAEConfig(
-        architecture=architecture,
-        d_in=_field(cfg, "d_in", int),
-        d_sae=_field(cfg, "d_sae", int),
-        apply_b_dec_to_input=_field(cfg, "apply_b_dec_to_input", bool, True),
-        normalize_activations=_field(cfg, "normalize_activations", str, "none"),
-        k=_k(cfg, facts) if architecture == "topk" else None,
-        hook_name=_name("hook_name", metadata, facts),
-        model_name=_name("model_name", metadata, facts),
-        metadata=metadata,
-    )
-
-
-def _name(key: str, metadata: dict[str, Any], facts: Mapping[str, Any]) -> str:
-    """A name from the facts, or else from the file, taken out of the metadata."""
-    said = metadata.pop(key, None)
-    value = facts.get(key) or said or ""
-    if not isinstance(value, str):
-        raise FormatError(f"{key} in {CONFIG} must be text, but is {value!r:.40}.")
-    return value
-
-
-def _k(cfg: Mapping[str, Any], facts: Mapping[str, Any]) -> int:
-    given, fact = cfg.get("k"), facts.get("k")
-    if given is None and fact is None:
-        raise FormatError(f"{CONFIG} does not say k, the number of features kept per row; give it as a fact.")
-    if given is not None and fact is not None and given != fact:
-        raise FormatError(f"{CONFIG} says k {given!r:.40}, but {fact!r:.40} was given; leave k out to use the file's.")
-    return int(_field({"k": fact if given is None else given}, "k", int))
-
-
-def _scaling_factor(config: SAEConfig, facts: Mapping[str, Any]) -> float | None:
-    factor = facts.get("norm_scaling_factor")
-    if factor is None or config.normalize_activations != "expected_average_only_in":
-        return None
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not (isfinite(factor) and factor > 0):
-        raise FormatError(f"norm_scaling_factor must be a number above 0, but is {factor!r:.40}.")
-    return float(factor)
-
-
-def _tensors(folder: Path, config: SAEConfig) -> dict[str, Tensor]:
-    """The weights as float32 (or float64), after their names, types and shapes were checked in the file's header."""
-    files = weight_files(folder, WEIGHTS)
-    headers = {name: info for header in files.values() for name, info in header.items()}
-    check_tensors(headers, config, CONFIG)
-    tensors: dict[str, Tensor] = {}
-    for file, header in files.items():
-        tensors |= read_tensors(folder / file, header)
-    return upcast(tensors)
 
 
 def _cfg_of(sae: SAE) -> dict[str, Any]:
     config = sae.config
-    if config.architecture not in ARCHITECTURES_HERE:
-        raise NotRepresentable(f"The saelens format has no architecture {config.architecture!r}.")
-    if config.d_out != config.d_in:
-        raise NotRepresentable(f"The saelens format has no {config.architecture} SAE with d_out other than d_in.")
+    _refuse_what_has_no_place(config)
     metadata = dict(config.metadata)
     reshape = metadata.pop("reshape_activations", "none")
-    metadata.setdefault("sae_lens_version", WRITTEN_VERSION)
+    if major_version({"metadata": metadata}) < 6:
+        metadata["sae_lens_version"] = WRITTEN_VERSION
+    names = {"model_name": config.model_name, "hook_name": config.hook_name}
+    if config.hook_name_out:
+        names["hook_name_out"] = config.hook_name_out
+    scale = config.options.get(SCALE, 1.0)
     cfg = {
         "architecture": config.architecture,
         "d_in": config.d_in,
@@ -212,10 +256,28 @@ def _cfg_of(sae: SAE) -> dict[str, Any]:
         "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": config.apply_b_dec_to_input,
-        "normalize_activations": config.normalize_activations,
+        "normalize_activations": config.normalize_activations if scale == 1 else SCALED,
         "reshape_activations": reshape,
-        "metadata": metadata | {"model_name": config.model_name, "hook_name": config.hook_name},
+        "metadata": metadata | names,
     }
-    if config.architecture == "topk":
+    if config.architecture in TRANSCODERS:
+        cfg["d_out"] = config.d_out
+    if config.architecture in WITH_K:
         cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
-    return cfg
+    return cfg | dict(config.options)
+
+
+def _refuse_what_has_no_place(config: SAEConfig) -> None:
+    """Raises NotRepresentable for what SAELens has no class or no field for."""
+    if config.architecture not in ARCHITECTURES_HERE:
+        raise NotRepresentable(f"The saelens format has no architecture {config.architecture!r}.")
+    if config.architecture not in TRANSCODERS and config.d_out != config.d_in:
+        raise NotRepresentable(f"The saelens format has no {config.architecture} SAE with d_out other than d_in.")
+    if config.architecture in TRANSCODERS and config.apply_b_dec_to_input:
+        raise NotRepresentable("The saelens format has no transcoder that subtracts b_dec from its input.")
+    places = OPTIONS.get(config.architecture, ())
+    lost = sorted(name for name, value in config.options.items() if name not in (*places, SCALE) and value)
+    if lost:
+        raise NotRepresentable(f"The saelens format has no place for {', '.join(lost)} of a {config.architecture} SAE.")
+    if config.options.get(SCALE, 1.0) != 1 and config.normalize_activations != "none":
+        raise NotRepresentable(f"The saelens format has either {SCALE} or {config.normalize_activations}, not both.")

@@ -1,6 +1,7 @@
 """From tensors of a file to an SAE: what every format module does once it knows the config."""
 
 from collections.abc import Mapping
+from functools import reduce
 from math import isfinite
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from saes.numerics.architectures import sae_class
 from saes.numerics.formats.files import FLOATS, FormatError, TensorInfo
 from saes.numerics.sae import SAE, SAEConfig
+
+UNIT = 8  # roundings by which the norm of a unit row may be off
 
 
 def check_tensors(headers: Mapping[str, TensorInfo], config: SAEConfig, source: str) -> None:
@@ -44,18 +47,25 @@ def upcast(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t if t.dtype == torch.float64 else t.to(torch.float32) for name, t in tensors.items()}
 
 
-def assemble(config: SAEConfig, tensors: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> SAE:
-    """The SAE of a config and its tensors, named and oriented as ours.
+def assemble(
+    config: SAEConfig, tensors: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype | None
+) -> SAE:
+    """The SAE of a config and its tensors, named and oriented as ours. dtype None keeps that of the tensors.
 
-    Raises FormatError when a tensor is missing, unknown, of another shape, or holds numbers that are not finite;
-    SAEError when the architecture cannot have this config.
+    Raises FormatError when a tensor is missing, unknown or of another shape; SAEError when the architecture cannot
+    have this config. That all numbers are finite is checked by `load_sae`, for every format.
     """
     check_tensors(infos(tensors), config, "the config")
+    dtype = dtype or common_dtype(tensors)
     ready = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
-    refuse_non_finite(ready)
     sae = sae_class(config.architecture)(config, device="meta", dtype=dtype)
     sae.load_state_dict(ready, strict=True, assign=True)
     return sae
+
+
+def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The one that holds every tensor: of bfloat16 weights with a float32 threshold, float32."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
 
 
 def refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -75,6 +85,8 @@ def refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
 def fold_decoder_norm(tensors: dict[str, Tensor]) -> None:
     """Unit decoder rows: with n = |W_dec row|, W_dec /= n, W_enc *= n, b_enc and threshold *= n; codes become n times."""
     norms = tensors["W_dec"].norm(dim=-1)
+    if bool(((norms - 1).abs() <= UNIT * torch.finfo(norms.dtype).eps).all()):
+        return  # folded before: the tensors stay as they are, to the bit
     tiny = torch.finfo(norms.dtype).tiny  # a row of zeros stays zeros and its feature never fires
     tensors["W_dec"] = tensors["W_dec"] / norms.clamp_min(tiny)[:, None]
     for name in ("W_enc", "b_enc", "threshold", "b_gate", "b_mag"):
@@ -87,6 +99,28 @@ def fold_scale(tensors: dict[str, Tensor], factor: float) -> None:
     tensors["W_enc"] = tensors["W_enc"] * factor
     tensors["W_dec"] = tensors["W_dec"] / factor
     tensors["b_dec"] = tensors["b_dec"] / factor
+
+
+def fold_whitening(tensors: dict[str, Tensor], whitening: Mapping[str, Tensor], subtracts: bool) -> None:
+    """Inputs that were (x - mean) @ M in training, and outputs mapped back, with `mean`, `matrix` M and `inverse_matrix`.
+
+    W_enc = M @ W_enc, W_dec = W_dec @ M^-1, b_dec = b_dec @ M^-1 + mean; codes stay as they are. Where b_dec is not
+    subtracted from the input the biases take the mean: b_enc -= mean @ W_enc. In float64, as the matrices are.
+    """
+    mean, matrix, inverse = (whitening[name].to(torch.float64) for name in ("mean", "matrix", "inverse_matrix"))
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    W_enc = matrix @ tensors["W_enc"].to(torch.float64)
+    folded = {
+        "W_enc": W_enc,
+        "W_dec": tensors["W_dec"].to(torch.float64) @ inverse,
+        "b_dec": tensors["b_dec"].to(torch.float64) @ inverse + mean,
+    }
+    if not subtracts:
+        shift = mean @ W_enc
+        folded |= {name: tensors[name] - shift for name in ("b_enc", "b_gate") if name in tensors}
+        if "b_mag" in tensors:
+            folded["b_mag"] = tensors["b_mag"] - shift * tensors["r_mag"].exp()
+    tensors |= {name: tensor.to(dtypes[name]) for name, tensor in folded.items()}
 
 
 def _check_names(found: set[str], wanted: set[str], architecture: str) -> None:
