@@ -1,0 +1,89 @@
+"""Bring an SAE's files from the Hub and make its row ready: list, choose its files, fetch, adopt, pin to the commit."""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+from fnmatch import fnmatch
+from typing import Any
+
+from saehub.accounts.hub_tokens import hub_token
+from saehub.jobs.progress import JobError, Progress
+from saes import hub
+from saes.hub import HubFile, Listing
+from saes.models import SAE
+from saes.numerics import formats
+
+WEIGHTS = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".th")
+NOT_OF_AN_SAE = (
+    "examples.safetensors", "optimizer*", "scheduler*", "trainer_state*", "rng_state*", "*.md", "*.png", ".gitattributes",
+)  # fmt: skip
+
+
+def bring(progress: Progress, row: SAE) -> dict[str, Any]:
+    """Make `row` ready with the files at its place on the Hub. Run again, it goes on with what is here.
+
+    The row is pinned to the commit before its files are fetched, so that a second attempt asks for the same ones.
+    Raises HubError for what the Hub refuses, JobError for what is not there, and what `adopt_files` raises.
+    """
+    from saes.adopt import adopt_files
+
+    if row.ready and row.files.exists():
+        progress.log(f"{row.name} is here already")
+        return {"sae": row.pk, "format": row.format, "sha256": row.sha256}
+    if not row.repo_id:
+        raise JobError(f"{row.name} has no repository to download it from.", "Import its files instead.")
+    token = hub_token(progress.job.owner)
+    progress.start(f"Asking the Hub for {row.repo_id}", unit="steps")
+    listing = hub.list_repository(row.repo_id, row.revision, token=token)
+    files = files_of(row, listing)
+    if row.revision != listing.commit:
+        row.revision = listing.commit
+        row.save(update_fields=["revision"])
+    folder = hub.download(progress, listing, files, token)
+    made = adopt_files(progress, row, folder / row.repo_path, {})
+    return made | {"commit": listing.commit, "bytes": sum(file.size for file in files)}
+
+
+def files_of(row: SAE, listing: Listing) -> list[HubFile]:
+    """The files of the repository that belong to this SAE. Raises JobError when there are none with weights."""
+    entry = row.repo_path.strip("/")
+    names = [file.path for file in listing.files]
+    wanted = set(_wanted(row.format, entry, names))
+    if not any(name.endswith(WEIGHTS) for name in wanted):
+        if listing.offline:
+            raise JobError(
+                f"{row.repo_id} is only in part on this machine, and the Hub cannot be reached.", "Press Retry later."
+            )
+        raise _nothing_there(row, entry, names)
+    return [file for file in listing.files if file.path in wanted]
+
+
+def _wanted(form: str, entry: str, names: list[str]) -> list[str]:
+    chosen = getattr(formats, "wanted_files", None)
+    if chosen is not None and form in formats.FORMATS:
+        return list(chosen(form, entry, names))
+    return beside(entry, names)
+
+
+def beside(entry: str, names: list[str]) -> list[str]:
+    """What belongs to an SAE of an unknown format: a file and the configs beside it, or what lies in a folder."""
+    if entry in names:
+        folder = posixpath.dirname(entry)
+        return [name for name in names if name == entry or _config_in(folder, name)]
+    inside = [name for name in names if not entry or name.startswith(f"{entry}/")]
+    inside = [name for name in inside if not any(fnmatch(posixpath.basename(name), bad) for bad in NOT_OF_AN_SAE)]
+    direct = [name for name in inside if posixpath.dirname(name) == entry]
+    return direct if any(name.endswith(WEIGHTS) for name in direct) else inside
+
+
+def _config_in(folder: str, name: str) -> bool:
+    return posixpath.dirname(name) == folder and name.endswith((".json", ".yaml", ".yml"))
+
+
+def _nothing_there(row: SAE, entry: str, names: list[str]) -> JobError:
+    places = {posixpath.dirname(name) for name in names if name.endswith(WEIGHTS)} | set(names)
+    near = difflib.get_close_matches(entry, sorted(places - {""}), n=3, cutoff=0.5)
+    hint = f"The nearest are: {', '.join(near)}." if near else "Look at its files on the Hub and name a folder or file."
+    where = f"at {entry}" if entry else "at its top"
+    return JobError(f"{row.repo_id} has no SAE weights {where}.", hint)
