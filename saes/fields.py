@@ -50,9 +50,8 @@ class NewRow(forms.ModelForm):
     user: Any
     replaced: Any = None
     advanced: list[str] = []
-    only_with: dict[
-        str, tuple[str, str]
-    ] = {}  # field -> (another field, the value of it with which this one is asked for)
+    # field -> (another field, the value or values of it with which this one is asked for)
+    only_with: dict[str, tuple[str, str | tuple[str, ...]]] = {}
 
     def __init__(self, *args: Any, user: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -62,12 +61,17 @@ class NewRow(forms.ModelForm):
 
     def full_clean(self) -> None:
         """Fields that the present choices do not ask for may be empty."""
-        spared = [self.fields[name] for name, (of, value) in self.only_with.items() if self.data.get(of) != value]
+        spared = [self.fields[name] for name in self.only_with if not self.asks_for(name)]
         for field in spared:
             field.required = False
         super().full_clean()
         for field in spared:
             field.required = True
+
+    def asks_for(self, name: str) -> bool:
+        """Whether the present choices ask for this field."""
+        of, values = self.only_with.get(name, ("", ()))
+        return not of or self.data.get(of) in ((values,) if isinstance(values, str) else values)
 
     @property
     def advanced_errors(self) -> bool:

@@ -26,7 +26,17 @@ PARQUET = b"PAR1"
 EXPANSION = 8  # features per dimension when none are named
 ARCHITECTURES = {
     "topk": "TopK: the k largest features of each token",
+    "batchtopk": "BatchTopK: k features a token on average, over the batch",
+    "jumprelu": "JumpReLU: every feature learns its threshold",
+    "gated": "Gated: one path decides which features fire, another how strongly",
     "standard": "ReLU, sparse by an L1 penalty",
+}
+ARCHITECTURE_FIELDS = {  # what each of them is asked, beside what all are
+    "topk": ("k",),
+    "batchtopk": ("k", "matryoshka_widths"),
+    "jumprelu": ("l0_coefficient", "target_l0", "l1_warmup"),
+    "gated": ("l1_coefficient", "l1_warmup"),
+    "standard": ("l1_coefficient", "l1_warmup"),
 }
 
 
@@ -286,6 +296,22 @@ class RunForm(NewRow):
     )
     k = forms.IntegerField(min_value=1, initial=32, label="k, features per token")
     l1_coefficient = forms.FloatField(min_value=0, initial=2.0, label="L1 coefficient")
+    l0_coefficient = forms.FloatField(
+        min_value=0, initial=1.0, label="L0 coefficient", help_text="Weight of the number of features that fire"
+    )
+    target_l0 = forms.FloatField(
+        required=False,
+        min_value=0.01,
+        max_value=10**6,
+        label="Target L0, features per token",
+        help_text="With it the penalty is on the distance from it",
+    )
+    matryoshka_widths = forms.CharField(
+        required=False,
+        max_length=200,
+        label="Nested widths, features",
+        help_text="Such as 512, 2048: the first so many features must do by themselves. Not nested when empty",
+    )
     d_sae = forms.IntegerField(
         required=False,
         min_value=1,
@@ -309,7 +335,7 @@ class RunForm(NewRow):
     seed = forms.IntegerField(min_value=0, max_value=2**31 - 1, initial=0, label="Seed")
     lr_warmup = forms.FloatField(min_value=0, max_value=1, initial=0.02, label="Warm-up, share of steps")
     lr_decay = forms.FloatField(min_value=0, max_value=1, initial=0.2, label="Decay at the end, share of steps")
-    l1_warmup = forms.FloatField(min_value=0, max_value=1, initial=0.05, label="L1 warm-up, share of steps")
+    l1_warmup = forms.FloatField(min_value=0, max_value=1, initial=0.05, label="Penalty's warm-up, share of steps")
     aux_coefficient = forms.FloatField(min_value=0, initial=1 / 32, label="Weight of the dead features' loss")
     dead_after_tokens = forms.IntegerField(
         required=False,
@@ -321,13 +347,14 @@ class RunForm(NewRow):
         required=False, min_value=0, label="Gradient norm at most", help_text="Not limited when empty"
     )
     advanced = [
-        "name", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "l1_warmup", "aux_coefficient",
+        "name", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "l1_warmup", "matryoshka_widths", "aux_coefficient",
         "dead_after_tokens", "clip",
     ]  # fmt: skip
     only_with = {
-        "k": ("architecture", "topk"), "l1_coefficient": ("architecture", "standard"),
-        "l1_warmup": ("architecture", "standard"),
-    }  # fmt: skip
+        name: ("architecture", tuple(key for key, names in ARCHITECTURE_FIELDS.items() if name in names))
+        for names in ARCHITECTURE_FIELDS.values()
+        for name in names
+    }
     trainer_fields = (
         "n_tokens", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "aux_coefficient", "dead_after_tokens", "clip",
     )  # fmt: skip
@@ -364,10 +391,25 @@ class RunForm(NewRow):
         return data
 
     def _check_architecture(self, data: dict[str, Any]) -> None:
-        if data.get("architecture") == "topk" and (data.get("k") or 0) > data["d_sae"]:
+        if data.get("architecture") == "batchtopk" and data.get("matryoshka_widths"):
+            data["matryoshka_widths"] = self._widths(data["matryoshka_widths"], data["d_sae"])
+        if self.asks_for("k") and (data.get("k") or 0) > data["d_sae"]:
             self.add_error(
                 "k", f"k is {data['k']:,}, but the SAE has only {data['d_sae']:,} features; choose a smaller k."
             )
+
+    def _widths(self, text: str, d_sae: int) -> list[int] | None:
+        """The nested widths that a text of numbers means, d_sae last."""
+        words = text.replace(",", " ").split()
+        numbers = [int(word) for word in words if word.isdecimal() and len(word) < 10]
+        widths = [*numbers, *([] if d_sae in numbers else [d_sae])]
+        if len(numbers) != len(words) or widths != sorted(set(widths)) or widths[0] < 1 or widths[-1] != d_sae:
+            self.add_error(
+                "matryoshka_widths",
+                f"Give rising whole numbers below {d_sae:,}, the number of features, such as 512, 2048.",
+            )
+            return None
+        return widths
 
     def _check_size(self, data: dict[str, Any]) -> None:
         estimate = self.estimate_of(data)
@@ -381,8 +423,7 @@ class RunForm(NewRow):
     def _default_name(self, data: dict[str, Any]) -> str:
         model, hook = self.instance.capture.model, self.instance.capture.model.hook(self.instance.hook_name)
         place = f"layer{hook['layer']}" if hook and hook["layer"] is not None else slugify(self.instance.hook_name)
-        kind = f"topk{data.get('k')}" if data.get("architecture") == "topk" else f"relu-l1-{data.get('l1_coefficient')}"
-        return f"{slugify(model.name)}-{place}-{kind}-{data.get('d_sae')}"
+        return f"{slugify(model.name)}-{place}-{_kind(data)}-{data.get('d_sae')}"
 
     def estimate_of(self, data: dict[str, Any]) -> RunEstimate | None:
         key, _, hook = str(data.get("source") or "").partition(":")
@@ -410,21 +451,35 @@ class RunForm(NewRow):
     def config(self) -> dict[str, Any]:
         """What the job builds the SAE and its TrainConfig from."""
         data = self.cleaned_data
-        names = [*self.trainer_fields, *(("l1_coefficient", "l1_warmup") if data["architecture"] == "standard" else ())]
-        config: dict[str, Any] = {"d_sae": data["d_sae"]}
-        if data["architecture"] == "topk":
-            config["k"] = data["k"]
-        return config | {name: data[name] for name in names if data[name] is not None}
+        names = ["d_sae", *ARCHITECTURE_FIELDS[data["architecture"]], *self.trainer_fields]
+        return {name: data[name] for name in names if data[name] not in (None, "")}
+
+
+def _kind(data: dict[str, Any]) -> str:
+    """The part of a name that says what is trained."""
+    architecture = data.get("architecture")
+    if architecture in ("topk", "batchtopk"):
+        nested = "matryoshka-" if architecture == "batchtopk" and data.get("matryoshka_widths") else ""
+        return f"{nested}{architecture}{data.get('k')}"
+    if architecture == "jumprelu":
+        target = data.get("target_l0")
+        return f"jumprelu-{f'l0-{target:g}' if target else data.get('l0_coefficient')}"
+    return f"{'relu' if architecture == 'standard' else architecture}-l1-{data.get('l1_coefficient')}"
 
 
 def like(run: Run) -> dict[str, Any]:
     """Initial values of a RunForm that trains the same again."""
-    return run.config | {
-        "source": f"{run.capture_id}:{run.hook_name}",
-        "architecture": run.architecture,
-        "evaluate_after": run.evaluate_after,
-        "harvest_after": run.harvest_after,
-    }
+    widths = {"matryoshka_widths": ", ".join(str(width) for width in run.config.get("matryoshka_widths", ()))}
+    return (
+        run.config
+        | widths
+        | {
+            "source": f"{run.capture_id}:{run.hook_name}",
+            "architecture": run.architecture,
+            "evaluate_after": run.evaluate_after,
+            "harvest_after": run.harvest_after,
+        }
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- evaluation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from saes.numerics.folders import whole_folder
 from saes.numerics.formats import load_sae, save_sae
 from saes.numerics.lm import LM, load_lm, pick_device
 from saes.numerics.sae import SAEConfig
+from saes.numerics.topk import BatchTopKSAE
 from training import hub_dataset
 from training.models import Capture, Corpus, Evaluation, Run
 from training.numerics import evaluate as evaluating
@@ -181,6 +183,8 @@ def train(progress: Progress, run: int) -> dict[str, Any]:
     config = trainer_config(row)
     sae = build_sae(_sae_config(row, source.d[row.hook_name]), seed=config.seed, device=pick_device())
     result = Trainer(progress, row, config).train(sae, source)
+    if isinstance(result.sae, BatchTopKSAE):
+        result = replace(result, sae=result.sae.for_inference())
     progress.start("Saving the SAE", unit="steps")
     folder = _save(row, result)
     registered = _register(row, result, folder)
@@ -199,6 +203,7 @@ def _sae_config(row: Run, d_in: int) -> SAEConfig:
         d_in=d_in,
         d_sae=row.config["d_sae"],
         k=row.config.get("k"),
+        options={name: row.config[name] for name in ("matryoshka_widths",) if name in row.config},
         hook_name=row.hook_name,
         model_name=model.location if model.source == LanguageModel.Source.HUB else model.name,
         metadata={

@@ -136,8 +136,23 @@ class BatchTopKSAE(SAE):
         return torch.zeros_like(acts).flatten().scatter(-1, indices, values).view_as(acts)
 
     def for_inference(self) -> JumpReLUSAE:
-        """The JumpReLU SAE of the same tensors and the learned threshold; it shares the weights."""
-        sae = JumpReLUSAE(self.config.with_(architecture="jumprelu", k=None), device="meta", dtype=self.W_dec.dtype)
+        """The JumpReLU SAE of the same tensors and the learned threshold; it shares the weights.
+
+        What it was in training stays in the metadata, under SAELens' names.
+        """
+        widths = self.config.options.get("matryoshka_widths")
+        details = {"k": self.k} | ({"matryoshka_widths": list(widths)} if widths else {})
+        said = {
+            "training_architecture": "matryoshka_batchtopk" if widths else "batchtopk",
+            "training_architecture_details": details,
+        }
+        config = self.config.with_(
+            architecture="jumprelu",
+            k=None,
+            options={name: value for name, value in self.config.options.items() if name != "matryoshka_widths"},
+            metadata=said | self.config.metadata,
+        )
+        sae = JumpReLUSAE(config, device="meta", dtype=self.W_dec.dtype)
         sae.load_state_dict(self.state_dict(), strict=True, assign=True)
         return sae
 

@@ -56,7 +56,7 @@ def test_a_dataset_on_the_hub_out_of_reach_is_one_sentence(user_of, run_job):
     row = Corpus.objects.create(name="wiki", source="hub", location="Salesforce/wikitext", owner=user_of("researcher"))
     job = run_job(row.start(row.owner))
     assert job.state == State.FAILED
-    assert job.error.startswith("Salesforce/wikitext is not on this machine and the Hugging Face Hub cannot be reached")
+    assert job.error.startswith("Salesforce/wikitext is not on this machine, and HF_HUB_OFFLINE is set")
 
 
 def test_a_capture_stores_what_its_row_says(capture):
@@ -188,6 +188,27 @@ def test_relu_trains_with_its_own_fields(make_run):
     assert job.state == State.DONE, job.traceback
     assert load_sae(run.sae.files).config.architecture == "standard" and run.sae.k is None
     assert set(run.points.first().values["parts"]) >= {"mse", "l1"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "saved", "part"),
+    [
+        ("jumprelu", {"l0_coefficient": 0.1}, "jumprelu", "l0"),
+        ("gated", {"l1_coefficient": 0.1}, "gated", "gate"),
+        ("batchtopk", {"k": 4, "matryoshka_widths": [16, 64]}, "jumprelu", "prefixes"),
+    ],
+)
+def test_the_other_architectures_train_evaluate_and_harvest(make_run, run_job, architecture, config, saved, part):
+    run, job = make_run(architecture=architecture, config={"d_sae": 64, **config})
+    assert job.state == State.DONE, job.traceback
+    sae = load_sae(run.sae.files)
+    assert sae.config.architecture == run.sae.architecture == saved
+    assert part in run.points.first().values["parts"]
+    if architecture == "batchtopk":
+        assert sae.config.metadata["training_architecture"] == "matryoshka_batchtopk"
+    for kind in ("evaluate", "harvest"):
+        done = run_job(Job.objects.get(kind=kind))
+        assert done.state == State.DONE, done.traceback
 
 
 def test_an_evaluation_measures_on_held_out_contexts(make_run, run_job):

@@ -405,6 +405,44 @@ def test_relu_takes_its_own_fields(client_of: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("architecture", "given", "kept", "name"),
+    [
+        ("batchtopk", {"k": 4}, {"k": 4}, "batchtopk4"),
+        (
+            "batchtopk",
+            {"k": 4, "matryoshka_widths": "16, 32"},
+            {"k": 4, "matryoshka_widths": [16, 32, 64]},
+            "matryoshka-batchtopk4",
+        ),
+        ("jumprelu", {"l0_coefficient": 0.5}, {"l0_coefficient": 0.5, "l1_warmup": 0.05}, "jumprelu-0.5"),
+        ("jumprelu", {"l0_coefficient": 1, "target_l0": 8}, {"l0_coefficient": 1, "target_l0": 8}, "jumprelu-l0-8"),
+        ("gated", {"l1_coefficient": 2}, {"l1_coefficient": 2, "l1_warmup": 0.05}, "gated-l1-2.0"),
+    ],
+)
+def test_each_architecture_takes_its_own_fields(
+    client_of: Any, architecture: str, given: Any, kept: Any, name: str
+) -> None:
+    client = client_of("researcher")
+    others = {"k": None} if "k" not in given else {}
+    add_run(client, source=f"{a_capture().pk}:{HOOK}", architecture=architecture, d_sae=64, **others | given)
+    row = Run.objects.get()
+    assert row.config.items() >= (kept | {"d_sae": 64}).items() and row.architecture == architecture
+    asked = {"k", "matryoshka_widths", "l0_coefficient", "target_l0", "l1_coefficient"}
+    assert asked & set(row.config) == asked & set(kept), "nothing that another architecture is asked"
+    assert name in row.name
+    again = client.get(f"/training/new/?like={row.pk}")
+    assert again.status_code == 200
+
+
+@pytest.mark.parametrize("widths", ["32, 16", "a", "16,,x", "0", "65", "16 16", "64 64"])
+def test_nested_widths_that_cannot_be_are_refused(client_of: Any, widths: str) -> None:
+    given = {"architecture": "batchtopk", "k": 4, "d_sae": 64, "matryoshka_widths": widths}
+    response = add_run(client_of("researcher"), source=f"{a_capture().pk}:{HOOK}", **given)
+    assert response.status_code == 422 and not Run.objects.exists()
+    assert "Give rising whole numbers below 64" in response.content.decode()
+
+
+@pytest.mark.parametrize(
     "given, field, says",
     [
         ({"k": 300}, "k", "k is 300, but the SAE has only 256 features"),
@@ -459,10 +497,10 @@ def test_train_like_this_fills_the_form(client_of: Any) -> None:
 
 
 def test_the_form_has_the_trainers_own_defaults_and_architectures() -> None:
-    from saes.numerics.architectures import ARCHITECTURES as BUILT
+    from saes.numerics.architectures import TRAINABLE
     from training.numerics.train import TrainConfig
 
-    assert set(ARCHITECTURES) == set(BUILT)
+    assert set(ARCHITECTURES) == set(TRAINABLE)
     form, config = RunForm(user=None), TrainConfig()
     for name in (
         "batch_size",
