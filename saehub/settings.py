@@ -187,6 +187,10 @@ STATICFILES_DIRS = [BASE_DIR / "static"]
 SERVESTATIC_USE_FINDERS = True  # straight from the packages and `static/`: no collectstatic step to forget
 SERVESTATIC_AUTOREFRESH = DEBUG
 UPLOAD_LIMIT = env.integer("SAEHUB_UPLOAD_MB", 512, "Largest corpus file a page accepts, in MB", least=1) * 1024 * 1024
+SAE_UPLOAD_LIMIT = (
+    env.integer("SAEHUB_SAE_UPLOAD_MB", 8192, "Largest SAE a page accepts, unpacked, in MB", least=1) * 1024 * 1024
+)
+DATA_UPLOAD_MAX_NUMBER_FILES = 10_000  # of a folder that is sent
 DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 1024 * 1024
 FILE_UPLOAD_TEMP_DIR = str(DATA_DIR / "tmp")
 Path(FILE_UPLOAD_TEMP_DIR).mkdir(parents=True, exist_ok=True)

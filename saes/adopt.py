@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from django.conf import settings
@@ -22,7 +22,7 @@ from saes.hook_places import place_of
 from saes.models import SAE, LanguageModel
 from saes.numerics import formats
 from saes.numerics.folders import whole_folder
-from saes.numerics.formats import FormatError, NotRepresentable, detect_format, load_sae, save_sae
+from saes.numerics.formats import FormatError, MissingFact, NotRepresentable, detect_format, load_sae, save_sae
 from saes.numerics.sae import SAE as Weights
 
 CANONICAL = "saelens"
@@ -94,13 +94,10 @@ def _load(row: SAE, entry: Path, facts: Mapping[str, Any]) -> tuple[Weights, dic
     while True:
         try:
             return load_sae(entry, facts=used), used
-        except FormatError as error:
-            names = [str(name) for name in getattr(error, "names", ())]
-            fresh = {name: known[name] for name in names if name not in used and known.get(name) not in ("", None)}
-            if not names:
-                raise
+        except MissingFact as error:
+            fresh = {name: known[name] for name in error.names if name not in used and known.get(name)}
             if not fresh:
-                _wait_for(row, names, used, str(error))
+                wait_for(row, error.names, str(error), used)
             used |= fresh
 
 
@@ -112,8 +109,9 @@ def _given(row: SAE, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: found[name] for name in FACTS if found.get(name) not in ("", None)}
 
 
-def _wait_for(row: SAE, names: list[str], used: Mapping[str, Any], sentence: str) -> None:
-    row.asked, row.facts = names, dict(used)
+def wait_for(row: SAE, names: Iterable[str], sentence: str, used: Mapping[str, Any]) -> NoReturn:
+    """Leave the row waiting for these facts, with those that are known kept. Raises MissingFacts."""
+    row.asked, row.facts = list(names), {**row.facts, **used}
     row.save(update_fields=["asked", "facts"])
     raise MissingFacts(sentence, "Say it on the SAE's page; the import then goes on from the files that are here.")
 
@@ -190,21 +188,31 @@ def _keep(
             progress.log(f"Kept as {form}: {error}")
         else:
             beside = [path.name for path in target.iterdir()]
-            return target, _kept(CANONICAL, target, checksums(target, beside)) | {"proof": proof | {"source": source}}
+            made = _kept(row, CANONICAL, target, target, checksums(target, beside))
+            return target, made | {"proof": proof | {"source": source}}
     if not entry.is_relative_to(row.upload):
-        return None, _kept(form, entry, source) | {"proof": {}}
+        return None, _kept(row, form, entry, root, source) | {"proof": {}}
     place = entry.relative_to(root)
     _move(root, names, target)
-    return target, _kept(form, target / place, source) | {"proof": {}}
+    return target, _kept(row, form, target / place, target, source) | {"proof": {}}
 
 
-def _kept(form: str, path: Path, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A path under the data folder is stored relative to it, so that the folder can be moved."""
+def _kept(row: SAE, form: str, path: Path, root: Path, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the row says of its files; their names count from the folder that its path is, or is in.
+
+    A path under the data folder is stored relative to it, so that the folder can be moved. Raises JobError when
+    another row has the same files.
+    """
     data = Path(settings.DATA_DIR).absolute()
     path = path.absolute()
-    stored = path.relative_to(data) if path.is_relative_to(data / "sae") else path
+    stored = str(path.relative_to(data) if path.is_relative_to(data / "sae") else path)
+    twin = SAE.objects.filter(path=stored).exclude(pk=row.pk).first()
+    if twin is not None:
+        raise JobError(f"{path} is in the registry already, as {twin.name} (SAE {twin.pk}).", "Use that one.")
+    anchor = path if path.is_dir() else path.parent
+    named = {os.path.relpath(root / name, anchor): entry for name, entry in files.items()}
     size = sum(entry["bytes"] for entry in files.values()) or size_of(path)
-    return {"format": form, "path": str(stored), "checksums": files, "size_bytes": size}
+    return {"format": form, "path": stored, "checksums": named, "size_bytes": size}
 
 
 def _move(root: Path, names: Iterable[str], target: Path) -> None:
@@ -352,7 +360,7 @@ def _described(row: SAE, sae: Weights, facts: Mapping[str, Any]) -> dict[str, An
         "architecture": config.architecture,
         "d_in": config.d_in,
         "d_sae": config.d_sae,
-        "k": config.k if config.k else row.k,
+        "k": _whole(config.k, most=2**31 - 1) or row.k,
         "config": config_of(sae),
         "read_at": timezone.now(),
         "verified_at": timezone.now(),
@@ -365,8 +373,9 @@ def _hub_name(config: Any) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and 0 <= value < 10_000 else None
+def _whole(value: Any, most: int = 9_999) -> int | None:
+    """A whole number that the database takes, else None: BatchTopK's k may be a fraction."""
+    return int(value) if isinstance(value, int | float) and value == int(value) and 0 <= value <= most else None
 
 
 def matching_model(*names: str) -> LanguageModel | None:
@@ -402,11 +411,11 @@ def _same(wanted: str, found: str) -> bool:
 
 
 def config_of(sae: Weights) -> dict[str, Any]:
-    """The SAE's config as JSON that the database takes, with its sizes, d_out among them, and the weights' dtype."""
-    config: Any = sae.config
-    values = {field.name: getattr(config, field.name) for field in fields(config)} if is_dataclass(config) else {}
-    dtype = next((str(tensor.dtype) for tensor in sae.state_dict().values()), "")
-    return plain(values | {"dtype": dtype.removeprefix("torch.")})
+    """The SAE's config as JSON that the database takes: its sizes, d_out among them, the weights' dtype, and what its
+    architecture can do, which `saes.abilities` reads without torch."""
+    values = {field.name: getattr(sae.config, field.name) for field in fields(sae.config)}
+    dtype = next((str(tensor.dtype).removeprefix("torch.") for tensor in sae.state_dict().values()), "")
+    return plain(values | {"dtype": dtype, "reconstructs": sae.reconstructs, "row_by_row": sae.row_by_row})
 
 
 def plain(value: Any) -> Any:

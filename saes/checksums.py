@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 WEIGHTS = (".safetensors", ".npz", ".pt", ".pth", ".bin")
@@ -36,3 +37,12 @@ def weights_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
         if name.endswith(WEIGHTS) and not name.endswith("sparsity.safetensors")
     )
     return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest() if found else ""
+
+
+def published(row: Any) -> dict[str, str]:
+    """{name in its repository: sha256} of the files that an SAE's row came from."""
+    if "source" in row.proof:
+        return {name: entry["sha256"] for name, entry in row.proof["source"].items()}
+    place = PurePosixPath(row.repo_path)
+    anchor = place if row.files.is_dir() else place.parent
+    return {posixpath.normpath(anchor / name): entry["sha256"] for name, entry in row.checksums.items()}

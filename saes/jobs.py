@@ -1,4 +1,4 @@
-"""Jobs of language models: bring one here and find out what it is."""
+"""Jobs of language models and SAEs: bring one here, find out what it is, see that it is still the same."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from saehub.accounts.hub_tokens import hub_token
 from saehub.jobs.progress import JobError, Progress
-from saes import hub
+from saes import catalogue, hub
+from saes.downloads import bring
 from saes.fields import size_of
-from saes.models import LanguageModel
+from saes.imports import import_files
+from saes.models import SAE, LanguageModel
 from saes.numerics.lm import describe_config, import_gguf, plain_errors
+from saes.remote import read_remote
+from saes.verify import verify_files
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+MOST_WARNINGS = 50  # of a sync that its log shows
 Source = LanguageModel.Source
 
 
@@ -42,14 +48,15 @@ def _convert(progress: Progress, row: LanguageModel) -> Path:
 
 def _download(progress: Progress, row: LanguageModel) -> Path:
     progress.start(f"Asking the Hub for {row.location}", unit="steps")
-    listing = hub.list_repository(row.location, row.revision)
+    token = hub_token(progress.job.owner)
+    listing = hub.list_repository(row.location, row.revision, token=token)
     files = [file for file in hub.matching(listing.files, *MODEL_FILES) if not file.path.startswith("consolidated")]
     if not any(file.path.endswith(".safetensors") for file in files):
         raise JobError(
             f"{row.location} has no safetensors weights, and other formats could run code when opened.",
             "Choose a repository or revision with .safetensors files; many have a branch refs/pr/… with them.",
         )
-    folder = hub.download(progress, listing, files)
+    folder = hub.download(progress, listing, files, token)
     row.revision = listing.commit  # what is captured from now on is this commit, whatever the branch becomes
     return folder
 
@@ -70,3 +77,38 @@ def _describe(folder: Path) -> dict[str, Any]:
         "has_chat": bool(tokenizer.chat_template),
         "hook_points": facts["hook_points"],
     }
+
+
+# ---------------------------------------------------------------------------------------------------- SAEs
+
+
+def download(progress: Progress, sae: int) -> dict[str, Any]:
+    """Bring an SAE from the Hub. Run again, it goes on with what is here."""
+    return bring(progress, SAE.objects.select_related("release", "model").get(pk=sae))
+
+
+def adopt(progress: Progress, sae: int) -> dict[str, Any]:
+    """Import an SAE from what was sent or from a path of the server. Run again, it goes on with the same files."""
+    row = SAE.objects.select_related("release", "model").get(pk=sae)
+    if row.ready:
+        return {"sae": row.pk, "format": row.format, "sha256": row.sha256}
+    return import_files(progress, row)
+
+
+def verify(progress: Progress, sae: int) -> dict[str, Any]:
+    """Compare the checksums of an SAE's files with what they were, and with the Hub's."""
+    return verify_files(progress, SAE.objects.get(pk=sae))
+
+
+def inspect(progress: Progress, sae: int) -> dict[str, Any]:
+    """Read config and shapes of an SAE on the Hub, without its weights."""
+    return read_remote(progress, SAE.objects.select_related("release").get(pk=sae), hub_token(progress.job.owner))
+
+
+def sync(progress: Progress, source: str = "", version: str = "") -> dict[str, Any]:
+    """Fill the catalogue from sae-lens' directory."""
+    progress.start("Reading the public directory of SAEs", unit="steps")
+    summary = catalogue.sync(source, version, progress.log)
+    for warning in summary.pop("warnings")[:MOST_WARNINGS]:
+        progress.log(f"warning: {warning}")
+    return summary

@@ -13,7 +13,7 @@ from saes.hook_places import place_of
 from saes.models import SAE, LanguageModel
 from saes.numerics import formats
 from saes.numerics.architectures import build_sae
-from saes.numerics.formats import FormatError, NotRepresentable, load_sae, save_sae
+from saes.numerics.formats import FormatError, MissingFact, NotRepresentable, load_sae, save_sae
 from saes.numerics.sae import SAEConfig
 
 pytestmark = pytest.mark.django_db
@@ -128,7 +128,7 @@ def test_a_missing_fact_is_waited_for(progress: Any, tmp_path: Path, monkeypatch
 
     def needs_k(path: Path, *, facts: Any = None, **more: Any) -> Any:
         if "k" not in facts:
-            raise Missing("The files do not say k.")
+            raise MissingFact("The files do not say k.", "k")
         return real(path, facts=facts, **more)
 
     monkeypatch.setattr(adopt, "load_sae", needs_k)
@@ -143,14 +143,11 @@ def test_a_missing_fact_is_waited_for(progress: Any, tmp_path: Path, monkeypatch
 
 
 def test_what_the_row_knows_is_a_fact(progress: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Missing(FormatError):
-        names = ("hook_name",)
-
     real = load_sae
 
     def needs_hook(path: Path, *, facts: Any = None, **more: Any) -> Any:
         if "hook_name" not in facts:
-            raise Missing("no hook")
+            raise MissingFact("no hook", "hook_name")
         return real(path, facts=facts, **more)
 
     monkeypatch.setattr(adopt, "load_sae", needs_hook)

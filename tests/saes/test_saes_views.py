@@ -245,36 +245,6 @@ def test_a_live_fragment_brings_the_title_along(client_of: Any) -> None:
     assert html.strip().startswith('<div id="live"') and 'id="title" hx-swap-oob="true"' in html
 
 
-def test_an_sae_page_shows_each_metric_with_its_definition(client_of: Any) -> None:
-    sae = an_sae(metrics=METRICS, model=a_model(), l0=8.0, explained_variance=0.829)
-    sae.files.mkdir(parents=True)
-    (sae.files / "cfg.json").write_text("{}")
-    page = client_of("viewer").get(sae.get_absolute_url()).content.decode()
-    assert 'title="1 - E|x - x_hat|^2 / V; n = 3,172; docs">explained variance</abbr></dt><dd>0.829</dd>' in page
-    assert "CE loss recovered</abbr></dt><dd>–</dd>" in page, "not measured is a dash, not a number"
-    assert "<svg" in page and "cfg.json" in page and f'load_sae("{sae.files}")' in page
-    assert reverse("concepts:feature_list", args=[sae.pk]) in page
-
-
-def test_an_sae_that_was_never_measured_says_so(client_of: Any) -> None:
-    page = client_of("viewer").get(an_sae().get_absolute_url()).content.decode()
-    assert "Not measured yet" in page and "Its folder is not there any more." in page
-    assert "No finished capture holds blocks.1.hook_resid_post of tiny." in page
-
-
-def test_an_sae_page_shows_the_jobs_that_measure_it(client_of: Any) -> None:
-    sae = an_sae()
-    old, live = (Job.objects.create(kind="evaluate", queue="gpu", title=f"t{i}", subject_id=sae.pk) for i in range(2))
-    Job.objects.filter(pk=old.pk).update(state=State.FAILED)
-    other = Job.objects.create(kind="evaluate", queue="gpu", title="other", subject_id=sae.pk + 1)
-    page = client_of("viewer").get(sae.get_absolute_url()).content.decode()
-    assert f'id="job-{live.pk}"' in page and "every 3s" in page
-    assert f'id="job-{old.pk}"' not in page and f'id="job-{other.pk}"' not in page
-    Job.objects.filter(pk=live.pk).update(state=State.DONE)
-    page = client_of("viewer").get(sae.get_absolute_url()).content.decode()
-    assert f'id="job-{live.pk}"' not in page and "hx-trigger" not in page.split('id="live"')[1][:200]
-
-
 def test_hostile_names_are_escaped(client_of: Any) -> None:
     sae = an_sae("<script>alert(1)</script>", notes="<b>bold</b>", hook_name="<i>hook</i>")
     for url in (sae.get_absolute_url(), reverse("saes:sae_list")):

@@ -1,0 +1,113 @@
+"""What a person sent, or a path of the server, becomes an SAE: unpack, find the SAE in it, adopt it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ValidationError
+
+from saehub.jobs.progress import JobError, Progress
+from saes.adopt import adopt_files, wait_for
+from saes.checksums import WEIGHTS
+from saes.models import SAE
+from saes.numerics.formats import FormatError, UnknownFormat, detect_format
+from saes.uploads import unpack
+
+MOST_FOLDERS = 2_000
+MOST_SHOWN = 12
+
+
+def import_files(progress: Progress, row: SAE) -> dict[str, Any]:
+    """Adopt what waits in the row's upload folder, or at the path of the server it names.
+
+    What is refused for what it is goes at once; what a retry or an answer may still bring in is kept. Raises JobError
+    or a ValueError with one sentence.
+    """
+    try:
+        root = _root(progress, row)
+        entry = find_entry(row, root)
+        return adopt_files(progress, row, entry, row.facts)
+    except ValidationError as error:
+        shutil.rmtree(row.upload, ignore_errors=True)
+        raise JobError(" ".join(error.messages), "Correct the files, then import them again.") from error
+    except ValueError:
+        shutil.rmtree(row.upload, ignore_errors=True)
+        raise
+
+
+def _root(progress: Progress, row: SAE) -> Path:
+    if row.facts.get("server_path"):
+        path = Path(row.facts["server_path"])
+        if not path.exists():
+            raise JobError(f"There is nothing at {path} any more.", "Put it back, then press Retry.")
+        return path
+    if not row.upload.exists():
+        raise JobError("The files that were sent are not here any more.", "Import them again.")
+    progress.start("Unpacking", unit="bytes")
+    return unpack(row.upload, progress)
+
+
+def find_entry(row: SAE, root: Path) -> Path:
+    """The one SAE at `root` or below it; the row waits for an answer (MissingFacts) where there are several.
+
+    Raises FormatError with what is wrong with the only thing that could be one.
+    """
+    place = str(row.facts.get("entry") or "")
+    if place:
+        entry = (root / place).absolute()
+        if ".." in Path(place).parts or not entry.is_relative_to(root.absolute()) or not entry.parent.is_dir():
+            raise FormatError(f"There is no {place} in these files.")
+        return entry
+    if root.is_file():
+        return root
+    found, faults = _candidates(root)
+    if len(found) > 1:
+        shown = [str(path.relative_to(root)) for path in found[:MOST_SHOWN]]
+        more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+        wait_for(row, ["entry"], f"These files hold {len(found)} SAEs: {', '.join(shown)}{more}. Say which one.", {})
+    if not found:
+        raise faults[-1]
+    return found[0]
+
+
+def _candidates(root: Path) -> tuple[list[Path], list[FormatError]]:
+    """Folders and files that are SAEs, from the top down, and why the others are not, the likeliest last."""
+    found: list[Path] = []
+    faults: list[FormatError] = []
+    waiting = [root]
+    seen = 0
+    while waiting and seen < MOST_FOLDERS:
+        folder = waiting.pop(0)
+        seen += 1
+        children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+        below = [child for child in children if child.is_dir()]
+        try:
+            detect_format(folder)
+            found.append(folder)
+            continue
+        except FormatError as error:
+            fault = error
+        files = _files(children)
+        if files:
+            found += files
+            continue
+        if any(child.is_file() for child in children) or not faults:
+            faults.append(fault)
+        if not isinstance(fault, UnknownFormat):
+            continue
+        waiting += below
+    faults.sort(key=lambda fault: not isinstance(fault, UnknownFormat))
+    return found, faults
+
+
+def _files(children: list[Path]) -> list[Path]:
+    """The weight files of a folder, where each of them is an SAE by itself; else none: never some of them."""
+    weights = [child for child in children if child.is_file() and child.name.endswith(WEIGHTS)]
+    try:
+        for path in weights:
+            detect_format(path)
+    except FormatError:
+        return []
+    return weights

@@ -1,0 +1,329 @@
+"""Pages of one SAE: what it is, importing it, saying what its files lack, curating it, taking it away."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from django import forms
+from django.conf import settings
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.views.decorators.http import require_POST
+
+from saehub.accounts.access import OTHERS, check, needs
+from saehub.fragments import part
+from saehub.jobs.kinds import KINDS
+from saehub.jobs.models import Job, State, enqueue
+from saes.abilities import abilities
+from saes.dependents import dependents, users
+from saes.history import ADDITION, note, notes_of
+from saes.import_forms import FactsForm, ImportForm
+from saes.metrics import density_chart, grouped
+from saes.models import SAE
+from saes.removal import InUse, in_cache, may_remove, remove
+from saes.snippets import snippets
+
+TABS = {"overview": "Overview", "files": "Files and conversion proof", "python": "How to load in Python", "history": "History"}  # fmt: skip
+L0_APART = 0.2  # share of the published L0 by which the measured one may differ unremarked
+VARIANCE_APART = 0.05
+BRINGING = ("download", "adopt", "inspect")
+MEASURING = ("evaluate", "harvest", "verify")
+
+
+# ------------------------------------------------------------------------------------------------------- what it is
+
+
+@needs("saes.view_sae")
+def sae_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    rows = SAE.objects.select_related("model", "owner", "release", "job", "run__capture__corpus")
+    return _detail(request, get_object_or_404(rows, pk=pk))
+
+
+def _detail(request: HttpRequest, sae: SAE, facts: FactsForm | None = None) -> HttpResponse:
+    tab = request.GET.get("tab", "")
+    tab = tab if tab in TABS else "overview"
+    jobs = jobs_of(sae)
+    context = {
+        "section": "saes",
+        "sae": sae,
+        "tab": tab,
+        "tabs": TABS,
+        "jobs": jobs,
+        "busy": any(job.is_live for job in jobs),
+        "can_now": abilities(sae),
+        "twins": _twins(sae),
+        "hub": hub_address(),
+        "facts_form": facts or (FactsForm(sae.asked) if sae.asked and not sae.ready and not sae.busy else None),
+    }
+    context |= {"overview": _overview, "files": _files, "python": _python, "history": _history}[tab](sae)
+    return render(
+        request, "saes/sae_detail.html" + part(request, "live"), context, status=422 if facts and facts.errors else 200
+    )
+
+
+def hub_address() -> str:
+    """Where links to the Hub lead."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+
+
+def _overview(sae: SAE) -> dict[str, Any]:
+    return {
+        "evaluations": sae.evaluations.select_related("capture", "job")[:20],
+        "captures": _fitting_captures(sae),
+        "metrics": grouped(sae.metrics),
+        "density": density_chart(sae.metrics),
+        "claims": claims(sae),
+        "curations": SAE.Curation.choices,
+    }
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A figure as it was published and as it was measured here; None is not known."""
+
+    label: str
+    published: float | None
+    measured: float | None
+    n: int | None
+    data: str
+    apart: bool
+
+
+def claims(sae: SAE) -> list[Claim]:
+    """L0 and explained variance, both ways; those of which neither is known are left out."""
+    found = []
+    for label, name, published, measured in (
+        ("L0", "l0", sae.published_l0, sae.l0),
+        ("explained variance", "explained_variance", sae.published_variance, sae.explained_variance),
+    ):
+        metric = sae.metrics.get(name, {})
+        apart = False
+        if published is not None and measured is not None:
+            limit = L0_APART * abs(published) if name == "l0" else VARIANCE_APART
+            apart = abs(measured - published) > limit
+        if published is not None or measured is not None:
+            found.append(Claim(label, published, measured, metric.get("n"), metric.get("data", ""), apart))
+    return found
+
+
+@dataclass(frozen=True)
+class File:
+    name: str
+    bytes: int | None
+    sha256: str
+    missing: bool
+
+
+def _files(sae: SAE) -> dict[str, Any]:
+    found = []
+    if sae.ready:
+        anchor = sae.files if sae.files.is_dir() else sae.files.parent
+        known = sae.checksums or {
+            path.name: {
+                "bytes": path.stat().st_size,
+                "sha256": sae.sha256 if path.name.startswith("sae_weights") else "",
+            }
+            for path in (sorted(anchor.iterdir()) if anchor.is_dir() else [])
+            if path.is_file()
+        }
+        found = [
+            File(name, entry.get("bytes"), entry.get("sha256", ""), not (anchor / name).is_file())
+            for name, entry in sorted(known.items())
+        ]
+    source = [File(name, entry["bytes"], entry["sha256"], False) for name, entry in sae.proof.get("source", {}).items()]
+    return {"files": found, "sources": source, "gone": sae.ready and (not found or any(file.missing for file in found))}
+
+
+def _python(sae: SAE) -> dict[str, Any]:
+    return {"snippets": snippets(sae)}
+
+
+def _history(sae: SAE) -> dict[str, Any]:
+    kinds = [kind.name for kind in KINDS.values() if kind.subject == "sae"]
+    past = Job.objects.filter(kind__in=kinds, subject_id=sae.pk).select_related("owner")[:50]
+    return {"notes": notes_of(sae), "past_jobs": past}
+
+
+def _twins(sae: SAE) -> list[SAE]:
+    if not sae.sha256:
+        return []
+    return list(SAE.objects.filter(sha256=sae.sha256).exclude(pk=sae.pk).only("pk", "name", "ready_at", "job_id")[:5])
+
+
+def jobs_of(sae: SAE) -> list[Job]:
+    """The newest job of each kind that works on this SAE, where it is on or went wrong; how it came here is over then."""
+    kinds = MEASURING if sae.ready else (*BRINGING, *MEASURING)
+    newest = Job.objects.filter(kind__in=kinds, subject_id=sae.pk).order_by("kind", "-pk").distinct("kind")
+    return [job for job in newest.select_related("owner") if job.is_live or job.state == State.FAILED]
+
+
+def _fitting_captures(sae: SAE) -> list[Any]:
+    """Finished captures of its model that hold its hook point, the one it was trained on first."""
+    if sae.model is None:
+        return []
+    hook = sae.model.hook(sae.hook_name)
+    names = [sae.hook_name] if hook is None else [hook["name"], hook["module"], sae.hook_name]
+    ready = sae.model.captures.ready()
+    fitting = [row for row in ready[:200] if set(names) & set(row.hook_names)]
+    run = getattr(sae, "run", None)
+    return sorted(fitting[:50], key=lambda capture: run is None or capture.pk != run.capture_id)
+
+
+# ------------------------------------------------------------------------------------------------------- what starts
+
+
+@require_POST
+@needs("saes.view_sae", post="saes.view_sae")
+def sae_start(request: HttpRequest, pk: int) -> HttpResponse:
+    """Queue what brings or checks an SAE: download, inspect or verify. Each asks for its own permission."""
+    sae = get_object_or_404(SAE.objects.select_related("job", "model"), pk=pk)
+    kind = request.POST.get("kind", "")
+    try:
+        start(sae, kind, request.user)
+    except ValueError as error:
+        messages.error(request, str(error))
+    return redirect(sae)
+
+
+def start(sae: SAE, kind: str, user: Any) -> Job:
+    """Queue one of the jobs that bring or check an SAE, or return the one that is on. Raises ValueError, PermissionDenied."""
+    if kind not in ("download", "inspect", "verify"):
+        raise ValueError(f"There is nothing of the name {kind[:40]} to start.")
+    check(user, KINDS[kind].permission)
+    if kind == "download" and sae.ready:
+        raise ValueError(f"{sae.name} is on this machine already.")
+    if kind == "verify" and not sae.ready:
+        raise ValueError(f"{sae.name} has no files on this machine; download it first.")
+    if kind != "verify" and not sae.repo_id:
+        raise ValueError(f"{sae.name} has no repository on the Hub.")
+    running = Job.objects.live().filter(kind=kind, subject_id=sae.pk).first()
+    if running is not None:
+        return running
+    if kind == "download":
+        job: Job = sae.start(user)
+        return job
+    return enqueue(kind, user, title=f"{KINDS[kind].title}: {sae.name}", sae=sae.pk)
+
+
+@require_POST
+@needs("saes.view_sae", post="saes.add_sae")
+def sae_facts(request: HttpRequest, pk: int) -> HttpResponse:
+    """Say what the files could not; the import or download then goes on."""
+    sae = get_object_or_404(SAE.objects.select_related("job", "model", "release"), pk=pk)
+    check(request.user, "saes.add_sae", sae)
+    if sae.ready or sae.busy or not sae.asked:
+        messages.info(request, "Nothing is asked of this SAE any more.")
+        return redirect(sae)
+    form = FactsForm(sae.asked, request.POST)
+    if not form.is_valid():
+        return _detail(request, sae, form)
+    resume(sae, form.facts(), request.user)
+    return redirect(sae)
+
+
+def resume(sae: SAE, facts: dict[str, Any], user: Any) -> Job:
+    """Keep what somebody said of an SAE and go on with bringing it here."""
+    sae.facts = {**sae.facts, **facts}
+    sae.asked = []
+    sae.save(update_fields=["facts", "asked"])
+    note(user, sae, f"Said: {', '.join(f'{name} = {value}' for name, value in facts.items())}"[:2000])
+    job: Job = sae.start(user)
+    return job
+
+
+class CurationForm(forms.Form):
+    curation = forms.ChoiceField(choices=SAE.Curation.choices, required=False)
+    notes = forms.CharField(required=False, max_length=20_000)
+
+
+@require_POST
+@needs("saes.view_sae", post="saes.change_sae")
+def sae_curate(request: HttpRequest, pk: int) -> HttpResponse:
+    sae = get_object_or_404(SAE, pk=pk)
+    form = CurationForm(request.POST)
+    if form.is_valid():
+        curate(sae, request.user, **form.cleaned_data)
+        messages.success(request, f"{sae.name} is {sae.get_curation_display()}.")
+    else:
+        messages.error(request, " ".join(str(error) for errors in form.errors.values() for error in errors))
+    return redirect(sae)
+
+
+def curate(sae: SAE, user: Any, *, curation: str = "", notes: str | None = None, name: str = "") -> None:
+    """Change what people say of an SAE, with a line in its history for what really changed."""
+    said = []
+    if curation and curation != sae.curation:
+        said.append(f"{sae.get_curation_display()} → {SAE.Curation(curation).label}")
+        sae.curation = curation
+    if name and name != sae.name:
+        said.append(f"Renamed from {sae.name}")
+        sae.name = name
+    if notes is not None and notes != sae.notes:
+        said.append("Notes changed")
+        sae.notes = notes
+    if said:
+        sae.save(update_fields=["curation", "notes", "name"])
+        note(user, sae, "; ".join(said))
+
+
+# ------------------------------------------------------------------------------------------------------- bringing it
+
+
+@needs("saes.add_sae")
+def sae_import(request: HttpRequest) -> HttpResponse:
+    form = ImportForm(request.POST or None, request.FILES or None, user=request.user)
+    if request.method == "POST" and form.is_valid():
+        sae = form.make()
+        where = f"from {sae.facts['server_path']}" if "server_path" in sae.facts else "of files that were sent"
+        note(request.user, sae, f"Imported {where}", ADDITION)
+        return redirect(sae)
+    context = {
+        "section": "saes",
+        "form": form,
+        "roots": settings.IMPORT_DIRS,
+        "limit": settings.SAE_UPLOAD_LIMIT,
+    }
+    return render(request, "saes/sae_import.html", context, status=422 if form.errors else 200)
+
+
+# ------------------------------------------------------------------------------------------------------- taking it away
+
+
+@needs("saes.delete_sae")
+def sae_delete(request: HttpRequest, pk: int) -> HttpResponse:
+    """What hangs on it first; then it goes, or only its files."""
+    sae = get_object_or_404(SAE.objects.select_related("model", "owner", "release", "job"), pk=pk)
+    if not may_remove(request.user, sae):
+        raise PermissionDenied
+    busy: list[str] = users(sae)
+    if request.method == "POST":
+        keep_row = request.POST.get("what") == "files"
+        try:
+            said = remove(
+                sae,
+                request.user,
+                keep_row=keep_row,
+                from_cache="from_cache" in request.POST,
+                force="force" in request.POST,
+            )
+        except InUse as error:
+            busy = error.users
+        except ValueError as error:
+            messages.error(request, str(error))
+        else:
+            messages.success(request, said)
+            return redirect(sae if keep_row else reverse("saes:sae_list"))
+    context = {
+        "section": "saes",
+        "sae": sae,
+        "dependents": dependents(sae),
+        "users": busy,
+        "cached": in_cache(sae),
+        "may_force": request.user.has_perm(OTHERS),  # type: ignore[union-attr]
+    }
+    return render(request, "saes/sae_delete.html", context, status=409 if request.method == "POST" else 200)

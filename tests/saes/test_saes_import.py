@@ -1,0 +1,325 @@
+"""Importing what a person sends or puts on the server: every door, every golden file, every broken and hostile one."""
+
+import glob
+import io
+import json
+import os
+import shutil
+import stat
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.test import Client
+from django.urls import reverse
+
+from saehub.jobs.models import Job, State
+from saes.models import SAE, LanguageModel
+from saes.numerics.formats import load_sae
+from tests.sae_rows import files_below, write_sae
+
+pytestmark = pytest.mark.django_db
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden"
+BAD = sorted((SHARED / "bad").glob("*/expect.json"))
+PUBLIC = sorted((SHARED / "public").glob("*/golden.json"))
+HEALTHY = (
+    "malicious_trainer_state",
+    "sparsity_wrong_length",
+    "inf_threshold",
+)  # may also be imported, without the fault
+
+
+def url() -> str:
+    return reverse("saes:sae_import")
+
+
+def zipped(folder: Path, below: str = "") -> SimpleUploadedFile:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, below + str(path.relative_to(folder)))
+    return SimpleUploadedFile("sae.zip", out.getvalue())
+
+
+def sent(folder: Path) -> list[SimpleUploadedFile]:
+    return [SimpleUploadedFile(path.name, path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()]
+
+
+@pytest.fixture
+def bring(client_of: Any, run_job: Any) -> Any:
+    """Fill in the form, and run the job that it queues; returns the row and the finished job."""
+
+    def call(**data: Any) -> tuple[SAE, Job]:
+        response = client_of("researcher").post(url(), data)
+        assert response.status_code == 302, response.context["form"].errors
+        row = SAE.objects.select_related("job").latest("pk")
+        job = run_job(row.job)
+        row.refresh_from_db()
+        return row, job
+
+    return call
+
+
+# ------------------------------------------------------------------------------------------------------- the doors
+
+
+def test_a_zip_with_a_folder_in_it(bring: Any, tmp_path: Path, data_folder: Path, user_of: Any) -> None:
+    folder = write_sae(tmp_path / "given")
+    row, job = bring(where="upload", files=zipped(folder, "mine/layer_1/"))
+    assert job.state == State.DONE, job.error
+    assert row.ready and row.owner == user_of("researcher") and (row.d_in, row.d_sae, row.k) == (32, 64, 4)
+    assert row.name == "sae" and row.path == f"sae/file/{row.pk}/mine/layer_1"
+    assert load_sae(row.files).config.hook_name == "blocks.1.hook_resid_post"
+    assert set(files_below(data_folder)) == {f"{row.path}/cfg.json", f"{row.path}/sae_weights.safetensors"}
+
+
+def test_single_files(bring: Any, tmp_path: Path) -> None:
+    row, job = bring(
+        where="upload", files=sent(write_sae(tmp_path / "given")), name="Mine", hook_name="blocks.0.hook_mlp_out"
+    )
+    assert job.state == State.DONE, job.error
+    assert row.name == "Mine" and row.hook_name == "blocks.0.hook_mlp_out", "what a person says takes the file's place"
+    assert row.facts == {"hook_name": "blocks.0.hook_mlp_out"}
+
+
+def test_a_folder_keeps_its_tree(bring: Any, tmp_path: Path) -> None:
+    files = sent(write_sae(tmp_path / "given"))
+    paths = "\n".join(f"top/layer_1/{file.name}" for file in files)
+    row, job = bring(where="folder", tree=files, paths=paths)
+    assert job.state == State.DONE, job.error
+    assert row.name == "top" and row.path.endswith("top/layer_1")
+
+
+def test_a_folder_without_javascript_is_flat(bring: Any, tmp_path: Path) -> None:
+    row, job = bring(where="folder", tree=sent(write_sae(tmp_path / "given")))
+    assert job.state == State.DONE and row.path == f"sae/file/{row.pk}"
+
+
+def test_a_path_on_the_server_is_used_where_it_is(bring: Any, settings: Any, data_folder: Path, client_of: Any) -> None:
+    folder = write_sae(settings.IMPORT_DIRS[0] / "lab" / "one")
+    row, job = bring(where="path", path=str(folder))
+    assert job.state == State.DONE, job.error
+    assert row.files == folder and row.name == "one" and files_below(data_folder) == []
+    again = client_of("researcher").post(url(), {"where": "path", "path": str(folder)})
+    assert again.status_code == 422 and "in the registry already, as one" in again.context["form"].errors["path"][0]
+    row.delete()
+    assert len(files_below(folder)) == 2, "what lies elsewhere is not ours to delete"
+
+
+def test_files_of_the_server_outside_of_the_import_folders_are_refused(
+    client_of: Any, settings: Any, tmp_path: Path
+) -> None:
+    folder = write_sae(tmp_path / "secret")
+    inside = settings.IMPORT_DIRS[0] / "linked"
+    inside.mkdir()
+    (inside / "cfg.json").symlink_to(folder / "cfg.json")
+    for path, part in ((folder, "may read only under"), (inside, "is a link that leads out")):
+        response = client_of("researcher").post(url(), {"where": "path", "path": str(path)})
+        assert response.status_code == 422 and part in response.context["form"].errors["path"][0]
+    assert not SAE.objects.exists()
+
+
+def test_several_saes_are_asked_about(bring: Any, tmp_path: Path, client_of: Any, run_job: Any) -> None:
+    for layer in (0, 1):
+        write_sae(tmp_path / "given" / f"layer_{layer}", seed=layer, hook_name=f"blocks.{layer}.hook_resid_post")
+    row, job = bring(where="upload", files=zipped(tmp_path / "given"))
+    assert job.state == State.FAILED and job.error == "These files hold 2 SAEs: layer_0, layer_1. Say which one."
+    assert row.asked == ["entry"] and not row.ready and row.upload.exists(), "what was sent waits for the answer"
+    response = client_of("researcher").post(reverse("saes:sae_facts", args=[row.pk]), {"entry": "layer_1"})
+    assert response.status_code == 302
+    row.refresh_from_db()
+    job = run_job(row.job)
+    row.refresh_from_db()
+    assert job.state == State.DONE, job.error
+    assert row.layer == 1 and not row.upload.exists()
+
+
+def test_a_place_that_leads_out_of_the_upload_is_refused(bring: Any, tmp_path: Path) -> None:
+    _, job = bring(where="upload", files=zipped(write_sae(tmp_path / "given")), entry="../../..")
+    assert job.state == State.FAILED and "There is no ../../.. in these files." in job.error
+
+
+def test_the_same_weights_again_are_refused_and_may_be_kept_twice(bring: Any, tmp_path: Path) -> None:
+    folder = write_sae(tmp_path / "given")
+    first, _ = bring(where="upload", files=zipped(folder))
+    again, job = bring(where="upload", files=zipped(folder))
+    assert job.state == State.FAILED and f"(SAE {first.pk}), which is here already" in job.error and not again.ready
+    twice, job = bring(where="upload", files=zipped(folder), second_copy="on")
+    assert job.state == State.DONE and twice.ready and twice.sha256 == first.sha256
+
+
+def test_nothing_is_left_of_what_is_refused(bring: Any, tmp_path: Path, data_folder: Path) -> None:
+    (tmp_path / "cfg.json").write_text("{}")
+    row, job = bring(where="upload", files=sent(tmp_path))
+    assert job.state == State.FAILED and "cfg.json" in job.error
+    assert not row.ready and row.path == "" and files_below(data_folder) == []
+    row.delete()
+    assert not SAE.objects.exists()
+
+
+def test_its_language_model_is_found(bring: Any, tmp_path: Path) -> None:
+    model = LanguageModel.objects.create(name="x", location="lab/Tiny", source="hub")
+    row, _ = bring(where="upload", files=zipped(write_sae(tmp_path / "given")))
+    assert row.model == model and row.model_name == "tiny"
+
+
+# ------------------------------------------------------------------------------------------------------- who
+
+
+def test_who_may_import(client_of: Any, tmp_path: Path) -> None:
+    assert Client().get(url()).url.startswith("/login/")
+    for role in ("stranger", "viewer", "annotator"):
+        assert client_of(role).get(url()).status_code == 403
+        assert client_of(role).post(url(), {"where": "upload"}).status_code == 403
+    page = client_of("researcher").get(url()).content.decode()
+    assert "webkitdirectory" in page and 'enctype="multipart/form-data"' in page
+
+
+# ------------------------------------------------------------------------------------------------------- hostile archives
+
+
+def hostile(name: str, data: bytes = b"x", mode: int = 0) -> SimpleUploadedFile:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        info = zipfile.ZipInfo(name)
+        info.external_attr = mode << 16
+        archive.writestr(info, data)
+    return SimpleUploadedFile("sae.zip", out.getvalue())
+
+
+@pytest.mark.parametrize(
+    "archive, part",
+    [
+        (hostile("../outside.txt"), "leads out of its folder"),
+        (hostile("/etc/outside.txt"), "leads out of its folder"),
+        (hostile("a/../../outside.txt"), "leads out of its folder"),
+        (hostile("..\\outside.txt"), "leads out of its folder"),
+        (hostile("C:/outside.txt"), "leads out of its folder"),
+        (hostile("link", b"/etc/passwd", stat.S_IFLNK | 0o777), "is a link or a device"),
+        (hostile("x" * 500), "not a name files here can have"),
+        (hostile("a\nb"), "not a name files here can have"),
+        (SimpleUploadedFile("sae.zip", b"PK\x03\x04 nothing of the kind"), "cannot be read"),
+        (SimpleUploadedFile("sae.zip", b""), "cannot be read"),
+    ],
+)
+def test_hostile_archives_are_refused_before_anything_is_kept(
+    archive: SimpleUploadedFile, part: str, client_of: Any, data_folder: Path
+) -> None:
+    archive.seek(0)
+    response = client_of("researcher").post(url(), {"where": "upload", "files": archive})
+    assert response.status_code == 422 and part in response.context["form"].errors["files"][0]
+    assert not SAE.objects.exists() and not Job.objects.exists() and files_below(data_folder) == []
+
+
+def test_an_archive_that_unpacks_too_large_is_refused_by_what_it_declares(client_of: Any, settings: Any) -> None:
+    settings.SAE_UPLOAD_LIMIT = 2**20
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("params.npz", b"\0" * 2**21)
+    assert len(out.getvalue()) < 10_000
+    response = client_of("researcher").post(
+        url(), {"where": "upload", "files": SimpleUploadedFile("a.zip", out.getvalue())}
+    )
+    assert "Unpacked, the archive would be too large" in response.context["form"].errors["files"][0]
+    plain = SimpleUploadedFile("params.npz", b"\0" * (2**20 + 1))
+    response = client_of("researcher").post(url(), {"where": "upload", "files": plain})
+    assert "This is more than 1 MB" in response.context["form"].errors["files"][0]
+
+
+def test_an_archive_that_lies_about_its_size_unpacks_no_more_than_it_declares(bring: Any, data_folder: Path) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cfg.json", b" " * 100_000)
+    data = out.getvalue().replace((100_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    row, job = bring(where="upload", files=SimpleUploadedFile("a.zip", data))
+    assert job.state == State.FAILED and "cfg.json in the archive is damaged" in job.error
+    assert not row.ready and files_below(data_folder) == []
+
+
+def test_an_archive_of_too_many_files_is_refused(
+    client_of: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("saes.uploads.MAX_FILES", 1)
+    response = client_of("researcher").post(url(), {"where": "upload", "files": zipped(write_sae(tmp_path / "given"))})
+    assert "holds 2 files; an SAE has at most 1" in response.context["form"].errors["files"][0]
+
+
+def test_two_files_of_one_name_are_refused(client_of: Any) -> None:
+    files = [SimpleUploadedFile(name, b"{}") for name in ("cfg.json", "CFG.json")]
+    response = client_of("researcher").post(url(), {"where": "upload", "files": files})
+    assert "Two files are named CFG.json" in response.context["form"].errors["files"][0]
+
+
+@pytest.mark.parametrize(
+    "data, field",
+    [({"where": "upload"}, "files"), ({"where": "folder"}, "tree"), ({"where": "path"}, "path"), ({}, "where")],
+)
+def test_what_is_missing_is_said_beside_its_field(data: dict[str, str], field: str, client_of: Any) -> None:
+    response = client_of("researcher").post(url(), data | {"model_name": "kept"})
+    assert response.status_code == 422 and list(response.context["form"].errors) == [field]
+    assert 'value="kept"' in response.content.decode(), "what was typed is not lost"
+
+
+# ------------------------------------------------------------------------------------------------------- golden files
+
+
+def markers() -> list[str]:
+    return glob.glob("/tmp/saehub_pwned_marker_*")
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda path: path.parent.name)
+def test_broken_and_hostile_saes_are_refused(case: Path, bring: Any, data_folder: Path) -> None:
+    """Each case as a zip through the page and its job: refused in a sentence that names the fault, nothing kept."""
+    for marker in markers():
+        os.unlink(marker)
+    told = json.loads(case.read_text())
+    row, job = bring(where="upload", files=zipped(case.parent / "model"), repo_id="google/gemma-scope-2b-pt-res")
+    assert markers() == []
+    name = told["case"]
+    if name in HEALTHY and job.state == State.DONE:
+        assert row.ready
+        return
+    assert job.state == State.FAILED and not row.ready, name
+    assert not job.error.startswith("Unexpected"), job.error
+    assert 20 < len(job.error) < 500 and job.error.endswith("."), job.error
+    if not row.asked:
+        assert files_below(data_folder) == [], "no stray files"
+
+
+@pytest.mark.parametrize("case", PUBLIC, ids=lambda path: path.parent.name)
+def test_golden_saes_are_adopted(case: Path, bring: Any, settings: Any) -> None:
+    """Each SAE that its original package wrote, from a path of the server; what was converted still gives its numbers."""
+    import torch
+    from safetensors.torch import load_file
+
+    told = json.loads(case.read_text())
+    root = Path(shutil.copytree(case.parent / "model", settings.IMPORT_DIRS[0] / "golden"))
+    facts = {name: told[name] for name in ("repo_id", "k", "hook_name", "model_name") if told.get(name)}
+    if told["format"] == "mistudio":
+        facts |= {"normalize_activations": told["normalize_activations"]}
+    if told.get("activation_normalization_factor") and told["format"] == "llama_scope_r1_distill":
+        facts["norm_scaling_factor"] = told["activation_normalization_factor"]
+    if isinstance(facts.get("k"), float):
+        del facts["k"]
+    row, job = bring(where="path", path=str(root), entry=told["entry"], **facts)
+    assert job.state == State.DONE, job.error
+    assert row.architecture and row.d_in == told["d_in"] and row.d_sae == told["d_sae"]
+    if row.format == "saelens" and told["format"] != "saelens":
+        assert row.proof["holds"] and row.proof["max_abs_x_hat"] == 0.0
+    golden = load_file(case.parent / "golden.safetensors")
+    if golden["x"].dim() == 2 and row.config["row_by_row"]:
+        with torch.no_grad():
+            sae = load_sae(row.files, facts=row.facts)
+            acts, x_hat = sae.encode(golden["x"]), sae(golden["x"])
+        assert torch.allclose(acts, golden["feature_acts"], **told["tolerance"])
+        assert torch.allclose(x_hat, golden["x_hat"], **told["tolerance"])
+        assert torch.equal(acts != 0, golden["feature_acts"] != 0)
+
+
+def test_the_golden_files_are_there() -> None:
+    if not SHARED.exists():
+        pytest.skip(f"no {SHARED}: the published SAEs and the broken ones are not in this repository")
+    assert len(BAD) > 40 and len(PUBLIC) > 50
