@@ -11,8 +11,8 @@ from saehub.accounts.hub_tokens import hub_token
 from saehub.jobs.progress import JobError, Progress
 from saes import hub
 from saes.hub import HubFile, Listing
+from saes.layouts import wanted_files
 from saes.models import SAE
-from saes.numerics import formats
 
 WEIGHTS = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".th")
 NOT_OF_AN_SAE = (
@@ -60,10 +60,7 @@ def files_of(row: SAE, listing: Listing) -> list[HubFile]:
 
 
 def _wanted(form: str, entry: str, names: list[str]) -> list[str]:
-    chosen = getattr(formats, "wanted_files", None)
-    if chosen is not None and form in formats.FORMATS:
-        return list(chosen(form, entry, names))
-    return beside(entry, names)
+    return wanted_files(form, entry, names) or beside(entry, names)
 
 
 def beside(entry: str, names: list[str]) -> list[str]:
