@@ -23,6 +23,7 @@ ARCHITECTURES: dict[str, type[SAE]] = {
         topk.DecoderNormTopKSAE,
         topk.GroupMaxSAE,
         MatchingPursuitSAE,
+        transcoders.SkipSAE,
         transcoders.Transcoder,
         transcoders.SkipTranscoder,
         transcoders.JumpReLUTranscoder,

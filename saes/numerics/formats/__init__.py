@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from saes.numerics.formats import saelens, saelens_legacy, saelens_training
+from saes.numerics.formats import (
+    gemma_scope,
+    gemma_scope_2,
+    llama_scope,
+    mistudio,
+    mistudio_community,
+    saelens,
+    saelens_legacy,
+    saelens_training,
+)
 from saes.numerics.formats.files import FormatError, MissingFact, NotRepresentable, Place, UnknownFormat, find_place
 from saes.numerics.formats.weights import refuse_non_finite
 from saes.numerics.sae import SAE
@@ -36,6 +45,13 @@ FORMATS: dict[str, Format] = {
     "saelens": Format(saelens.detect, saelens.load, saelens.save),
     "saelens_training": Format(saelens_training.detect, saelens_training.load, None),
     "saelens_legacy": Format(saelens_legacy.detect, saelens_legacy.load, None),
+    "mistudio_community": Format(mistudio_community.detect, mistudio_community.load, mistudio_community.save),
+    "mistudio": Format(mistudio.detect, mistudio.load, None),
+    "gemma_scope_1_transcoder": Format(gemma_scope.detect_transcoder, gemma_scope.load, None),
+    "gemma_scope_1": Format(gemma_scope.detect, gemma_scope.load, None),
+    "gemma_scope_2": Format(gemma_scope_2.detect, gemma_scope_2.load, None),
+    "llama_scope": Format(llama_scope.detect, llama_scope.load, None),
+    "llama_scope_r1_distill": Format(llama_scope.detect_r1, llama_scope.load_r1, None),
 }
 
 # Files by which people publish SAEs, so that a folder can be named for what it is, and two formats in one be noticed.

@@ -101,6 +101,18 @@ def tensor_headers(path: Path) -> dict[str, TensorInfo]:
 
     Raises FormatError for a file that is missing, cut, not safetensors, a git-lfs pointer or a web page.
     """
+    header = _header(path)
+    header.pop("__metadata__", None)
+    return {name: _tensor_info(path.name, name, entry) for name, entry in header.items()}
+
+
+def header_notes(path: Path) -> dict[str, Any]:
+    """What the writer of a safetensors file noted in its header beside the tensors. Raises as `tensor_headers`."""
+    notes = _header(path).get("__metadata__")
+    return notes if isinstance(notes, dict) else {}
+
+
+def _header(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FormatError(f"{path.name} is missing.")
     size = path.stat().st_size
@@ -113,9 +125,7 @@ def tensor_headers(path: Path) -> dict[str, TensorInfo]:
         if length > MAX_JSON_BYTES:
             raise FormatError(f"{path.name} has a header of {length:,} bytes, which no SAE's weights have.")
         file.seek(8)
-        header = parse_json(file.read(length), f"The header of {path.name}")
-    header.pop("__metadata__", None)
-    return {name: _tensor_info(path.name, name, entry) for name, entry in header.items()}
+        return parse_json(file.read(length), f"The header of {path.name}")
 
 
 def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
