@@ -72,7 +72,7 @@ def unseal(row: HubToken) -> str:
 
 def _fernet(user_id: int) -> MultiFernet:
     """Encrypts with SECRET_KEY, and still opens what SECRET_KEY_FALLBACKS have sealed."""
-    secrets = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
+    secrets = [str(key) for key in (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)]
     info = PURPOSE + str(user_id).encode()
     keys = (HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(secret.encode()) for secret in secrets)
     return MultiFernet([Fernet(base64.urlsafe_b64encode(key)) for key in keys])

@@ -27,7 +27,7 @@ def account_detail(request: HttpRequest) -> HttpResponse:
 
 def _page(request: HttpRequest, **given: Any) -> HttpResponse:
     hub_row = _hub_row(request)
-    context = {
+    context: dict[str, Any] = {
         "form": TokenForm(),
         "hub_form": HubTokenForm(),
         "tokens": request.user.api_tokens.all(),  # type: ignore[union-attr]
