@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.contrib import messages
 from django.db import connection
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
@@ -18,6 +19,8 @@ from saehub.fragments import part
 from saehub.jobs.models import Job
 from saehub.styleguide import samples
 from saes.models import SAE, LanguageModel
+from saes.registry import search_query
+from saes.resolve import Resolution, resolve
 from training.models import Capture, Corpus, Run
 
 SEARCH_ROWS = 25
@@ -54,15 +57,20 @@ def home(request: HttpRequest) -> HttpResponse:
 
 @needs("saes.view_sae")
 def search(request: HttpRequest) -> HttpResponse:
-    """The omnibox: `sae/123` or `name/123` opens that feature; anything else is looked for in names and hook points."""
-    text = request.GET.get("q", "").strip()[:200]
+    """The omnibox: `sae/123` or `name/123` opens that feature; an id or address of an SAE its page (saes/resolve.py says which
+    are known); anything else is looked for in names."""
+    text = request.GET.get("q", "").replace("\0", "").strip()[:500]
     feature = _feature_named(text)
     if feature:
         return redirect(feature)
+    meant = resolve(text)
+    if meant.sae is not None:
+        return _opened(request, meant.sae, meant)
+    words = search_query(text)
     found = [
         (title, list(rows.objects.filter(match).select_related("job")[:SEARCH_ROWS]))
         for title, rows, permission, match in (
-            ("SAEs", SAE, "saes.view_sae", Q(name__icontains=text) | Q(hook_name__icontains=text)),
+            ("SAEs", SAE, "saes.view_sae", Q(words=words) if words else Q(pk__in=[])),
             (
                 "Language models",
                 LanguageModel,
@@ -76,11 +84,20 @@ def search(request: HttpRequest) -> HttpResponse:
         )
         if text and allowed(request.user, permission)
     ]
-    found = [(title, rows) for title, rows in found if rows]
+    found = [(title, rows) for title, rows in found if rows and not (rows[0]._meta.model is SAE and meant.saes)]
     rows: list[Any] = [row for _, group in found for row in group]
-    if len(rows) == 1:
+    if len(rows) == 1 and not meant.saes and not meant.place:
         return redirect(rows[0].get_absolute_url())
-    return render(request, "search.html", {"q": text, "found": found})
+    more = len(found) > 0 and found[0][0] == "SAEs" and len(found[0][1]) == SEARCH_ROWS
+    return render(request, "search.html", {"q": text, "found": found, "meant": meant, "more_saes": more})
+
+
+def _opened(request: HttpRequest, sae: SAE, meant: Resolution) -> HttpResponse:
+    """The page of the SAE that was meant, or of its feature, which says how the text was read."""
+    messages.info(request, meant.said)
+    if meant.feature is not None and sae.ready and meant.feature < sae.n_features:
+        return redirect("concepts:feature_detail", sae.pk, meant.feature)
+    return redirect(sae.get_absolute_url())
 
 
 def _feature_named(text: str) -> str:

@@ -64,7 +64,7 @@ def listing(
     chosen = {key: value for key in facets or {} if (value := request.GET.get(key, "").replace("\0", ""))}
     found = [_facet(rows, key, label, field, chosen, facets or {}) for key, (label, field) in (facets or {}).items()]
     rows = _filtered(rows, chosen, facets or {})
-    sort, headers = _sorted(request.GET.get("sort", ""), columns)
+    sort, headers = sorting(request.GET.get("sort", ""), columns)
     rows = rows.order_by(sort, "-pk") if sort is not None else rows.order_by(*rows.model._meta.ordering)
     page = Paginator(rows, PAGE).get_page(request.GET.get("page"))
     live = any(getattr(row, "busy", False) for row in page)
@@ -96,7 +96,8 @@ def _facet(
     return Facet(key, label, chosen.get(key, ""), options)
 
 
-def _sorted(sort: str, columns: Sequence[Column]) -> tuple[Any, list[Header]]:
+def sorting(sort: str, columns: Sequence[Column]) -> tuple[Any, list[Header]]:
+    """What the URL's `sort` orders by (None: the list's own order), and the headers that show it."""
     by = {column.key: column.by for column in columns if column.by}
     key, down = sort.removeprefix("-"), sort.startswith("-")
     headers = []

@@ -2,9 +2,10 @@
 
 import django.contrib.postgres.indexes
 import django.contrib.postgres.search
-import saes.facets
 from django.conf import settings
 from django.db import migrations, models
+
+import saes.facets
 
 
 class Migration(migrations.Migration):

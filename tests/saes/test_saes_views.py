@@ -12,7 +12,7 @@ from saes.models import SAE, LanguageModel
 
 pytestmark = pytest.mark.django_db
 # session, user, two of permissions, one a facet, count, rows, running jobs
-LIST_QUERIES = {"model_list": 9, "sae_list": 11}
+LIST_QUERIES = {"model_list": 9}
 
 
 def a_model(name: str = "tiny", **fields: Any) -> LanguageModel:
@@ -59,10 +59,7 @@ def test_a_list_asks_as_often_for_three_rows_as_for_one(
     client, owner = client_of("viewer"), user_of("curator")
 
     def make(name: str) -> None:
-        if page == "model_list":
-            a_model(name, owner=owner, job=Job.objects.create(kind="add_model", queue="io", title=name))
-        else:
-            an_sae(name, owner=owner, model=a_model(name))
+        a_model(name, owner=owner, job=Job.objects.create(kind="add_model", queue="io", title=name))
 
     make("first")
     client.get(reverse(f"saes:{page}"))
@@ -75,48 +72,10 @@ def test_a_list_asks_as_often_for_three_rows_as_for_one(
 
 
 def test_empty_lists_name_the_next_action(client_of: Any) -> None:
-    for page, action in (("model_list", "saes:model_create"), ("sae_list", "training:run_create")):
+    for page, action in (("model_list", "saes:model_create"),):
         assert reverse(action) in client_of("researcher").get(reverse(f"saes:{page}")).content.decode()
         viewer = client_of("viewer").get(reverse(f"saes:{page}")).content.decode()
         assert reverse(action) not in viewer and "Ask a researcher" in viewer
-
-
-def test_saes_are_searched_filtered_and_sorted_in_the_url(client_of: Any) -> None:
-    client, url = client_of("viewer"), reverse("saes:sae_list")
-    (
-        an_sae("alpha", l0=8.0),
-        an_sae("beta", architecture="standard", k=None, l0=200.0),
-        an_sae("gamma", model_name="other"),
-    )
-
-    def names(query: str) -> list[str]:
-        return [sae.name for sae in client.get(url + query).context["page"]]
-
-    assert names("?q=alp") == ["alpha"] and names("?q=other gam") == ["gamma"] and names("?q=nothing") == []
-    assert names("?architecture=standard") == ["beta"] and names("?model=other") == ["gamma"]
-    assert names("?sort=name") == ["alpha", "beta", "gamma"] and names("?sort=-name") == ["gamma", "beta", "alpha"]
-    assert names("?sort=-l0") == ["beta", "alpha", "gamma"], "what was not measured comes last"
-    assert names("?sort=l0") == ["alpha", "beta", "gamma"]
-    assert names("?sort=password&page=99&q=%00") == ["gamma", "beta", "alpha"], "nonsense in the URL is no error"
-    facets = {facet.key: facet.options for facet in client.get(url + "?architecture=topk").context["facets"]}
-    assert facets["architecture"] == [("standard", "standard", 1), ("topk", "topk", 2)], "counts without its own filter"
-    assert facets["model"] == [("other", "other", 1), ("tiny", "tiny", 1)], "counts under the other filters"
-    assert facets["source"] == [("trained", "trained here", 2)]
-
-
-def test_a_list_has_25_rows_a_page(client_of: Any) -> None:
-    for number in range(26):
-        an_sae(f"sae{number:02}")
-    client = client_of("viewer")
-    assert len(client.get(reverse("saes:sae_list")).context["page"]) == 25
-    second = client.get(reverse("saes:sae_list") + "?sort=name&page=2").context["page"]
-    assert [sae.name for sae in second] == ["sae25"]
-
-
-def test_a_fragment_is_only_the_rows(client_of: Any) -> None:
-    an_sae()
-    html = client_of("viewer").get(reverse("saes:sae_list"), headers={"HX-Request": "true"}).content.decode()
-    assert html.strip().startswith('<div id="rows"') and "<html" not in html
 
 
 # ---------------------------------------------------------------------------------------------------- adding a model
