@@ -19,8 +19,8 @@ from saehub.jobs.progress import JobError, Progress
 from saes.checksums import checksums, weights_digest
 from saes.fields import size_of
 from saes.hook_places import place_of
+from saes.layouts import wanted_files
 from saes.models import SAE, LanguageModel
-from saes.numerics import formats
 from saes.numerics.folders import whole_folder
 from saes.numerics.formats import FormatError, MissingFact, NotRepresentable, detect_format, load_sae, save_sae
 from saes.numerics.sae import SAE as Weights
@@ -120,10 +120,10 @@ def _source_files(row: SAE, form: str, entry: Path) -> tuple[Path, list[str]]:
     """The folder that the SAE's file names count from, and those names: not the rest of a repository."""
     root = _root(row, entry)
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
-    place = "." if entry == root else str(entry.relative_to(root))
-    wanted = getattr(formats, "wanted_files", None)
-    if wanted is not None:
-        return root, sorted(wanted(form, place, names))
+    place = "" if entry == root else str(entry.relative_to(root))
+    wanted = [name for name in wanted_files(form, place, names) if name in names]
+    if wanted:
+        return root, sorted(wanted)
     inside = entry if entry.is_dir() else entry.parent
     return root, [name for name in names if (root / name).is_relative_to(inside)]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-WEIGHTS = (".safetensors", ".npz", ".pt", ".pth", ".bin")
+WEIGHTS = (".safetensors", ".npz", ".pt", ".pth", ".th", ".bin")
 BLOCK = 1 << 20
 
 
@@ -20,6 +20,12 @@ def digest(path: Path, tick: Callable[[int], None] = lambda n: None) -> str:
             found.update(block)
             tick(len(block))
     return found.hexdigest()
+
+
+def git_digest(path: Path) -> str:
+    """The SHA-1 by which git, and with it the Hub, names a small file."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def checksums(
@@ -39,10 +45,11 @@ def weights_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest() if found else ""
 
 
-def published(row: Any) -> dict[str, str]:
-    """{name in its repository: sha256} of the files that an SAE's row came from."""
+def published(row: Any) -> dict[str, tuple[str, Path | None]]:
+    """{name in its repository: (sha256, the file itself where it is the one that is used)} of what an SAE came from."""
     if "source" in row.proof:
-        return {name: entry["sha256"] for name, entry in row.proof["source"].items()}
-    place = PurePosixPath(row.repo_path)
-    anchor = place if row.files.is_dir() else place.parent
-    return {posixpath.normpath(anchor / name): entry["sha256"] for name, entry in row.checksums.items()}
+        return {name: (entry["sha256"], None) for name, entry in row.proof["source"].items()}
+    folder = row.files.is_dir()
+    place, anchor = PurePosixPath(row.repo_path), row.files if folder else row.files.parent
+    place = place if folder else place.parent
+    return {posixpath.normpath(place / name): (entry["sha256"], anchor / name) for name, entry in row.checksums.items()}

@@ -11,6 +11,7 @@ from django.core.exceptions import ValidationError
 from saehub.jobs.progress import JobError, Progress
 from saes.adopt import adopt_files, wait_for
 from saes.checksums import WEIGHTS
+from saes.layouts import entries
 from saes.models import SAE
 from saes.numerics.formats import FormatError, UnknownFormat, detect_format
 from saes.uploads import unpack
@@ -99,7 +100,20 @@ def _candidates(root: Path) -> tuple[list[Path], list[FormatError]]:
             continue
         waiting += below
     faults.sort(key=lambda fault: not isinstance(fault, UnknownFormat))
-    return found, faults
+    return found or _by_names(root), faults
+
+
+def _by_names(root: Path) -> list[Path]:
+    """SAEs that are neither a folder nor a file of their own, such as one layer of several in the same folder."""
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    found = []
+    for entry, _ in entries(names)[:MOST_FOLDERS]:
+        try:
+            detect_format(root / entry)
+        except FormatError:
+            continue
+        found.append(root / entry)
+    return found
 
 
 def _files(children: list[Path]) -> list[Path]:

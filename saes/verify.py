@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from django.utils import timezone
 
+from saehub.accounts.hub_tokens import hub_token
 from saehub.jobs.progress import JobError, Progress
-from saes.checksums import digest, published
+from saes import hub
+from saes.checksums import digest, git_digest, published
 from saes.models import SAE
 
 
@@ -55,19 +56,21 @@ def _on_the_hub(progress: Progress, row: SAE) -> tuple[int, list[str]]:
     """(files that the Hub could be asked about, what differs from it). What cannot be asked is said in the log."""
     if not row.repo_id:
         return 0, []
-    from saes import hub
-
     try:
-        listing = hub.list_repository(row.repo_id, row.revision)
-    except Exception as error:  # offline, gated, gone: the files here are judged without it
+        listing = hub.list_repository(row.repo_id, row.revision, token=hub_token(progress.job.owner))
+    except JobError as error:  # gated, gone, too slow: the files here are judged without it
         progress.log(f"The Hub was not asked: {error}")
+        return 0, []
+    if listing.offline:
+        progress.log("The Hub was not asked: it is out of reach.")
         return 0, []
     there = {file.path: file.etag for file in listing.files}
     asked, faults = 0, []
-    for name, sha256 in published(row).items():
-        etag = there.get(name, "")
-        if len(etag) == hashlib.sha256().digest_size * 2:
+    for name, (sha256, path) in published(row).items():
+        etag = there.get(name)
+        found = sha256 if etag and len(etag) == len(sha256) else git_digest(path) if etag and path else None
+        if found is not None:
             asked += 1
-            if etag != sha256:
+            if found != etag:
                 faults.append(f"{name} is not what {row.repo_id} has at {listing.commit[:12]}.")
     return asked, faults
