@@ -4,13 +4,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig, GPT2Config, GPTNeoXConfig, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Qwen3Config,
+)
 
 from saes.numerics.architectures import build_sae
 from saes.numerics.lm import LM
 from saes.numerics.sae import SAE, SAEConfig
 
 D_MODEL = 32
+FAMILIES = ("gpt2", "llama", "gpt_neox", "gemma2", "gemma3", "qwen3")
 RESID = "blocks.1.hook_resid_post"
 
 
@@ -23,6 +34,12 @@ def tiny_lm(kind: str, tokenizer_dir: Path) -> LM:
     config = {
         "llama": lambda: LlamaConfig(**ids, **llama, tie_word_embeddings=True),
         "gemma": lambda: GemmaConfig(**ids, **llama, head_dim=8),
+        # windows shorter than the texts of the tests, so that the sliding layer of each slides
+        "gemma2": lambda: Gemma2Config(**ids, **llama, head_dim=8, sliding_window=8),
+        "gemma3": lambda: Gemma3TextConfig(
+            **ids, **llama, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
+        ),
+        "qwen3": lambda: Qwen3Config(**ids, **llama, head_dim=8),
         "gpt2": lambda: GPT2Config(**ids, n_layer=2, n_embd=D_MODEL, n_head=4, n_positions=256),
         "gpt_neox": lambda: GPTNeoXConfig(**ids, **layers, intermediate_size=64, max_position_embeddings=256),
     }[kind]()
