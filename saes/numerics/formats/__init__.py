@@ -11,6 +11,7 @@ from saes.numerics.formats import (
     gemma_scope,
     gemma_scope_2,
     llama_scope,
+    mi_crow,
     mistudio,
     mistudio_community,
     saelens,
@@ -52,6 +53,8 @@ FORMATS: dict[str, Format] = {
     "gemma_scope_2": Format(gemma_scope_2.detect, gemma_scope_2.load, None),
     "llama_scope": Format(llama_scope.detect, llama_scope.load, None),
     "llama_scope_r1_distill": Format(llama_scope.detect_r1, llama_scope.load_r1, None),
+    # Lone torch files, known only by the names in them.
+    "mi_crow": Format(mi_crow.detect, mi_crow.load, mi_crow.save),
 }
 
 # Files by which people publish SAEs, so that a folder can be named for what it is, and two formats in one be noticed.
