@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from saes.numerics.formats import (
+    dictionary_learning,
     gemma_scope,
     gemma_scope_2,
     llama_scope,
@@ -17,6 +18,7 @@ from saes.numerics.formats import (
     saelens,
     saelens_legacy,
     saelens_training,
+    sparsify,
 )
 from saes.numerics.formats.files import FormatError, MissingFact, NotRepresentable, Place, UnknownFormat, find_place
 from saes.numerics.formats.weights import refuse_non_finite
@@ -55,6 +57,8 @@ FORMATS: dict[str, Format] = {
     "llama_scope_r1_distill": Format(llama_scope.detect_r1, llama_scope.load_r1, None),
     # Lone torch files, known only by the names in them.
     "mi_crow": Format(mi_crow.detect, mi_crow.load, mi_crow.save),
+    "dictionary_learning": Format(dictionary_learning.detect, dictionary_learning.load, dictionary_learning.save),
+    "sparsify": Format(sparsify.detect, sparsify.load, sparsify.save),
 }
 
 # Files by which people publish SAEs, so that a folder can be named for what it is, and two formats in one be noticed.
