@@ -199,17 +199,34 @@ class Transfer:
             raise Unsound("its content does not have the checksum the Hub gives for it")
 
     def _write(self, response: httpx2.Response, part: Path, have: int, file: HubFile, digest: Any) -> None:
+        """Onto the unfinished file, in large pieces: each small one would cost the lock between Python's threads twice."""
         with part.open("r+b" if have else "wb") as handle:
             handle.seek(have)
             handle.truncate()
-            for chunk in response.iter_bytes():
-                self._go_on()
-                have += len(chunk)
-                if have > file.size:
+            came: list[bytes] = []
+            waiting = 0
+
+            def flush() -> None:
+                nonlocal have, waiting
+                piece = b"".join(came)
+                came.clear()
+                waiting = 0
+                if have + len(piece) > file.size:
                     raise Unsound("more came than the file is long")
-                handle.write(chunk)
-                digest.update(chunk)
+                digest.update(piece)
+                handle.write(piece)
+                have += len(piece)
                 self.counts[file.path] = have
+
+            try:
+                for chunk in response.iter_bytes():
+                    self._go_on()
+                    came.append(chunk)
+                    waiting += len(chunk)
+                    if waiting >= CHUNK:
+                        flush()
+            finally:  # of a connection that was cut, too
+                flush()
         if have < file.size:  # the answer was complete by its own account
             raise Unsound(f"only {have:,} of {file.size:,} bytes came")
 

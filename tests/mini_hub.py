@@ -7,12 +7,14 @@ it misbehave in every way that was seen or may be expected, for a path and a num
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -277,9 +279,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            with contextlib.suppress(OSError):  # the client went away
+                self.wfile.write(body)
 
 
+@lru_cache(64)
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
