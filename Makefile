@@ -1,5 +1,6 @@
 # make demo   everything, then a real SAE trained in front of you     make up   the site and its workers
 # make test   every test                                              make lint style, types, import order
+# make peers  the second implementations that tests compare with, in .venv-peers
 PYTHON ?= python3
 PORT ?= 8000
 HOST ?= 127.0.0.1
@@ -7,7 +8,7 @@ SERVE ?= 1
 BIN := .venv/bin
 RUN := $(BIN)/python manage.py
 
-.PHONY: demo up test lint install bench clean
+.PHONY: demo up test lint install peers bench clean
 
 demo: .venv/.installed .venv/.demo
 	$(RUN) up --host $(HOST) --port $(PORT) --then demo $(if $(filter 0,$(SERVE)),--leave)
@@ -42,5 +43,12 @@ install: .venv/.installed .venv/.dev .venv/.demo
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
 	touch $@
 
+peers: .venv-peers/.installed
+
+.venv-peers/.installed: requirements-peers.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r requirements-peers.txt
+	touch $@
+
 clean:
-	rm -rf .venv .test-data .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-peers .test-data .pytest_cache .mypy_cache .ruff_cache
