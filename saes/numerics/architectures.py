@@ -29,6 +29,7 @@ ARCHITECTURES: dict[str, type[SAE]] = {
         transcoders.JumpReLUTranscoder,
         transcoders.JumpReLUSkipTranscoder,
         transcoders.TopKTranscoder,
+        transcoders.DecoderNormTopKTranscoder,
         transcoders.TopKSkipTranscoder,
         temporal.TemporalSAE,
         several.Crosscoder,

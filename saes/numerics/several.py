@@ -59,8 +59,8 @@ class Crosscoder(SeveralHooks):
         f_h   = activation(z * n_h) / n_h,  n_h = |W_dec[h] rows|        with option `by_decoder_norm`, else n_h = 1
         y_h   = f_h @ W_dec[h] + b_dec[h]
 
-    W_enc (hooks, d, d_sae), b_enc (hooks, d_sae), W_dec (hooks, d_sae, d), b_dec (hooks, d). `encode` gives the codes of
-    the first hook point; `forward` uses each hook point's own, which `decode` does when it is given x.
+    W_enc (hooks, d, d_sae), b_enc (hooks, d_sae), W_dec (hooks, d_sae, d), b_dec (hooks, d), threshold (hooks, d_sae).
+    `encode` gives the codes of the first hook point; `forward` uses each hook point's own, as `decode` does when given x.
     """
 
     architecture = "crosscoder"
@@ -74,7 +74,7 @@ class Crosscoder(SeveralHooks):
             "W_dec": (hooks, config.d_sae, d),
             "b_dec": (hooks, d),
         }
-        return shapes | ({"threshold": (config.d_sae,)} if config.options.get("activation") == "jumprelu" else {})
+        return shapes | ({"threshold": (hooks, config.d_sae)} if config.options.get("activation") == "jumprelu" else {})
 
     def pre_activations(self, x: Tensor) -> Tensor:
         return torch.einsum("...hd,hds->...s", self._apart(x), self.W_enc) + self.b_enc.sum(0)
@@ -101,6 +101,7 @@ class CrossLayerTranscoder(SeveralHooks):
         f_l = activation(x_l @ W_enc[l] + b_enc[l])                      (n, m), m = d_sae / hooks
         y_t = sum over l <= t of f_l @ W_dec[l -> t] + b_dec[t]
 
+    With activation topk every layer keeps its own k largest.
     acts (n, hooks * m), layer after layer. W_enc (hooks, d, m), b_enc (hooks, m), b_dec (hooks, d); W_dec (pairs, m, d)
     holds the pairs l <= t in the order (0, 0), (0, 1), (1, 1), (0, 2), ...: by target layer, then by source.
     """
@@ -123,6 +124,11 @@ class CrossLayerTranscoder(SeveralHooks):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         return (torch.einsum("...hd,hdm->...hm", self._apart(x), self.W_enc) + self.b_enc).flatten(-2)
+
+    def activation(self, z: Tensor) -> Tensor:
+        if self.k is None:
+            return super().activation(z)
+        return keep_topk(z.unflatten(-1, (self.hooks, -1)), self.k).flatten(-2)
 
     def decode(self, acts: Tensor, x: Tensor | None = None) -> Tensor:
         layers = acts.unflatten(-1, (self.hooks, -1)).unbind(-2)

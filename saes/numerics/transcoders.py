@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.sae import SAE, SAEConfig
 from saes.numerics.standard import StandardSAE
-from saes.numerics.topk import TopKSAE
+from saes.numerics.topk import DecoderNormTopKSAE, TopKSAE
 
 
 class Transcoder(StandardSAE):
@@ -39,6 +39,13 @@ class TopKTranscoder(Transcoder, TopKSAE):
 
     architecture = "topk_transcoder"
     activation = TopKSAE.activation
+
+
+class DecoderNormTopKTranscoder(Transcoder, DecoderNormTopKSAE):
+    """acts = relu(z) where z * |W_dec row| is among the k largest of its row (OpenMOSS)."""
+
+    architecture = "topk_by_decoder_norm_transcoder"
+    activation = DecoderNormTopKSAE.activation
 
 
 class Skip(SAE):

@@ -15,6 +15,7 @@ from saes.numerics.formats import (
     mi_crow,
     mistudio,
     mistudio_community,
+    openmoss,
     saelens,
     saelens_legacy,
     saelens_training,
@@ -59,6 +60,7 @@ FORMATS: dict[str, Format] = {
     "mi_crow": Format(mi_crow.detect, mi_crow.load, mi_crow.save),
     "dictionary_learning": Format(dictionary_learning.detect, dictionary_learning.load, dictionary_learning.save),
     "sparsify": Format(sparsify.detect, sparsify.load, sparsify.save),
+    "openmoss": Format(openmoss.detect, openmoss.load, None),
 }
 
 # Files by which people publish SAEs, so that a folder can be named for what it is, and two formats in one be noticed.
