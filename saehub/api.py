@@ -4,43 +4,67 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.contrib.auth.models import AnonymousUser
-from django.http import HttpRequest
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from ninja import NinjaAPI
-from ninja.errors import HttpError
-from ninja.security import HttpBearer
+from ninja.errors import AuthenticationError, HttpError, ValidationError
 
-from saehub.accounts.access import LOGIN, allowed
-from saehub.accounts.models import APIToken
+from saehub.accounts.access import LOGIN
+from saehub.accounts.api_access import Needs, Problem, problem, require_own
 from saehub.jobs.models import Job
 from saehub.jobs.runner import summary
-from saes.models import SAE
+from saes.api import router as saes
+
+DESCRIPTION = """Every request carries `Authorization: Bearer sae_…`; make a token on your account page. A token may do what its
+owner may, `read` tokens only look. Errors are `application/problem+json` (RFC 9457): `status`, `title`, `detail` in one
+sentence, and `errors` by field where input was refused. Long work answers 202 with a job; ask `/jobs/{id}` how it stands."""
+
+api = NinjaAPI(
+    title="SAEHub",
+    version="1",
+    description=DESCRIPTION,
+    urls_namespace="api",
+    docs_url=None,
+    openapi_url="/openapi.json",
+)
 
 
-class Needs(HttpBearer):
-    """`Authorization: Bearer sae_…`, checked against the permission of the operation by the choke point."""
-
-    def __init__(self, permission: str) -> None:
-        super().__init__()
-        self.permission = permission
-
-    def authenticate(self, request: HttpRequest, token: str) -> Any:
-        row = APIToken.find(token)
-        if row is None:
-            return None
-        request.user = row.owner
-        if not (row.covers(self.permission) and allowed(row.owner, self.permission)):
-            raise HttpError(403, f"This token may not do that; it needs {self.permission}.")
-        return row
+@api.exception_handler(Problem)
+def _problem(request: HttpRequest, error: Problem) -> HttpResponse:
+    return problem(error.status, error.detail, **error.more)
 
 
-api = NinjaAPI(title="SAEHub", version="1", urls_namespace="api", docs_url=None, openapi_url="/openapi.json")
+@api.exception_handler(HttpError)
+def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
+    return problem(error.status_code, str(error))
 
 
-def _own(request: HttpRequest, permission: str, obj: Any) -> None:
-    if not allowed(getattr(request, "user", AnonymousUser()), permission, obj):
-        raise HttpError(403, "This belongs to somebody else.")
+@api.exception_handler(AuthenticationError)
+def _who_are_you(request: HttpRequest, error: AuthenticationError) -> HttpResponse:
+    answer = problem(401, "Give a valid token: Authorization: Bearer sae_…")
+    answer["WWW-Authenticate"] = "Bearer"
+    return answer
+
+
+@api.exception_handler(PermissionDenied)
+def _denied(request: HttpRequest, error: PermissionDenied) -> HttpResponse:
+    return problem(403, str(error) or "You may not do this.")
+
+
+@api.exception_handler(Http404)
+def _not_found(request: HttpRequest, error: Http404) -> HttpResponse:
+    return problem(404, "There is nothing of this number.")
+
+
+@api.exception_handler(ValidationError)
+def _invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
+    fields: dict[str, list[str]] = {}
+    for found in error.errors:
+        place = ".".join(str(part) for part in found["loc"][1:]) or "body"
+        fields.setdefault(place, []).append(str(found["msg"]))
+    name, said = next(iter(fields.items()))
+    return problem(422, f"{name}: {said[0]}.", errors=fields)
 
 
 @api.get("/me", auth=Needs(LOGIN))
@@ -63,32 +87,10 @@ def job_detail(request: HttpRequest, pk: int) -> dict[str, Any]:
 @api.post("/jobs/{pk}/cancel", auth=Needs("jobs.cancel_job"))
 def job_cancel(request: HttpRequest, pk: int) -> dict[str, Any]:
     job = get_object_or_404(Job, pk=pk)
-    _own(request, "jobs.cancel_job", job)
+    require_own(request, "jobs.cancel_job", job)
     job.cancel()
     job.refresh_from_db()
     return summary(job)
 
 
-@api.get("/saes", auth=Needs("saes.view_sae"))
-def sae_list(request: HttpRequest, limit: int = 50, offset: int = 0) -> dict[str, Any]:
-    rows = SAE.objects.ready()
-    return {"count": rows.count(), "items": [_sae(row) for row in rows[offset : offset + min(max(limit, 1), 200)]]}
-
-
-@api.get("/saes/{pk}", auth=Needs("saes.view_sae"))
-def sae_detail(request: HttpRequest, pk: int) -> dict[str, Any]:
-    return _sae(get_object_or_404(SAE, pk=pk)) | {"metrics": SAE.objects.get(pk=pk).metrics}
-
-
-@api.get("/saes/{pk}/config", auth=Needs("saes.view_sae"))
-def sae_config(request: HttpRequest, pk: int) -> dict[str, Any]:
-    return get_object_or_404(SAE, pk=pk).config
-
-
-def _sae(row: SAE) -> dict[str, Any]:
-    return {
-        "id": row.pk, "name": row.name, "source": row.source, "model": row.model_name, "hook_name": row.hook_name,
-        "layer": row.layer, "architecture": row.architecture, "d_in": row.d_in, "d_sae": row.d_sae, "k": row.k,
-        "format": row.format, "size_bytes": row.size_bytes, "l0": row.l0, "explained_variance": row.explained_variance,
-        "created_at": row.created_at,
-    }  # fmt: skip
+api.add_router("", saes)

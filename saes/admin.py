@@ -1,9 +1,57 @@
 from __future__ import annotations
 
-from django.contrib import admin
+from typing import Any
 
-from saehub.accounts.admin import MadeByJobs
-from saes.models import SAE, LanguageModel
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ActionForm
+from django.contrib.auth import get_user_model
+from django.core.paginator import Paginator
+from django.db import connection
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+
+from saehub.accounts.admin import HouseAdmin, MadeByJobs
+from saehub.jobs.models import State
+from saes.history import curate_all, note_all
+from saes.models import SAE, LanguageModel, Release
+from saes.one_sae import start
+from saes.registry import search_query
+from saes.removal import InUse, remove
+
+MOST_JOBS = 500
+HEAVY = ("config", "proof", "checksums", "metrics", "facts", "aliases", "notes", "words", "facets", "asked")
+
+
+class Estimated(Paginator):
+    """Counts exactly up to a limit; a larger unfiltered table by what PostgreSQL itself believes of it."""
+
+    LIMIT = 10_000
+
+    @cached_property
+    def count(self) -> int:  # type: ignore[override]
+        rows: Any = self.object_list
+        if rows.query.where:
+            return int(rows.order_by().count())
+        table = rows.model._meta.db_table
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT reltuples::bigint FROM pg_class WHERE oid = %s::regclass", [f'"{table}"'])
+            believed = int(cursor.fetchone()[0])
+        return believed if believed > self.LIMIT else int(rows.order_by().count())
+
+
+class ReleaseFilter(admin.RelatedFieldListFilter):
+    """Only the release that was followed to: a list of hundreds of releases beside every page helps nobody."""
+
+    def field_choices(self, field: Any, request: HttpRequest, model_admin: Any) -> list[tuple[Any, str]]:
+        rows = Release.objects.filter(pk=self.lookup_val[0] if isinstance(self.lookup_val, list) else self.lookup_val)
+        return [(row.pk, row.name) for row in rows] if self.lookup_val else []
+
+    def has_output(self) -> bool:
+        return bool(self.lookup_val)
 
 
 @admin.register(LanguageModel)
@@ -30,19 +78,192 @@ class LanguageModelAdmin(MadeByJobs):
     readonly_fields = tuple(name for name in fields if name not in ("name", "owner"))
 
 
+class HereFilter(admin.SimpleListFilter):
+    title = "files"
+    parameter_name = "here"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("yes", "here"), ("no", "not here"), ("failed", "could not be brought")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() == "failed":
+            return queryset.filter(ready_at=None, job__state=State.FAILED)
+        return queryset.filter(ready_at__isnull=self.value() == "no") if self.value() else queryset
+
+
+class OwnerForm(ActionForm):
+    """The field of the action that gives rows to somebody."""
+
+    owner = forms.ModelChoiceField(
+        get_user_model().objects.filter(is_active=True).order_by("username"),
+        required=False,
+        label="Owner",
+        empty_label="(nobody: the house)",
+    )
+
+
+@admin.register(Release)
+class ReleaseAdmin(HouseAdmin):
+    list_display = ("name", "repo_id", "model_name", "format", "directory", "synced_at", "saes_of")
+    list_filter = ("format",)
+    search_fields = ("name", "repo_id", "model_name")
+    readonly_fields = ("synced_at", "directory")
+    actions = ("publish", "review", "deprecate")
+    paginator = Estimated
+
+    @admin.display(description="SAEs")
+    def saes_of(self, obj: Release) -> str:
+        return format_html(
+            '<a href="{}?release__id__exact={}">its SAEs</a>', reverse("admin:saes_sae_changelist"), obj.pk
+        )
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    @admin.action(description="Publish all of its SAEs", permissions=["change"])
+    def publish(self, request: HttpRequest, queryset: QuerySet[Release]) -> None:
+        self._curate(request, queryset, SAE.Curation.PUBLISHED)
+
+    @admin.action(description="Mark all of its SAEs as reviewed", permissions=["change"])
+    def review(self, request: HttpRequest, queryset: QuerySet[Release]) -> None:
+        self._curate(request, queryset, SAE.Curation.REVIEWED)
+
+    @admin.action(description="Deprecate all of its SAEs", permissions=["change"])
+    def deprecate(self, request: HttpRequest, queryset: QuerySet[Release]) -> None:
+        self._curate(request, queryset, SAE.Curation.DEPRECATED)
+
+    def _curate(self, request: HttpRequest, queryset: QuerySet[Release], curation: str) -> None:
+        n = curate_all(request.user, SAE.objects.filter(release__in=queryset), curation)
+        self.message_user(request, f"{n:,} SAEs are {curation} now.", messages.SUCCESS)
+
+
+PARTS: tuple[tuple[str | None, tuple[str, ...], tuple[str, ...]], ...] = (
+    (None, (), ("name", "curation", "owner", "notes", "page")),
+    (
+        "What it is",
+        (),
+        (
+            "source", "model", "model_name", "hook_name", "hook_name_out", "site", "layer", "architecture", "d_in",
+            "d_sae", "k",
+        ),
+    ),
+    (
+        "Where it was published",
+        (),
+        (
+            "release", "sae_id", "aliases", "repo_id", "repo_path", "revision", "neuronpedia_id", "published_l0",
+            "published_variance", "gone_at",
+        ),
+    ),
+    (
+        "Its files",
+        (),
+        ("format", "path", "size_bytes", "sha256", "facts", "asked", "read_at", "verified_at", "ready_at", "job"),
+    ),
+    ("Measured", (), ("l0", "explained_variance")),
+    ("As it was read", ("collapse",), ("config", "proof", "checksums", "metrics", "created_at")),
+)  # fmt: skip
+CHANGED_HERE = ("name", "curation", "owner", "notes", "model")
+READ_ONLY = tuple(name for _, _, names in PARTS for name in names if name not in CHANGED_HERE)
+
+
 @admin.register(SAE)
 class SAEAdmin(MadeByJobs):
     list_display = (
-        "name", "model_name", "hook_name", "architecture", "d_sae", "l0", "explained_variance", "source",
-        "owner", "page",
+        "name", "curation", "model_name", "site", "layer", "architecture", "d_sae", "here", "source", "owner", "verified_at",
+        "page",
     )  # fmt: skip
-    list_filter = ("source", "architecture", "model_name", "owner")
-    search_fields = ("name", "model_name", "hook_name", "sha256", "notes")
+    list_filter = ("curation", "source", HereFilter, "site", "architecture", "model_name", ("release", ReleaseFilter))
+    search_fields = ("words",)
+    search_help_text = "Beginnings of words of names, repositories, paths, models, hook points and notes"
     list_select_related = ("owner",)
-    date_hierarchy = "created_at"
-    fields = (
-        "name", "owner", "notes", "page", "source", "model", "model_name", "hook_name", "layer", "architecture", "d_in",
-        "d_sae", "k", "format", "path", "size_bytes", "sha256", "l0", "explained_variance", "metrics", "config",
-        "created_at", "ready_at", "job",
-    )  # fmt: skip
-    readonly_fields = tuple(name for name in fields if name not in ("name", "owner", "notes"))
+    autocomplete_fields = ("owner", "model")
+    actions = ("publish", "review", "deprecate", "draft", "verify_files", "reread_config", "set_owner")
+    action_form = OwnerForm
+    paginator = Estimated
+    fieldsets = tuple((title, {"fields": names, "classes": css}) for title, css, names in PARTS)
+    readonly_fields = READ_ONLY
+
+    @admin.display(description="here", boolean=True, ordering="ready_at")
+    def here(self, obj: SAE) -> bool:
+        return obj.ready
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """A list of a hundred thousand does not read configs and proofs."""
+        rows = super().get_queryset(request)
+        if request.resolver_match and request.resolver_match.url_name == "saes_sae_changelist":
+            return rows.defer(*HEAVY)
+        return rows
+
+    def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[Any, bool]:
+        """By the words that the database keeps of every SAE, as the registry's page searches."""
+        query = search_query(search_term)
+        if not search_term:
+            return queryset, False
+        return (queryset.filter(words=query) if query else queryset.none()), False
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        """As the delete page does: nothing that is in use."""
+        for row in queryset:
+            try:
+                remove(row, request.user)
+            except InUse as error:
+                self.message_user(request, f"{row.name} stays: {error}", messages.ERROR)
+
+    def delete_model(self, request: HttpRequest, obj: SAE) -> None:
+        self.delete_queryset(request, [obj])  # type: ignore[arg-type]
+
+    # -- actions
+    @admin.action(description="Publish", permissions=["change"])
+    def publish(self, request: HttpRequest, queryset: QuerySet[SAE]) -> None:
+        self._curate(request, queryset, SAE.Curation.PUBLISHED)
+
+    @admin.action(description="Mark as reviewed", permissions=["change"])
+    def review(self, request: HttpRequest, queryset: QuerySet[SAE]) -> None:
+        self._curate(request, queryset, SAE.Curation.REVIEWED)
+
+    @admin.action(description="Deprecate", permissions=["change"])
+    def deprecate(self, request: HttpRequest, queryset: QuerySet[SAE]) -> None:
+        self._curate(request, queryset, SAE.Curation.DEPRECATED)
+
+    @admin.action(description="Back to draft", permissions=["change"])
+    def draft(self, request: HttpRequest, queryset: QuerySet[SAE]) -> None:
+        self._curate(request, queryset, SAE.Curation.DRAFT)
+
+    def _curate(self, request: HttpRequest, queryset: QuerySet[SAE], curation: str) -> None:
+        n = curate_all(request.user, queryset, curation)
+        self.message_user(request, f"{n:,} SAEs are {curation} now.", messages.SUCCESS)
+
+    @admin.action(description="Verify files", permissions=["change"])
+    def verify_files(self, request: HttpRequest, queryset: QuerySet[SAE]) -> None:
+        self._start(request, queryset, "verify")
+
+    @admin.action(description="Re-read config", permissions=["change"])
+    def reread_config(self, request: HttpRequest, queryset: QuerySet[SAE]) -> None:
+        self._start(request, queryset, "inspect")
+
+    def _start(self, request: HttpRequest, queryset: QuerySet[SAE], kind: str) -> None:
+        """One job a row; what cannot be done is counted and the first reason given."""
+        queued, refused = 0, []
+        for row in queryset.select_related("job")[:MOST_JOBS]:
+            try:
+                start(row, kind, request.user)
+                queued += 1
+            except ValueError as error:
+                refused.append(str(error))
+        if queued:
+            self.message_user(request, f"{queued:,} jobs were queued.", messages.SUCCESS)
+        if refused:
+            self.message_user(request, f"{len(refused):,} were left out: {refused[0]}", messages.WARNING)
+
+    @admin.action(description="Give to the owner chosen", permissions=["change"])
+    def set_owner(self, request: HttpRequest, queryset: QuerySet[SAE]) -> None:
+        given = request.POST.get("owner", "")
+        owner = get_user_model().objects.filter(pk=int(given)).first() if given.isdecimal() else None
+        if given and owner is None:
+            self.message_user(request, "There is no such user.", messages.ERROR)
+            return
+        rows = list(queryset.only("pk", "name"))
+        SAE.objects.filter(pk__in=[row.pk for row in rows]).update(owner=owner)
+        note_all(request.user, rows, f"Given to {owner.get_username() if owner else 'the house'}")
+        self.message_user(request, f"{len(rows):,} SAEs were given to {owner or 'the house'}.", messages.SUCCESS)

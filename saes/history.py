@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntry
 from django.contrib.contenttypes.models import ContentType
+from django.db import transaction
+from django.db.models import QuerySet
 
 from saes.models import SAE
 
-__all__ = ["ADDITION", "CHANGE", "DELETION", "note", "notes_of"]
+__all__ = ["ADDITION", "CHANGE", "DELETION", "curate_all", "note", "note_all", "notes_of"]
 
 
 def note(user: Any, sae: SAE, text: str, flag: int = CHANGE) -> None:
@@ -23,6 +26,38 @@ def note(user: Any, sae: SAE, text: str, flag: int = CHANGE) -> None:
             action_flag=flag,
             change_message=text,
         )
+
+
+def note_all(user: Any, saes: Iterable[SAE], text: str) -> None:
+    """`note` for many, in one query."""
+    kind = ContentType.objects.get_for_model(SAE)
+    LogEntry.objects.bulk_create(
+        [
+            LogEntry(
+                user_id=user.pk,
+                content_type=kind,
+                object_id=str(sae.pk),
+                object_repr=sae.name[:200],
+                action_flag=CHANGE,
+                change_message=text,
+            )
+            for sae in saes
+        ],
+        batch_size=1000,
+    )
+
+
+def curate_all(user: Any, rows: QuerySet[SAE], curation: str) -> int:
+    """Set the curation of many; each that really changes gets its line. Returns how many those are."""
+    changed = list(rows.exclude(curation=curation).only("pk", "name", "curation").order_by())
+    by: dict[str, list[SAE]] = {}
+    for sae in changed:
+        by.setdefault(sae.get_curation_display(), []).append(sae)
+    with transaction.atomic():
+        SAE.objects.filter(pk__in=[sae.pk for sae in changed]).update(curation=curation)
+        for before, saes in by.items():
+            note_all(user, saes, f"{before} → {SAE.Curation(curation).label}")
+    return len(changed)
 
 
 def notes_of(sae: SAE, most: int = 100) -> list[LogEntry]:

@@ -388,3 +388,11 @@ def _whole(keys: list[int]) -> list[SAE]:
     )
     found = rows.in_bulk(keys)
     return [found[key] for key in keys if key in found]
+
+
+def rows_between(query: QueryDict, start: int, stop: int) -> tuple[list[SAE], int, list[Facet]]:
+    """Rows of the list by their places in it, for the API: the same filters, sort and counts as the page."""
+    filters = Filters.of(query)
+    facets, total = facets_of(filters)
+    order, _ = sorting(query.get("sort", ""), COLUMNS)
+    return _whole(list(_ordered(filters, order)[start:stop])), total, facets

@@ -1,0 +1,59 @@
+"""What every part of the API asks with: a token, checked for the permission of its operation; and how it says no."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from django.contrib.auth.models import AnonymousUser
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from ninja.errors import HttpError
+from ninja.security import HttpBearer
+
+from saehub.accounts.access import allowed
+from saehub.accounts.models import APIToken
+
+PROBLEM = "application/problem+json"
+
+
+class Needs(HttpBearer):
+    """`Authorization: Bearer sae_…`, checked against the permission of the operation by the choke point."""
+
+    openapi_name = "token"
+
+    def __init__(self, permission: str) -> None:
+        super().__init__()
+        self.permission = permission
+
+    def authenticate(self, request: HttpRequest, token: str) -> Any:
+        row = APIToken.find(token)
+        if row is None:
+            return None
+        request.user = row.owner
+        require(request, row, self.permission)
+        return row
+
+
+def require(request: HttpRequest, token: Any, permission: str) -> None:
+    """For what an operation decides only when it sees its input. Raises HttpError 403."""
+    if not (token.covers(permission) and allowed(request.user, permission)):
+        raise HttpError(403, f"This token may not do that; it needs {permission}.")
+
+
+def require_own(request: HttpRequest, permission: str, obj: Any) -> None:
+    if not allowed(getattr(request, "user", AnonymousUser()), permission, obj):
+        raise HttpError(403, "This belongs to somebody else.")
+
+
+class Problem(Exception):
+    """An answer that is not what was asked for: a status, one sentence, and whatever a program may want to know."""
+
+    def __init__(self, status: int, detail: str, **more: Any) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.more = status, detail, more
+
+
+def problem(status: int, detail: str, **more: Any) -> HttpResponse:
+    """RFC 9457."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
+    return JsonResponse(body, status=status, content_type=PROBLEM)
