@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from saes.numerics.formats import (
+    circuit_tracer,
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,
@@ -19,7 +20,9 @@ from saes.numerics.formats import (
     saelens,
     saelens_legacy,
     saelens_training,
+    single_files,
     sparsify,
+    temporal_hf,
 )
 from saes.numerics.formats.files import FormatError, MissingFact, NotRepresentable, Place, UnknownFormat, find_place
 from saes.numerics.formats.weights import refuse_non_finite
@@ -61,6 +64,13 @@ FORMATS: dict[str, Format] = {
     "dictionary_learning": Format(dictionary_learning.detect, dictionary_learning.load, dictionary_learning.save),
     "sparsify": Format(sparsify.detect, sparsify.load, sparsify.save),
     "openmoss": Format(openmoss.detect, openmoss.load, None),
+    "temporal": Format(temporal_hf.detect, temporal_hf.load, None),
+    "mwhanna_transcoder": Format(circuit_tracer.detect_transcoder, circuit_tracer.load_transcoder, None),
+    "mntss_clt": Format(circuit_tracer.detect_clt, circuit_tracer.load_clt, None),
+    "qwen_scope": Format(single_files.detect_qwen, single_files.load_qwen, None),
+    "connor_rob_hook_z": Format(single_files.detect_hook_z, single_files.load_hook_z, None),
+    "goodfire": Format(single_files.detect_goodfire, single_files.load_goodfire, None),
+    "deepseek_r1": Format(single_files.detect_deepseek, single_files.load_deepseek, None),
 }
 
 # Files by which people publish SAEs, so that a folder can be named for what it is, and two formats in one be noticed.
