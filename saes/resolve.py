@@ -11,10 +11,11 @@ Only the registry is asked, never the network. What is not in it is offered for 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from django.db.models import Q, QuerySet
 from rapidfuzz import fuzz, process
@@ -81,8 +82,8 @@ def place_of(text: str) -> Place | None:
 
 # -- readings ----------------------------------------------------------------------------------------------------------
 def _neuronpedia_url(text: str) -> Resolution | None:
-    parts = urlsplit(text if "://" in text else f"https://{text}")
-    if parts.hostname not in ("neuronpedia.org", "www.neuronpedia.org"):
+    parts = _split(text)
+    if parts is None or parts.hostname not in ("neuronpedia.org", "www.neuronpedia.org"):
         return None
     found = NEURONPEDIA.match(unquote(parts.path).strip("/"))
     return _on_neuronpedia(found) if found else None
@@ -101,9 +102,17 @@ def _on_neuronpedia(found: re.Match[str]) -> Resolution:
     return replace(reading, feature=int(feature) if feature else None)
 
 
+def _split(text: str) -> SplitResult | None:
+    """The parts of an address, with or without https:// in front; None for what is none."""
+    try:
+        return urlsplit(text if "://" in text else f"https://{text}")
+    except ValueError:
+        return None
+
+
 def _of_url(text: str) -> Place | None:
-    parts = urlsplit(text if "://" in text else f"https://{text}")
-    if (parts.hostname or "") not in _hub_hosts():
+    parts = _split(text)
+    if parts is None or parts.hostname not in _hub_hosts():
         return None
     pieces = [unquote(piece) for piece in parts.path.split("/") if piece]
     if len(pieces) < 2 or pieces[0] in ("datasets", "spaces", "docs", "api"):
@@ -117,8 +126,6 @@ def _of_url(text: str) -> Place | None:
 
 def _hub_hosts() -> tuple[str, ...]:
     """The Hub's names, and that of the mirror this instance uses."""
-    import os
-
     mirror = urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname
     return (*HUB_HOSTS, mirror) if mirror else HUB_HOSTS
 
