@@ -16,6 +16,7 @@ from django.utils.text import slugify
 from saehub.jobs.models import enqueue
 from saehub.jobs.progress import JobError, Progress
 from saes.fields import size_of
+from saes.hook_places import place_of
 from saes.models import SAE, LanguageModel
 from saes.numerics.architectures import build_sae
 from saes.numerics.folders import whole_folder
@@ -247,6 +248,7 @@ def _register(row: Run, result: TrainResult, path: str) -> SAE:
             "model": row.capture.model,
             "model_name": row.capture.model.name,
             "hook_name": row.hook_name,
+            "site": place_of(row.hook_name, config.architecture)[0],
             "layer": hook["layer"] if hook else None,
             "architecture": config.architecture,
             "d_in": config.d_in,
