@@ -93,7 +93,7 @@ def _load(row: SAE, entry: Path, facts: Mapping[str, Any]) -> tuple[Weights, dic
     }  # fmt: skip
     while True:
         try:
-            return load_sae(entry, facts=used), used
+            return for_inference(load_sae(entry, facts=used)), used
         except MissingFact as error:
             fresh = {name: known[name] for name in error.names if name not in used and known.get(name)}
             if not fresh:

@@ -282,7 +282,7 @@ def evaluate(progress: Progress, sae: int, evaluation: int) -> dict[str, Any]:
     """Measure an SAE on a capture's held-out contexts: reconstruction on all of their tokens, CE and KL on some."""
     row = Evaluation.objects.select_related("sae", "capture__model").get(pk=evaluation, sae=sae)
     source = open_capture(row.capture.folder)
-    weights = load_sae(row.sae.files, facts=row.sae.facts, device=pick_device())
+    weights = load_sae(row.sae.files, facts=row.sae.facts, device=pick_device(), checked=bool(row.sae.sha256))
     lm = _load(progress, row.capture.model)
     progress.start("Measuring on held-out tokens", unit="tokens")
     stages: set[str] = set()

@@ -25,7 +25,7 @@ from saes.numerics.formats import (
     temporal_hf,
 )
 from saes.numerics.formats.files import FormatError, MissingFact, NotRepresentable, Place, UnknownFormat, find_place
-from saes.numerics.formats.weights import refuse_non_finite
+from saes.numerics.formats.finite import require_finite
 from saes.numerics.sae import SAE
 
 __all__ = [
@@ -72,6 +72,11 @@ FORMATS: dict[str, Format] = {
     "goodfire": Format(single_files.detect_goodfire, single_files.load_goodfire, None),
     "deepseek_r1": Format(single_files.detect_deepseek, single_files.load_deepseek, None),
 }
+
+KNOWN = (  # whose files the table reads, for sentences
+    "SAELens, Gemma Scope, Llama Scope, OpenMOSS, dictionary_learning, sparsify, Qwen Scope, Goodfire, DeepSeek R1 "
+    "(qresearch), the hook_z SAEs, circuit-tracer, temporal SAEs, miStudio and mi_crow"
+)
 
 # Files by which people publish SAEs, so that a folder can be named for what it is, and two formats in one be noticed.
 WEIGHT_FILES = {
@@ -136,7 +141,7 @@ def load_sae(
     with _readable(place.folder):
         sae = format_.load(place, facts or {}, device, dtype)
         if not checked:
-            refuse_non_finite(sae.state_dict())
+            require_finite(sae, place)
     return sae
 
 
@@ -162,7 +167,7 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 def _what_was_found(place: Place, makers: list[str]) -> str:
-    supported = f"the supported formats are {', '.join(FORMATS)}"
+    supported = f"the supported formats are those of {KNOWN}"
     if place.entry and place.entry not in place.names:
         return f"There is no folder or file {place.folder / place.entry}."
     if place.entry:
