@@ -23,6 +23,7 @@ from saes.layouts import wanted_files
 from saes.models import SAE, LanguageModel
 from saes.numerics.folders import whole_folder
 from saes.numerics.formats import FormatError, MissingFact, NotRepresentable, detect_format, load_sae, save_sae
+from saes.numerics.formats.saelens import for_inference
 from saes.numerics.sae import SAE as Weights
 
 CANONICAL = "saelens"
