@@ -105,15 +105,16 @@ def get_json(url: str, token: str | None, until: float) -> tuple[Any, httpx2.Res
 
 # -- attempts
 def ask(call: Callable[[], T], *, attempts: int = 4) -> T:
-    """`call()`, again after a wait when the connection drops or the Hub is busy."""
+    """`call()`, again after a wait when the connection drops or the Hub is busy; a page may be waiting for it."""
     for attempt in range(1, attempts + 1):
         try:
             return call()
         except (*DROPPED, errors.HfHubHTTPError) as error:
             last = 2 if isinstance(error, httpx2.ConnectError) else attempts
-            if attempt >= last or not worth_another(error):
+            seconds = pause(error, attempt)
+            if attempt >= last or not worth_another(error) or seconds > LONGEST_WAIT:
                 raise
-            time.sleep(pause(error, attempt))
+            time.sleep(seconds)
     raise AssertionError("unreachable")
 
 

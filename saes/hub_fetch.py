@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -105,7 +106,7 @@ class Transfer:
     def _bring(self, file: HubFile) -> None:
         blob, pointer = self.blobs / file.etag, self.listing.snapshot / file.path
         pointer.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked(file.etag):
+        with self._locked(file.etag, file.path):
             place = blob if blob.exists() else pointer
             if not (place.is_file() and self._sound(place, file)):
                 self.current = f"Downloading {self.listing.repo_id}: {file.path}"
@@ -118,8 +119,9 @@ class Transfer:
                 file_download._create_symlink(str(blob), str(pointer), new_blob=True)
 
     @contextmanager
-    def _locked(self, etag: str) -> Iterator[None]:
+    def _locked(self, etag: str, path: str) -> Iterator[None]:
         """The lock huggingface_hub takes for this blob: another process that has it is waited for."""
+        told = False
         with ExitStack() as held:
             while True:
                 self._go_on()
@@ -127,7 +129,9 @@ class Transfer:
                     held.enter_context(WeakFileLock(self.locks / f"{etag}.lock", timeout=POLL_SECONDS))
                     break
                 except Timeout:
-                    continue
+                    if not told:
+                        self.notes.put(f"{path} is being downloaded by another job, which is waited for")
+                    told = True
             yield
 
     def _sound(self, place: Path, file: HubFile) -> bool:
@@ -204,13 +208,13 @@ class Transfer:
             handle.seek(have)
             handle.truncate()
             came: list[bytes] = []
-            waiting = 0
+            waiting, last = 0, time.monotonic()
 
             def flush() -> None:
-                nonlocal have, waiting
+                nonlocal have, waiting, last
                 piece = b"".join(came)
                 came.clear()
-                waiting = 0
+                waiting, last = 0, time.monotonic()
                 if have + len(piece) > file.size:
                     raise Unsound("more came than the file is long")
                 digest.update(piece)
@@ -223,7 +227,7 @@ class Transfer:
                     self._go_on()
                     came.append(chunk)
                     waiting += len(chunk)
-                    if waiting >= CHUNK:
+                    if waiting >= CHUNK or time.monotonic() - last > POLL_SECONDS:
                         flush()
             finally:  # of a connection that was cut, too
                 flush()
