@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from email.utils import format_datetime
 from pathlib import Path
@@ -428,6 +429,39 @@ def test_a_cancel_stops_within_a_moment_and_keeps_what_came(
         our.download(Pressed(progress.job), listing, [file_of(listing)])
     assert 0 < part_of(listing).stat().st_size < len(WEIGHTS)
     stocked.faults.clear()
+
+
+def test_two_downloads_of_one_file_fetch_it_once(stocked: MiniHub) -> None:
+    """Another process, or another job of this one, holds the lock of the file."""
+
+    class Noted:
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        def start(self, step: str, **_: Any) -> None: ...
+        def log(self, text: str) -> None:
+            self.lines.append(text)
+
+        def __call__(self, *_: Any) -> None: ...
+
+    stocked.fault("/lfs/", "rate", 400_000, times=1)
+    listing = our.list_repository(REPO)
+    notes: list[Any] = [Noted(), Noted()]
+    threads = [threading.Thread(target=our.download, args=(one, listing, [file_of(listing)])) for one in notes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (listing.snapshot / NAME).read_bytes() == WEIGHTS and no_parts_left()
+    assert len([asked for asked in stocked.requests if asked.path.startswith("/lfs")]) == 1
+    assert any("by another job" in line for one in notes for line in one.lines)
+
+
+def test_a_page_does_not_wait_as_long_as_a_download(stocked: MiniHub, monkeypatch: Any) -> None:
+    stocked.fault("/api/models", "status", 429, times=1, Retry_After="200")
+    with pytest.raises(HubError, match="limits how often") as error:
+        our.list_repository(REPO)
+    assert "200 s" in error.value.hint
 
 
 # -- parts of a file
