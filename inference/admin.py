@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.contrib import admin
 
-from inference.models import Generation
+from inference.models import Generation, Inference, PromptBatch
 from saehub.accounts.admin import MadeByJobs
 
 
@@ -24,3 +24,35 @@ class GenerationAdmin(MadeByJobs):
     @admin.display(description="edits")
     def n_edits(self, row: Generation) -> int:
         return len(row.edits)
+
+
+@admin.register(Inference)
+class InferenceAdmin(MadeByJobs):
+    """A text and what fires on it: only its name and owner can be changed."""
+
+    list_display = ("name", "model", "n_tokens", "seconds", "owner", "created_at", "page")
+    list_filter = ("chat", "model", "owner")
+    search_fields = ("name", "prompt", "model__name")
+    list_select_related = ("model", "owner")
+    date_hierarchy = "created_at"
+    fields = (
+        "name", "owner", "page", "model", "saes", "prompt", "chat", "prepend_bos", "probabilities", "n_tokens", "facts",
+        "policy", "versions", "seconds", "created_at", "ready_at", "job",
+    )  # fmt: skip
+    readonly_fields = tuple(name for name in fields if name not in ("name", "owner"))
+
+
+@admin.register(PromptBatch)
+class PromptBatchAdmin(MadeByJobs):
+    """A corpus read text by text: only its name and owner can be changed."""
+
+    list_display = ("name", "model", "corpus", "n_prompts", "n_rows", "size_bytes", "owner", "created_at", "page")
+    list_filter = ("model", "corpus", "owner")
+    search_fields = ("name", "corpus__name", "model__name")
+    list_select_related = ("model", "corpus", "owner")
+    date_hierarchy = "created_at"
+    fields = (
+        "name", "owner", "page", "model", "saes", "corpus", "prepend_bos", "top", "max_prompts", "n_prompts", "n_cut",
+        "n_tokens", "n_rows", "size_bytes", "facts", "policy", "versions", "seconds", "created_at", "ready_at", "job",
+    )  # fmt: skip
+    readonly_fields = tuple(name for name in fields if name not in ("name", "owner"))

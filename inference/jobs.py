@@ -1,33 +1,48 @@
-"""Job of this app: generate once plain and once with features edited, in the worker that keeps models warm."""
+"""Jobs of this app: generate with features edited, read texts by SAEs; in the worker that keeps models warm."""
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 import transformers
+from django.conf import settings
 
 import saehub
-from inference.models import Generation
+from concepts.numerics.token_text import token_texts
+from inference import codes
+from inference.models import Generation, Inference, PromptBatch
 from inference.numerics.generate import Generated
 from inference.numerics.generate import generate as generate_text
+from inference.numerics.infer import LIKELY, Reader, text_ids
+from inference.numerics.infer import infer as infer_text
+from inference.numerics.prompts import PromptReader
 from inference.numerics.quality import plain_logprobs, repetition
 from inference.numerics.steer import SCOPES, Edit, Steering
+from inference.numerics.table import new_table
 from saehub.jobs.progress import JobError, Progress
 from saes.models import SAE, LanguageModel
+from saes.numerics.folders import whole_folder
 from saes.numerics.formats import load_sae
 from saes.numerics.lm import LM, load_lm, pick_device
 from saes.numerics.sae import SAE as Weights
+from training.jobs import texts_of
 
 T = TypeVar("T")
 WRITE_SECONDS = 0.5  # how often the text so far is written to the row
 WARM_MODELS = 2
 WARM_SAES = 4
+LARGEST = 2**62
+SPECIAL = "control tokens are read and shown, and left out of every summary"
 
 
 class Warm(Generic[T]):
@@ -77,6 +92,91 @@ def generate(progress: Progress, generation: int) -> dict[str, Any]:
     return {"generation": row.pk, "baseline_tokens": len(baseline["ids"]), "steered_tokens": len(steered["ids"])}
 
 
+def infer(progress: Progress, inference: int) -> dict[str, Any]:
+    """Read one text by the SAEs of an Inference and write what fires into its folder."""
+    row = Inference.objects.select_related("model").filter(pk=inference).first()
+    if row is None:
+        raise JobError("The text is not there any more.", "It was deleted; start a new one.")
+    began = time.monotonic()
+    saes = in_order(row.saes.all())
+    progress.start(f"Loading {row.model.name}", unit="tokens")
+    lm = warm_lm(row.model)
+    readers = [Reader(warm_sae(sae), sae.hook_name) for sae in saes]
+    ids, policy = text_ids(lm, _asked(row), row.prepend_bos)
+    progress.start("Reading the text", unit="tokens", total=len(ids))
+    found = infer_text(lm, readers, ids, likely=LIKELY if row.probabilities else 0)
+    next_ids = [] if found.likely is None else np.unique(found.likely.ids).tolist()
+    with whole_folder(row.folder, replaces=[path.name for path in row.folder.glob("*")]) as folder:
+        codes.write(folder, found, dict(zip(next_ids, token_texts(lm.tokenizer, next_ids), strict=True)))
+    counted = ~np.array(found.special)
+    facts = [
+        fact_of(sae) | {"fires": len(one.values), "l0": _mean(np.diff(one.start)[counted])}
+        for sae, one in zip(saes, found.codes, strict=True)
+    ]
+    row.finish(
+        facts=facts, n_tokens=len(ids), policy=asdict(policy) | {"special": SPECIAL, "dtype": str(lm.dtype)},
+        versions=versions(), seconds=time.monotonic() - began,
+    )  # fmt: skip
+    progress(len(ids), len(ids))
+    return {"inference": row.pk, "tokens": len(ids), "fires": sum(fact["fires"] for fact in facts)}
+
+
+def _asked(row: Generation | Inference) -> Any:
+    return [{"role": "user", "content": row.prompt}] if row.chat else row.prompt
+
+
+def _mean(counts: Any) -> float | None:
+    return float(counts.mean()) if len(counts) else None
+
+
+def in_order(saes: Iterable[SAE]) -> list[SAE]:
+    """By layer, then age: the order of everything that several SAEs read."""
+    return sorted(saes, key=lambda sae: (-1 if sae.layer is None else sae.layer, sae.pk))
+
+
+def fact_of(sae: SAE) -> dict[str, Any]:
+    """What says which SAE it was, also when its row is gone."""
+    return {"sae": sae.pk, "name": sae.name, "sha256": sae.sha256, "hook_name": sae.hook_name, "d_sae": sae.d_sae}
+
+
+def infer_prompts(progress: Progress, batch: int) -> dict[str, Any]:
+    """Read every text of a PromptBatch's corpus on its own; the table appears whole or not at all."""
+    row = PromptBatch.objects.select_related("model", "corpus").get(pk=batch)
+    began = time.monotonic()
+    saes = in_order(row.saes.all())
+    progress.start(f"Loading {row.model.name}", unit="prompts")
+    lm = _load(row.model)
+    readers = [Reader(_load_sae(sae), sae.hook_name) for sae in saes]
+    total = min(row.corpus.n_documents or 0, row.max_prompts or LARGEST) or None
+    progress.start("Reading the prompts", unit="prompts", total=total)
+    reading = PromptReader(lm, readers, [sae.pk for sae in saes], row.prepend_bos, row.top)
+    with whole_folder(row.folder, replaces=[row.FILE]) as folder, new_table(folder / row.FILE) as table:
+        for done in reading.read(islice(texts_of(row.corpus), row.max_prompts), table):
+            progress(done, max(total or 0, done) or None)
+            _leave_disk(folder / row.FILE)
+    if not reading.n_prompts:
+        raise JobError("The corpus holds no text.", "Choose another corpus.")
+    row.finish(
+        n_prompts=reading.n_prompts, n_cut=reading.n_cut, n_tokens=reading.n_tokens, n_rows=table.rows,
+        size_bytes=row.file.stat().st_size, facts=[fact_of(sae) for sae in saes],
+        policy={"bos": row.prepend_bos, "special": SPECIAL, "top": row.top, "dtype": str(lm.dtype)},
+        versions=versions(), seconds=time.monotonic() - began,
+    )  # fmt: skip
+    return {"batch": row.pk, "prompts": reading.n_prompts, "tokens": reading.n_tokens, "rows": table.rows}
+
+
+def _leave_disk(file: Path) -> None:
+    """The table is streamed to disk, so its size is known only as it grows."""
+    size, free = file.stat().st_size, shutil.disk_usage(file.parent).free
+    if size > settings.BATCH_LIMIT:
+        raise JobError(
+            f"The table is larger than {settings.BATCH_LIMIT // 10**6:,} MB, the most one batch may take.",
+            "Keep fewer features of every token, or read fewer prompts.",
+        )
+    if free < settings.DISK_RESERVE:
+        raise JobError("The disk is nearly full, so the table was not written.", "Free some space, then press Retry.")
+
+
 def warm_lm(model: LanguageModel) -> LM:
     return MODELS.get((model.load_from, model.revision), lambda: _load(model))
 
@@ -88,7 +188,11 @@ def _load(model: LanguageModel) -> LM:
 
 
 def warm_sae(sae: SAE) -> Weights:
-    return SAES.get((sae.path, sae.sha256), lambda: load_sae(sae.files, facts=sae.facts, device=pick_device()))
+    return SAES.get((sae.path, sae.sha256), lambda: _load_sae(sae))
+
+
+def _load_sae(sae: SAE) -> Weights:
+    return load_sae(sae.files, facts=sae.facts, device=pick_device(), checked=bool(sae.sha256))
 
 
 def _steering(row: Generation) -> list[Steering]:
@@ -114,10 +218,9 @@ def _side(progress: Progress, row: Generation, lm: LM, side: str, steering: list
             written = time.monotonic()
             _keep(row, **{side: {"ids": ids, "pieces": pieces, "text": "".join(pieces)}})
 
-    prompt: Any = [{"role": "user", "content": row.prompt}] if row.chat else row.prompt
     made = generate_text(
         lm,
-        prompt,
+        _asked(row),
         steering=steering,
         max_new_tokens=row.max_new_tokens,
         temperature=row.temperature,

@@ -195,6 +195,9 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 1024 * 1024
 FILE_UPLOAD_TEMP_DIR = str(DATA_DIR / "tmp")
 Path(FILE_UPLOAD_TEMP_DIR).mkdir(parents=True, exist_ok=True)
 DISK_RESERVE = (
+BATCH_LIMIT = (
+    env.integer("SAEHUB_BATCH_MB", 20480, "Largest table that a batch of prompts may write, in MB", least=1) * 1024 * 1024
+)
     env.integer("SAEHUB_DISK_RESERVE_MB", 512, "Free disk that long work leaves untouched, in MB") * 1024 * 1024
 )
 

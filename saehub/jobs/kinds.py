@@ -46,4 +46,7 @@ KINDS = {
         Kind("generate", "inference.jobs", "Generate", "live", "inference.add_generation", "inference:generation_detail", "generation",
              in_child=False, attempts=1),
     )
+        Kind("infer", "inference.jobs", "Read a text", "live", "inference.add_inference", "inference:inference_detail", "inference",
+             in_child=False, attempts=1),
+        Kind("infer_prompts", "inference.jobs", "Read prompts", "gpu", "inference.add_promptbatch", "inference:promptbatch_detail", "batch"),
 }  # fmt: skip

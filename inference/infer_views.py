@@ -1,0 +1,143 @@
+"""Pages of the playground: which features fire on a text, and on every text of a corpus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.shortcuts import get_object_or_404, redirect, render
+
+from inference.codes import CodesError
+from inference.infer_forms import InferenceForm, PromptBatchForm
+from inference.models import Inference, PromptBatch
+from inference.readings import Reading, as_csv, as_python, record
+from saehub.accounts.access import check, needs
+from saehub.fragments import part
+from saes.listing import Column, listing
+
+COLUMNS = (
+    Column("text", "Text", "name"),
+    Column("saes", "SAEs, model"),
+    Column("tokens", "Tokens", "n_tokens", figures=True),
+    Column("owner", "By", "owner__username"),
+    Column("created", "Made", "created_at", figures=True),
+    Column("state", "State"),
+)
+BATCH_COLUMNS = (
+    Column("corpus", "Corpus", "corpus__name"),
+    Column("saes", "SAEs, model"),
+    Column("prompts", "Prompts", "n_prompts", figures=True),
+    Column("rows", "Rows", "n_rows", figures=True),
+    Column("size", "Size", "size_bytes", figures=True),
+    Column("owner", "By", "owner__username"),
+    Column("created", "Made", "created_at", figures=True),
+    Column("state", "State"),
+)
+
+
+@needs("inference.view_inference")
+def inference_list(request: HttpRequest) -> HttpResponse:
+    rows = Inference.objects.select_related("model", "owner", "job").prefetch_related("saes")
+    facets = {"sae": ("SAE", "saes__name"), "model": ("Model", "model__name"), "by": ("By", "owner__username")}
+    context = listing(request, rows, COLUMNS, search=("prompt", "model__name"), facets=facets)
+    return render(request, "inference/inference_list.html" + part(request, "rows"), {"section": "playground"} | context)
+
+
+@needs("inference.add_inference")
+def inference_create(request: HttpRequest) -> HttpResponse:
+    fork = None
+    if request.method == "POST":
+        form = InferenceForm(request.POST)
+        if form.is_valid():
+            return redirect(form.begin(request.user))
+    else:
+        fork = _fork(request)
+        form = InferenceForm(initial=_of(fork) if fork else _prefill(request))
+    recent = Inference.objects.select_related("model", "job").filter(owner_id=request.user.pk)[:6]
+    context = {"section": "playground", "form": form, "fork": fork, "recent": recent, "chosen": form["saes"].value()}
+    return render(request, "inference/inference_create.html", context, status=422 if form.errors else 200)
+
+
+def _fork(request: HttpRequest) -> Inference | None:
+    pk = request.GET.get("fork", "")
+    if not pk:
+        return None
+    return get_object_or_404(Inference, pk=int(pk) if pk.isdecimal() and len(pk) < 12 else -1)
+
+
+def _of(row: Inference) -> dict[str, Any]:
+    fields = ("prompt", "chat", "prepend_bos", "probabilities")
+    return {name: getattr(row, name) for name in fields} | {"saes": [sae.pk for sae in row.saes.all()]}
+
+
+def _prefill(request: HttpRequest) -> dict[str, Any]:
+    """From `?prompt=&sae=&sae=`; without an SAE, the newest that can read."""
+    saes = [int(pk) for pk in request.GET.getlist("sae") if pk.isdecimal() and len(pk) < 12]
+    if not saes:
+        newest = InferenceForm().able.first
+        saes = [newest.pk] if newest else []
+    return {"prompt": request.GET.get("prompt", ""), "saes": saes}
+
+
+@needs("inference.view_inference")
+def inference_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    rows = Inference.objects.select_related("model", "owner", "job__owner").prefetch_related("saes")
+    row = get_object_or_404(rows, pk=pk)
+    context: dict[str, Any] = {"section": "playground", "row": row, "saes": list(row.saes.all())}
+    if row.ready:
+        try:
+            if (kind := request.GET.get("format", "")) in ("csv", "json"):
+                return _attachment(row, kind)
+            context |= {"reading": Reading(row, request.GET), "python": as_python(row, context["saes"])}
+        except CodesError as error:
+            context["fault"] = str(error)
+    return render(request, "inference/inference_detail.html" + part(request, "live"), context)
+
+
+def _attachment(row: Inference, kind: str) -> HttpResponse:
+    if kind == "csv":
+        response = HttpResponse(as_csv(row), content_type="text/csv; charset=utf-8")
+    else:
+        response = JsonResponse(record(row), json_dumps_params={"indent": 1, "ensure_ascii": False})
+    response["Content-Disposition"] = f'attachment; filename="inference-{row.pk}.{kind}"'
+    return response
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+
+
+@needs("inference.view_promptbatch")
+def promptbatch_list(request: HttpRequest) -> HttpResponse:
+    rows = PromptBatch.objects.select_related("model", "corpus", "owner", "job").prefetch_related("saes")
+    facets = {"corpus": ("Corpus", "corpus__name"), "sae": ("SAE", "saes__name"), "model": ("Model", "model__name")}
+    context = listing(request, rows, BATCH_COLUMNS, search=("corpus__name", "model__name"), facets=facets)
+    return render(
+        request, "inference/promptbatch_list.html" + part(request, "rows"), {"section": "playground"} | context
+    )
+
+
+@needs("inference.add_promptbatch")
+def promptbatch_create(request: HttpRequest) -> HttpResponse:
+    form = PromptBatchForm(request.POST) if request.method == "POST" else PromptBatchForm(initial=_prefill(request))
+    if request.method == "POST" and form.is_valid():
+        return redirect(form.begin(request.user))
+    context = {"section": "playground", "form": form}
+    return render(request, "inference/promptbatch_create.html", context, status=422 if form.errors else 200)
+
+
+@needs("inference.view_promptbatch")
+def promptbatch_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    rows = PromptBatch.objects.select_related("model", "corpus", "owner", "job__owner").prefetch_related("saes")
+    row = get_object_or_404(rows, pk=pk)
+    context = {"section": "playground", "row": row, "saes": list(row.saes.all())}
+    return render(request, "inference/promptbatch_detail.html" + part(request, "live"), context)
+
+
+@needs("inference.view_promptbatch")
+def promptbatch_file(request: HttpRequest, pk: int) -> HttpResponseBase:
+    """The table itself."""
+    row = get_object_or_404(PromptBatch.objects.ready(), pk=pk)
+    check(request.user, "inference.view_promptbatch", row)
+    if not row.file.is_file():
+        raise Http404("The table of this batch is gone; run it again.")
+    return FileResponse(row.file.open("rb"), as_attachment=True, filename=f"prompts-{row.pk}.parquet")

@@ -1,0 +1,288 @@
+"""What the page of a text shows of its codes: the tokens as a ribbon, one token, the strongest features, the grid."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.http import QueryDict
+from django.utils.html import format_html
+from django.utils.safestring import SafeString, mark_safe
+
+from concepts.models import Known, known_features
+from inference.codes import CodesFile, Fires, Next, Strong
+from inference.models import Inference
+from saehub.figures import fig_text, level, token_markup
+
+FEATURES = 15  # of the text, and of a token
+GRID_FEATURES = 12
+GRID_TOKENS = 48
+JSON_FEATURES = 50  # of every token; the CSV has all
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a text is looked at: the number-th SAE, a token and a feature (None where nothing fires)."""
+
+    number: int
+    token: int
+    feature: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A feature in a table: its value here, and that as a share of the largest it reached in its newest view."""
+
+    feature: int
+    value: float
+    known: Known | None
+    strong: Strong | None = None
+
+    @property
+    def share(self) -> float | None:
+        return self.value / self.known.maximum if self.known and self.known.maximum else None
+
+
+@dataclass(frozen=True)
+class Cell:
+    token: int
+    value: float
+    css: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Features by tokens; colours at each feature's own maximum in the text."""
+
+    tokens: list[tuple[int, str]]
+    rows: list[tuple[Row, list[Cell]]]
+    first: int
+    last: int
+
+
+class Reading:
+    """One choice of what to look at in a finished text."""
+
+    def __init__(self, row: Inference, query: QueryDict) -> None:
+        self.row = row
+        self.file = CodesFile(row.folder)
+        self.number = next((i for i, fact in enumerate(row.facts) if str(fact["sae"]) == query.get("sae")), 0)
+        self.fires: Fires = self.file.sae(self.number)
+        self.strongest = self.fires.strongest(FEATURES)
+        self.choice = self._chosen(query)
+        shown = {one.feature for one in self.strongest} | {feature for feature, _ in self.at_token}
+        shown |= set() if self.choice.feature is None else {self.choice.feature}
+        self.known = self._known(shown)
+
+    def _known(self, features: Iterable[Any]) -> dict[int, Known]:
+        sae = next((sae for sae in self.row.saes.all() if sae.pk == self.fact["sae"]), None)
+        return known_features(sae, features) if sae else {}
+
+    def _chosen(self, query: QueryDict) -> Choice:
+        feature = _number(query.get("feature"), self.fact["d_sae"])
+        token = _number(query.get("token"), len(self.file))
+        if feature is None and self.strongest:
+            feature = self.strongest[0].feature
+        if token is None:
+            token = next((one.token for one in self.strongest if one.feature == feature), len(self.file) - 1)
+        return Choice(self.number, token, feature)
+
+    @property
+    def fact(self) -> dict[str, Any]:
+        fact: dict[str, Any] = self.row.facts[self.number]
+        return fact
+
+    @property
+    def at_token(self) -> list[tuple[int, float]]:
+        return self.fires.at(self.choice.token, FEATURES)
+
+    @property
+    def token_rows(self) -> list[Row]:
+        return [Row(feature, value, self.known.get(feature)) for feature, value in self.at_token]
+
+    @property
+    def text_rows(self) -> list[Row]:
+        return [Row(one.feature, one.maximum, self.known.get(one.feature), one) for one in self.strongest]
+
+    @property
+    def n_at_token(self) -> int:
+        return self.fires.count(self.choice.token)
+
+    @property
+    def token(self) -> str:
+        return self.file.tokens[self.choice.token]
+
+    @property
+    def likely(self) -> list[Next]:
+        return self.file.likely(self.choice.token)
+
+    @property
+    def logprob(self) -> float | None:
+        return None if self.file.logprobs is None else _finite(self.file.logprobs[self.choice.token])
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp of the mean -log p of all tokens but the first."""
+        known = None if self.file.logprobs is None else self.file.logprobs[1:]
+        return math.exp(min(-float(known.mean()), 700)) if known is not None and len(known) else None
+
+    @property
+    def chosen_known(self) -> Known | None:
+        return self.known.get(self.choice.feature) if self.choice.feature is not None else None
+
+    @property
+    def maximum(self) -> float:
+        """Of the chosen feature, over the tokens that count."""
+        values = abs(self.along[~self.file.special])
+        return float(values.max()) if len(values) else 0.0
+
+    @property
+    def along(self) -> Any:
+        return self.fires.along(-1 if self.choice.feature is None else self.choice.feature)
+
+    def ribbon(self) -> SafeString:
+        """Every token as a link to itself, coloured by the chosen feature."""
+        values, maximum = self.along.tolist(), self.maximum
+        parts = (self._link(i, value, maximum) for i, value in enumerate(values))
+        return mark_safe("".join(parts))  # every part is made by format_html
+
+    def _link(self, i: int, value: float, maximum: float) -> SafeString:
+        text = self.file.tokens[i]
+        shown = format_html('<i class="ctl">{}</i>', text) if self.file.special[i] else mark_safe(token_markup(text))
+        here = i == self.choice.token
+        said = mark_safe(' aria-current="true"') if here else ""
+        return format_html(
+            '<a class="t{}{}" href="{}"{} tabindex="{}" data-v="{}">{}</a>',
+            css_of(value, maximum), " here" if here else "", self.link(token=i), said, 0 if here else -1,
+            fig_text(value) if value else "0", shown,
+        )  # fmt: skip
+
+    def link(self, **changes: Any) -> str:
+        """This page with another token, feature or SAE."""
+        kept: dict[str, Any] = {"sae": self.fact["sae"], "token": self.choice.token, "feature": self.choice.feature}
+        query = "&amp;".join(f"{name}={value}" for name, value in (kept | changes).items() if value is not None)
+        return mark_safe(f"?{query}#reading")  # numbers alone
+
+    def grid(self) -> Grid:
+        half = GRID_TOKENS // 2
+        first = max(0, min(self.choice.token - half, len(self.file) - GRID_TOKENS))
+        last = min(len(self.file), first + GRID_TOKENS)
+        rows = self.text_rows[:GRID_FEATURES]
+        if not rows:
+            return Grid([], [], first, last)
+        values = self.fires.grid([row.feature for row in rows], first, last).tolist()
+        tokens = [(i, self.file.tokens[i]) for i in range(first, last)]
+        cells = [
+            [Cell(first + i, v, css_of(v, abs(row.value))) for i, v in enumerate(line)]
+            for row, line in zip(rows, values, strict=True)
+        ]
+        return Grid(tokens, list(zip(rows, cells, strict=True)), first, last)
+
+
+def css_of(value: float, maximum: float) -> str:
+    return (f" a{level(value, maximum)}" + (" neg" if value < 0 else "")) if value else ""
+
+
+def _number(text: str | None, end: int) -> int | None:
+    number = int(text) if text and text.isdecimal() and len(text) < 12 else -1
+    return number if 0 <= number < end else None
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+# ------------------------------------------------------------------------------------------------------- to take along
+
+
+def record(row: Inference) -> dict[str, Any]:
+    """What was asked and what fires, in JSON types: the strongest features of the text and of every token."""
+    file = CodesFile(row.folder)
+    logprobs = [None] * len(file) if file.logprobs is None else [_finite(p) for p in file.logprobs.tolist()]
+    return {
+        "inference": row.pk,
+        "made": row.created_at.isoformat(),
+        "by": row.owner.get_username() if row.owner else None,
+        "model": {"name": row.model.name, "location": row.model.location, "revision": row.model.revision or None},
+        "prompt": row.prompt,
+        "chat": row.chat,
+        "policy": row.policy,
+        "versions": row.versions,
+        "seconds": row.seconds,
+        "tokens": [
+            {
+                "token_index": i,
+                "id": file.ids[i],
+                "text": file.tokens[i],
+                "special": bool(file.special[i]),
+                "logprob": logprobs[i],
+                "next": [vars(one) for one in file.likely(i)],
+            }
+            for i in range(len(file))
+        ],
+        "saes": [_sae_record(fact, file.sae(number), len(file)) for number, fact in enumerate(row.facts)],
+    }
+
+
+def _sae_record(fact: dict[str, Any], fires: Fires, n: int) -> dict[str, Any]:
+    return fact | {
+        "top_features": [vars(one) for one in fires.strongest(JSON_FEATURES)],
+        "token_features": [
+            {"token_index": i, "n_fires": fires.count(i)}
+            | dict(
+                zip(("features", "activations"), map(list, zip(*fires.at(i, JSON_FEATURES), strict=True)), strict=False)
+            )
+            for i in range(n)
+        ],
+    }
+
+
+def as_csv(row: Inference) -> str:
+    """Every code: sae, token_index, token, special, feature, value."""
+    file, out = CodesFile(row.folder), io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow(["sae", "token_index", "token", "special", "feature", "value"])
+    for number, fact in enumerate(row.facts):
+        writer.writerows(_cells(fact["sae"], file, file.sae(number)))
+    return out.getvalue()
+
+
+def _cells(sae: int, file: CodesFile, fires: Fires) -> Iterator[tuple[Any, ...]]:
+    tokens = [neutral(text) for text in file.tokens]
+    rows = zip(fires.positions.tolist(), fires.features.tolist(), fires.values.tolist(), strict=True)
+    for position, feature, value in rows:
+        yield sae, position, tokens[position], int(file.special[position]), feature, f"{value:.9g}"
+
+
+def neutral(text: str) -> str:
+    """Text that a spreadsheet takes for text: what it would run as a formula gets an apostrophe in front."""
+    return f"'{text}" if text.lstrip(" ")[:1] in ("=", "+", "-", "@", "\t", "\r") and text.strip() else text
+
+
+def as_python(row: Inference, saes: Iterable[Any]) -> str:
+    """A script that reads the text again with the functions this site uses."""
+    prompt: Any = [{"role": "user", "content": row.prompt}] if row.chat else row.prompt
+    lines = [
+        "from inference.numerics.infer import Reader, infer, text_ids",
+        "from saes.numerics.formats import load_sae",
+        "from saes.numerics.lm import load_lm",
+        "",
+        f"lm = load_lm({row.model.load_from!r}, revision={row.model.revision or None!r})",
+        f"ids, policy = text_ids(lm, {prompt!r}, prepend_bos={row.prepend_bos})",
+        "readers = [",
+        *(
+            f"    Reader(load_sae({str(sae.files)!r}{f', facts={sae.facts!r}' if sae.facts else ''}), {sae.hook_name!r}),"
+            for sae in saes
+        ),
+        "]",
+        f"found = infer(lm, readers, ids, likely={10 if row.probabilities else 0})",
+        "for codes in found.codes:",
+        "    for i, token in enumerate(found.tokens):",
+        "        own = slice(codes.start[i], codes.start[i + 1])",
+        "        print(i, repr(token), list(zip(codes.features[own][:5], codes.values[own][:5])))",
+    ]
+    return "\n".join(lines) + "\n"
