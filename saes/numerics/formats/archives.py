@@ -235,8 +235,9 @@ class _opened:
         try:
             self.archive = zipfile.ZipFile(self.path)
         except (zipfile.BadZipFile, ValueError, NotImplementedError, UnicodeDecodeError) as error:
-            cut = " or it was cut" if start.startswith(b"PK") else ""
-            raise FormatError(f"{name} is not {self.kind}{cut}.") from error
+            if start.startswith(b"PK"):
+                raise FormatError(f"{name} is damaged or incomplete: it starts as {self.kind}, but was cut.") from error
+            raise FormatError(f"{name} is not {self.kind}.") from error
         held = sum(info.compress_size for info in self.archive.infolist())
         if held > self.path.stat().st_size:
             self.archive.close()

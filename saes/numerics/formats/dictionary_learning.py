@@ -110,8 +110,11 @@ def _config_path(place: Place) -> Path | None:
 def _tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The class's tensors under our names, and what else its state dict holds: k, threshold, group_sizes."""
     state: Any = read_torch(path)
-    if "ae" in state and isinstance(state["ae"], dict):  # the backup of a training: the SAE is one entry of it
-        state = state["ae"]
+    if "ae" in state and "optimizer" in state:
+        raise FormatError(
+            f"{path.name} is the backup of a training, not an SAE: its biases are not yet in the units of the activations; "
+            f"take the {WEIGHTS} that was written when the training ended."
+        )
     if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()):
         raise FormatError(f"{path.name} must hold tensors by name, but holds {', '.join(map(str, state))[:120]}.")
     _architecture, _subtracts, names = CLASSES[kind]
