@@ -93,6 +93,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django.contrib.postgres",
     "django_htmx",
+    "ninja",  # for its static files: the page of the API
     "template_partials",
     "django_q",
     "channels",
@@ -194,10 +195,10 @@ DATA_UPLOAD_MAX_NUMBER_FILES = 10_000  # of a folder that is sent
 DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 1024 * 1024
 FILE_UPLOAD_TEMP_DIR = str(DATA_DIR / "tmp")
 Path(FILE_UPLOAD_TEMP_DIR).mkdir(parents=True, exist_ok=True)
-DISK_RESERVE = (
 BATCH_LIMIT = (
     env.integer("SAEHUB_BATCH_MB", 20480, "Largest table that a batch of prompts may write, in MB", least=1) * 1024 * 1024
 )
+DISK_RESERVE = (
     env.integer("SAEHUB_DISK_RESERVE_MB", 512, "Free disk that long work leaves untouched, in MB") * 1024 * 1024
 )
 

@@ -29,6 +29,7 @@ urlpatterns = [
     path("", include("concepts.urls")),
     path("", include("inference.urls")),
     path("admin/", admin.site.urls),
+    path("api/v1/docs", views.api_docs, name="api_docs"),
     path("api/v1/", api.urls),
 ]
 if settings.DEBUG:

@@ -118,3 +118,4 @@ def health(request: HttpRequest) -> HttpResponse:
 
 
 style = needs(LOGIN)(TemplateView.as_view(template_name="styleguide.html", extra_context={"samples": samples}))
+api_docs = needs(LOGIN)(TemplateView.as_view(template_name="api_docs.html"))

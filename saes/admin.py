@@ -4,6 +4,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.helpers import ActionForm
 from django.contrib.auth import get_user_model
 from django.core.paginator import Paginator
@@ -16,6 +17,7 @@ from django.utils.html import format_html
 
 from saehub.accounts.admin import HouseAdmin, MadeByJobs
 from saehub.jobs.models import State
+from saes.dependents import users
 from saes.history import curate_all, note_all
 from saes.models import SAE, LanguageModel, Release
 from saes.one_sae import start
@@ -46,9 +48,11 @@ class Estimated(Paginator):
 class ReleaseFilter(admin.RelatedFieldListFilter):
     """Only the release that was followed to: a list of hundreds of releases beside every page helps nobody."""
 
-    def field_choices(self, field: Any, request: HttpRequest, model_admin: Any) -> list[tuple[Any, str]]:
-        rows = Release.objects.filter(pk=self.lookup_val[0] if isinstance(self.lookup_val, list) else self.lookup_val)
-        return [(row.pk, row.name) for row in rows] if self.lookup_val else []
+    def field_choices(self, field: Any, request: HttpRequest, model_admin: Any) -> list[Any]:
+        chosen: Any = self.lookup_val
+        chosen = chosen[0] if isinstance(chosen, list) else chosen
+        row = Release.objects.filter(pk=int(chosen)).first() if str(chosen or "").isdecimal() else None
+        return [(row.pk, row.name)] if row else []
 
     def has_output(self) -> bool:
         return bool(self.lookup_val)
@@ -137,6 +141,15 @@ class ReleaseAdmin(HouseAdmin):
         self.message_user(request, f"{n:,} SAEs are {curation} now.", messages.SUCCESS)
 
 
+def _delete_unused(desk: SAEAdmin, request: HttpRequest, queryset: QuerySet[SAE]) -> Any:
+    used = {row.pk: users(row) for row in queryset} if request.POST.get("post") else {}
+    for row in queryset:
+        if used.get(row.pk):
+            desk.message_user(request, f"{row.name} stays: {' '.join(used[row.pk])}", messages.ERROR)
+    left = queryset.exclude(pk__in=[pk for pk, said in used.items() if said])
+    return delete_selected(desk, request, left) if left.exists() else None
+
+
 PARTS: tuple[tuple[str | None, tuple[str, ...], tuple[str, ...]], ...] = (
     (None, (), ("name", "curation", "owner", "notes", "page")),
     (
@@ -202,8 +215,16 @@ class SAEAdmin(MadeByJobs):
             return queryset, False
         return (queryset.filter(words=query) if query else queryset.none()), False
 
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """Django's own deletion, but of what nobody is using."""
+        actions: dict[str, Any] = super().get_actions(request)
+        if "delete_selected" in actions:
+            _, name, words = actions["delete_selected"]
+            actions["delete_selected"] = (_delete_unused, name, words)
+        return actions
+
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        """As the delete page does: nothing that is in use."""
+        """As the delete page does: one by one with its files, and nothing that is in use."""
         for row in queryset:
             try:
                 remove(row, request.user)
@@ -258,12 +279,9 @@ class SAEAdmin(MadeByJobs):
 
     @admin.action(description="Give to the owner chosen", permissions=["change"])
     def set_owner(self, request: HttpRequest, queryset: QuerySet[SAE]) -> None:
-        given = request.POST.get("owner", "")
-        owner = get_user_model().objects.filter(pk=int(given)).first() if given.isdecimal() else None
-        if given and owner is None:
-            self.message_user(request, "There is no such user.", messages.ERROR)
-            return
-        rows = list(queryset.only("pk", "name"))
-        SAE.objects.filter(pk__in=[row.pk for row in rows]).update(owner=owner)
+        given = request.POST.get("owner", "")  # checked by the form of the actions
+        owner = get_user_model().objects.get(pk=int(given)) if given else None
+        rows = list(queryset.order_by().values_list("pk", "name"))
+        SAE.objects.filter(pk__in=[pk for pk, _ in rows]).update(owner=owner)
         note_all(request.user, rows, f"Given to {owner.get_username() if owner else 'the house'}")
         self.message_user(request, f"{len(rows):,} SAEs were given to {owner or 'the house'}.", messages.SUCCESS)

@@ -9,7 +9,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
 from django.utils.datastructures import MultiValueDict
-from ninja import Field, File, Form, Query, Router, Schema
+from ninja import Body, Field, File, Form, Query, Router, Schema, Status
 from ninja.files import UploadedFile
 from pydantic import AliasChoices, ConfigDict
 
@@ -35,7 +35,7 @@ from saes.resolve import resolve
 
 MOST = 200
 router = Router(tags=["SAEs"])
-LIST_EXAMPLE = {
+LIST_EXAMPLE: Any = {
     "id": 12, "name": "gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", "state": "ready", "source": "hub",
     "curation": "reviewed", "model": "gemma-2-2b", "hook_name": "blocks.12.hook_resid_post", "hook_name_out": "",
     "site": "resid_post", "layer": 12, "architecture": "jumprelu", "d_in": 2304, "d_sae": 16384, "k": None,
@@ -298,7 +298,7 @@ def catalogue_releases(request: HttpRequest, q: str = "", limit: int = 50, offse
 
 @router.post("/catalogue/sync", auth=Needs("saes.change_sae"), response={202: Started}, summary="Sync the catalogue")
 def catalogue_sync(request: HttpRequest) -> Any:
-    return 202, {"job": summary(enqueue("sync", request.user, title="Sync the catalogue"))}
+    return Status(202, {"job": summary(enqueue("sync", request.user, title="Sync the catalogue"))})
 
 
 @router.get("/saes/{int:pk}", auth=Needs("saes.view_sae"), response=SAEDetail, summary="One SAE")
@@ -330,7 +330,7 @@ def download_hf(request: HttpRequest, wanted: DownloadIn) -> Any:
     found = fetch(request.user, rows)
     if found.refused and not (found.started or found.busy or found.here):
         raise Problem(403, found.sentence())
-    return 202, _started([*found.started, *found.busy, *found.here])
+    return Status(202, _started([*found.started, *found.busy, *found.here]))
 
 
 def _wanted(request: HttpRequest, wanted: DownloadIn) -> list[SAE]:
@@ -393,11 +393,11 @@ def sae_import(request: HttpRequest, files: list[UploadedFile] = File([]), form:
         raise Problem(422, next(iter(errors.values()))[0], errors=errors)
     row = checked.make()
     note(request.user, row, "Imported by the API", ADDITION)
-    return 202, _started([row])
+    return Status(202, _started([row]))
 
 
 @router.post("/saes/{int:pk}/facts", auth=Needs("saes.add_sae"), response={202: Started}, summary="Say what is asked")
-def sae_facts(request: HttpRequest, pk: int, facts: dict[str, Any]) -> Any:
+def sae_facts(request: HttpRequest, pk: int, facts: dict[str, Any] = Body(...)) -> Any:
     """Facts named in `asked`, as {name: value}; the import goes on."""
     row = _row(pk)
     require_own(request, "saes.add_sae", row)
@@ -408,7 +408,7 @@ def sae_facts(request: HttpRequest, pk: int, facts: dict[str, Any]) -> Any:
         errors = {name: [str(error) for error in found] for name, found in form.errors.items()}
         raise Problem(422, f"Asked for are: {', '.join(row.asked)}.", errors=errors)
     resume(row, form.facts(), request.user)
-    return 202, _started([row])
+    return Status(202, _started([row]))
 
 
 def _as_typed(value: Any) -> Any:
@@ -441,7 +441,9 @@ def _start(request: HttpRequest, pk: int, kind: str) -> Any:
         job = start(row, kind, request.user)
     except ValueError as error:
         raise Problem(409, str(error)) from None
-    return 202, {"sae": row.pk, "job": summary(job), "saes": [{"sae": row.pk, "job": job.pk, "state": row.state}]}
+    return Status(
+        202, {"sae": row.pk, "job": summary(job), "saes": [{"sae": row.pk, "job": job.pk, "state": row.state}]}
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- changing

@@ -28,35 +28,31 @@ def note(user: Any, sae: SAE, text: str, flag: int = CHANGE) -> None:
         )
 
 
-def note_all(user: Any, saes: Iterable[SAE], text: str) -> None:
-    """`note` for many, in one query."""
+def note_all(user: Any, saes: Iterable[tuple[int, str]], text: str) -> None:
+    """`note` for many SAEs, each as (pk, name), in one query."""
     kind = ContentType.objects.get_for_model(SAE)
-    LogEntry.objects.bulk_create(
-        [
-            LogEntry(
-                user_id=user.pk,
-                content_type=kind,
-                object_id=str(sae.pk),
-                object_repr=sae.name[:200],
-                action_flag=CHANGE,
-                change_message=text,
-            )
-            for sae in saes
-        ],
-        batch_size=1000,
+    lines = (
+        LogEntry(
+            user_id=user.pk,
+            content_type=kind,
+            object_id=str(pk),
+            object_repr=name[:200],
+            action_flag=CHANGE,
+            change_message=text,
+        )
+        for pk, name in saes
     )
+    LogEntry.objects.bulk_create(lines, batch_size=1000)
 
 
 def curate_all(user: Any, rows: QuerySet[SAE], curation: str) -> int:
     """Set the curation of many; each that really changes gets its line. Returns how many those are."""
-    changed = list(rows.exclude(curation=curation).only("pk", "name", "curation").order_by())
-    by: dict[str, list[SAE]] = {}
-    for sae in changed:
-        by.setdefault(sae.get_curation_display(), []).append(sae)
+    changed = list(rows.exclude(curation=curation).order_by().values_list("pk", "name", "curation"))
     with transaction.atomic():
-        SAE.objects.filter(pk__in=[sae.pk for sae in changed]).update(curation=curation)
-        for before, saes in by.items():
-            note_all(user, saes, f"{before} → {SAE.Curation(curation).label}")
+        SAE.objects.filter(pk__in=[pk for pk, _, _ in changed]).update(curation=curation)
+        for before in {before for _, _, before in changed}:
+            saes = [(pk, name) for pk, name, was in changed if was == before]
+            note_all(user, saes, f"{SAE.Curation(before).label} → {SAE.Curation(curation).label}")
     return len(changed)
 
 

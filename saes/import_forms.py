@@ -111,7 +111,7 @@ class ImportForm(NewRow):
         widget=forms.RadioSelect,
         label="Where it is",
     )
-    files = FilesField(
+    files = FilesField(  # type: ignore[assignment]  # a form's own `files` is its data
         label="Files",
         widget=ManyFiles(attrs={"multiple": True}),
         allow_empty_file=True,
