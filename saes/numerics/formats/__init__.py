@@ -175,7 +175,7 @@ def _what_was_found(place: Place, makers: list[str]) -> str:
     if makers == ["SAELens"]:
         return f"{place.said} holds sae_weights.safetensors, but not the cfg.json that belongs to it in a SAELens SAE."
     if makers:
-        return f"{place.said} looks like a {makers[0]} SAE, which cannot be read yet; {supported}."
+        return f"{place.said} looks like a {makers[0]} SAE, but lacks the config that belongs to it; {supported}."
     if not place.names:
         return f"{place.said} is an empty folder; {supported}."
     found = ", ".join(place.names[:6]) + (f" and {len(place.names) - 6} more" if len(place.names) > 6 else "")
