@@ -8,13 +8,14 @@ from saes.numerics.gated import GatedSAE
 from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.matching_pursuit import MatchingPursuitSAE
 from saes.numerics.sae import SAE, SAEConfig, SAEError
-from saes.numerics.standard import StandardSAE
+from saes.numerics.standard import SkipSAE, StandardSAE
 from saes.numerics.topk import TopKSAE
 
 ARCHITECTURES: dict[str, type[SAE]] = {
     cls.architecture: cls
     for cls in (
         StandardSAE,
+        SkipSAE,
         TopKSAE,
         JumpReLUSAE,
         GatedSAE,
@@ -23,7 +24,6 @@ ARCHITECTURES: dict[str, type[SAE]] = {
         topk.DecoderNormTopKSAE,
         topk.GroupMaxSAE,
         MatchingPursuitSAE,
-        transcoders.SkipSAE,
         transcoders.Transcoder,
         transcoders.SkipTranscoder,
         transcoders.JumpReLUTranscoder,

@@ -12,3 +12,15 @@ class StandardSAE(SAE):
 
     def activation(self, z: Tensor) -> Tensor:
         return z.relu()
+
+
+class SkipSAE(StandardSAE):
+    """acts = relu(z);  x_hat = x + denormalise(acts @ W_dec + b_dec): miStudio's skip autoencoder. Decoding needs x."""
+
+    architecture = "skip_sae"
+
+    def decode(self, acts: Tensor, x: Tensor | None = None) -> Tensor:
+        return super().decode(acts, x) + self._required(x)
+
+    def decode_sparse(self, values: Tensor, indices: Tensor, x: Tensor | None = None) -> Tensor:
+        return super().decode_sparse(values, indices, x) + self._required(x)

@@ -68,16 +68,6 @@ class Skip(SAE):
         return torch.nn.functional.linear(self._required(x), self.W_skip)
 
 
-class SkipSAE(Skip, StandardSAE):
-    """acts = relu(z);  x_hat = denormalise(acts @ W_dec + b_dec) + x @ W_skip.T: codes only what the skip leaves over.
-
-    miStudio's skip autoencoder, where W_skip is the identity.
-    """
-
-    architecture = "skip_sae"
-    reconstructs = True
-
-
 class SkipTranscoder(Skip, Transcoder):
     architecture = "skip_transcoder"
 

@@ -87,20 +87,12 @@ def load(place: Place, facts: Mapping[str, Any], device: torch.device | str, dty
     cfg = read_cfg(place)
     files, headers = weight_headers(place.folder)
     config = _config(cfg, headers, facts)
-    implied = _implied(config, headers)
-    check_tensors(headers | {name: TensorInfo("F32", shape) for name, shape in implied.items()}, config, CONFIG)
+    lacks_bias = config.architecture == "topk" and "b_dec" not in headers
+    check_tensors(headers | ({"b_dec": TensorInfo("F32", (config.d_in,))} if lacks_bias else {}), config, CONFIG)
     tensors = read_weights(place.folder, files)
-    for name, shape in implied.items():
-        kind = tensors["W_dec"].dtype
-        tensors[name] = torch.eye(config.d_in, dtype=kind) if name == "W_skip" else torch.zeros(shape, dtype=kind)
+    if lacks_bias:
+        tensors["b_dec"] = torch.zeros(config.d_in, dtype=tensors["W_dec"].dtype)
     return finished(place, config, tensors, device, dtype)
-
-
-def _implied(config: SAEConfig, headers: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
-    """Shapes of what an export leaves out: TopK's bias, lost, and the identity that a skip autoencoder adds."""
-    if config.architecture == "skip_sae":
-        return {"W_skip": (config.d_in, config.d_in)}
-    return {"b_dec": (config.d_in,)} if config.architecture == "topk" and "b_dec" not in headers else {}
 
 
 def _config(cfg: Mapping[str, Any], headers: Mapping[str, TensorInfo], facts: Mapping[str, Any]) -> SAEConfig:

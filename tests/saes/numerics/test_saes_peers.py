@@ -92,7 +92,7 @@ def test_what_we_save_for_mistudio_sae_lens_loads_to_the_same_numbers(name, retu
         assert_same(load_sae(folder), load_file(folder / "numbers.safetensors"))
 
 
-@pytest.mark.parametrize("name", [n for n in INFERENCE if "rescale" not in n and n != "temporal_scaled"])
+@pytest.mark.parametrize("name", [n for n in INFERENCE if "rescale" not in n])
 def test_weights_come_back_from_us_bit_by_bit(name, made, returned):
     before, after = (
         load_file(place / "sae_weights.safetensors") for place in (made / name, returned / f"{name}-saelens")
