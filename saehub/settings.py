@@ -37,6 +37,9 @@ def _secret_key() -> str:
 
 
 SECRET_KEY = _secret_key()
+SECRET_KEY_FALLBACKS = env.words(
+    "SECRET_KEY_FALLBACKS", "", "Keys of before: sessions and Hub tokens made with them stay good"
+)
 DEBUG = env.flag("DEBUG", False, "Django's debug pages; never on a server others reach")
 ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", "127.0.0.1 localhost [::1]", "Host names the site answers to")
 CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", "", "Origins such as https://sae.lab.example behind a proxy")
@@ -195,8 +198,14 @@ DATA_UPLOAD_MAX_NUMBER_FILES = 10_000  # of a folder that is sent
 DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 1024 * 1024
 FILE_UPLOAD_TEMP_DIR = str(DATA_DIR / "tmp")
 Path(FILE_UPLOAD_TEMP_DIR).mkdir(parents=True, exist_ok=True)
+WARM_BYTES = (
+    env.integer("SAEHUB_WARM_MB", 0, "Memory for models and SAEs kept warm in a live worker, in MB; 0: half of what there is")
+    * 1024 * 1024
+)  # fmt: skip
 BATCH_LIMIT = (
-    env.integer("SAEHUB_BATCH_MB", 20480, "Largest table that a batch of prompts may write, in MB", least=1) * 1024 * 1024
+    env.integer("SAEHUB_BATCH_MB", 20480, "Largest table that a batch of prompts may write, in MB", least=1)
+    * 1024
+    * 1024
 )
 DISK_RESERVE = (
     env.integer("SAEHUB_DISK_RESERVE_MB", 512, "Free disk that long work leaves untouched, in MB") * 1024 * 1024

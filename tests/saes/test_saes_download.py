@@ -119,13 +119,15 @@ def test_each_refusal_has_a_sentence_and_says_what_to_do(
 
 @pytest.mark.django_db
 def test_a_gated_one_is_brought_once_access_was_granted(
-    stocked: MiniHub, bring: Any, user_of: Any, run_job: Any
+    stocked: MiniHub, bring: Any, user_of: Any, run_job: Any, client_of: Any
 ) -> None:
     stocked.gated.add(f"models/{REPO}")
     stocked.tokens[TOKEN] = "ada"
     hub_tokens.save(user_of("researcher"), TOKEN)
     row, job = bring()
     assert "has not been granted access" in job.error and f"{stocked.url}/{REPO}" in job.hint
+    page = client_of("researcher").get(job.get_absolute_url()).content.decode()
+    assert f'<a href="{stocked.url}/{REPO}"' in page, "the page to accept the terms on is a click away"
     stocked.granted.add(TOKEN)
     assert job.retry()
     assert run_job(job).state == State.DONE

@@ -204,7 +204,7 @@ class Bars:
             bar = self.bars[job.pk] = tqdm(
                 desc=part.row.name[-40:], unit="B", unit_scale=True, leave=False, dynamic_ncols=True, disable=self.off
             )
-        bar.set_postfix_str(job.step.rpartition(": ")[2][-30:] if job.unit == "bytes" else job.step[:30], refresh=False)
+        bar.set_postfix_str(job.step.rpartition(": ")[2].rpartition("/")[2][-30:], refresh=False)  # the file
         if job.unit == "bytes":
             bar.total, bar.n = job.total, job.done
         bar.refresh()
