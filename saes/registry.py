@@ -23,6 +23,7 @@ from django.core.paginator import Paginator
 from django.db import connection
 from django.db.models import BooleanField, Count, ExpressionWrapper, F, Q, QuerySet, Value
 from django.db.models.functions import Coalesce
+from django.db.models.lookups import GreaterThanOrEqual, LessThanOrEqual
 from django.http import QueryDict
 
 from saehub.figures import exact_text
@@ -50,13 +51,17 @@ NOTHING = "–"  # stands in the URL for a value that is not known
 
 @dataclass(frozen=True)
 class Option:
+    """A value of a facet; what a page of three hundred of them shows is written out here, not filter by filter."""
+
+    id: str
     value: str
     label: str
     n: int
+    count: str
     chosen: bool
 
 
-@dataclass(frozen=True)
+@dataclass
 class Facet:
     """A filter with several values to choose, each with its count under the other filters."""
 
@@ -65,22 +70,22 @@ class Facet:
     options: list[Option]
 
     @property
-    def first(self) -> list[Option]:
-        """The chosen ones and the most frequent, in the facet's own order."""
-        by_size = sorted(self.options, key=lambda option: (not option.chosen, -option.n))
-        shown = {option.value for option in by_size[:SHORT]} | {
-            option.value for option in self.options if option.chosen
-        }
-        return [option for option in self.options if option.value in shown]
-
-    @property
     def narrowed(self) -> bool:
         return any(option.chosen for option in self.options)
 
+    @cached_property
+    def shown(self) -> set[str]:
+        """The chosen values and the most frequent ones; the others unfold."""
+        by_size = sorted(self.options, key=lambda option: (not option.chosen, -option.n))
+        return {option.value for place, option in enumerate(by_size) if option.chosen or place < SHORT}
+
+    @property
+    def first(self) -> list[Option]:
+        return [option for option in self.options if option.value in self.shown]
+
     @property
     def more(self) -> list[Option]:
-        shown = {option.value for option in self.first}
-        return [option for option in self.options if option.value not in shown]
+        return [option for option in self.options if option.value not in self.shown]
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,10 @@ class Filters:
             rows = rows.filter(words=query)
         elif self.words:
             rows = rows.none()
-        if self.least is not None or self.most is not None:
-            rows = rows.alias(best_l0=best_l0())
         if self.least is not None:
-            rows = rows.filter(best_l0__gte=self.least)
+            rows = rows.filter(GreaterThanOrEqual(best_l0(), self.least))
         if self.most is not None:
-            rows = rows.filter(best_l0__lte=self.most)
+            rows = rows.filter(LessThanOrEqual(best_l0(), self.most))
         return rows
 
     def rows(self, *, without: str = "") -> QuerySet[SAE]:
@@ -286,8 +289,12 @@ def _in_groups(filters: Filters) -> Any:
 def _facet(key: str, label: str, counts: Mapping[str, int], chosen: frozenset[str]) -> Facet:
     values = {value or NOTHING: n for value, n in counts.items() if n > 0}
     values |= {value: 0 for value in chosen if value not in values}
-    options = [Option(value, _word(key, value), n, value in chosen) for value, n in values.items()]
-    return Facet(key, label, sorted(options, key=lambda option: _rank(key, option.value)))
+    ordered = sorted(values, key=lambda value: _rank(key, value))
+    options = [
+        Option(f"f-{key}-{place}", value, _word(key, value), values[value], f"{values[value]:,}", value in chosen)
+        for place, value in enumerate(ordered)
+    ]
+    return Facet(key, label, options)
 
 
 def _word(key: str, value: str) -> str:

@@ -119,7 +119,9 @@ FOLDERS = (  # files that have to be there -> format of the folder; the first th
     ({"conf.yaml", "latest_ckpt.safetensors"}, "temporal"),
     ({"checkpoint.safetensors"}, "mistudio"),
 )
-FILES = (  # a file that is an SAE by itself, where one of these stands beside it
+FILES: tuple[
+    tuple[re.Pattern[str], str, Names], ...
+] = (  # a file that is an SAE by itself, where one of these stands beside it
     (re.compile(r"params_layer_\d+\.safetensors"), "gemma_scope_2", set()),
     (re.compile(r"W_enc_\d+\.safetensors"), "mntss_clt", {"config.yaml"}),
     (
@@ -142,7 +144,8 @@ def _in_folder(repo_id: str, folder: str, names: Names, folders: Mapping[str, Na
     inner = folders.get(posixpath.join(folder, "checkpoints"), set())
     if "hyperparams.json" in names and {"final.safetensors", "pruned.safetensors"} & inner:
         return [(folder, "llama_scope")]
-    return [(posixpath.join(folder, name), form) for name in names if (form := _file(name, names)) is not None]
+    found = ((posixpath.join(folder, name), _file(name, names)) for name in names)
+    return [(path, kind) for path, kind in found if kind is not None]
 
 
 def _file(name: str, names: Names) -> str | None:

@@ -27,7 +27,7 @@ SHORT = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w./-]+)
 NEURONPEDIA = re.compile(r"(?P<id>[\w.-]+/\d+-[\w.-]+)(?:/(?P<feature>\d{1,9}))?")
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 SHOWN = 8
-ALIKE = 65  # of 100
+ALIKE = 85  # of 100; a name typed in part counts for less than a whole one
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,6 @@ def nearest(text: str, names: Iterable[tuple[int, str]] | None = None) -> list[S
     if names is None:
         names = SAE.objects.order_by().values_list("pk", "name")
     choices = dict(names)
-    found = process.extract(text, choices, scorer=fuzz.ratio, processor=str.casefold, limit=SHOWN, score_cutoff=ALIKE)
+    found = process.extract(text, choices, scorer=fuzz.WRatio, processor=str.casefold, limit=SHOWN, score_cutoff=ALIKE)
     rows = SAE.objects.select_related("job").in_bulk([pk for _, _, pk in found])
     return [rows[pk] for _, _, pk in found if pk in rows]
