@@ -143,7 +143,7 @@ def _config(place: Place, said: Mapping[str, Any], facts: Mapping[str, Any]) -> 
         d_in=_size(said, "n_inputs"),
         d_sae=_size(said, "n_latents"),
         apply_b_dec_to_input=False,
-        k=k_from(said.get("k"), facts) if topk else None,
+        k=k_from(said.get("k"), facts, source=METADATA) if topk else None,
         hook_name=taken_name("hook_name", names, facts),
         model_name=taken_name("model_name", names, facts),
         metadata=metadata,
@@ -202,7 +202,9 @@ def save(sae: SAE, path: Path) -> None:
 def _scale(sae: SAE) -> float:
     """The norm that all decoder rows have. Raises NotRepresentable when they differ, or for anything else."""
     config = sae.config
-    if config.architecture not in ("standard", "topk") or config.options.get("glu"):
+    if config.options.get("glu"):
+        raise NotRepresentable("mi_crow has no encoder with a gate (glu), and this SAE has one.")
+    if config.architecture not in ("standard", "topk"):
         raise NotRepresentable(f"mi_crow has no {config.architecture} SAE; it has standard and topk.")
     if config.d_out != config.d_in:
         raise NotRepresentable("mi_crow has no SAE with d_out other than d_in.")

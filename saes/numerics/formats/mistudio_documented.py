@@ -88,7 +88,7 @@ def _config(place: Place, cfg: Mapping[str, Any], facts: Mapping[str, Any]) -> S
         d_out=cfg.get("d_out") if transcoder else None,  # type: ignore[arg-type]
         apply_b_dec_to_input=not transcoder and field(cfg, "apply_b_dec_to_input", bool, True),
         normalize_activations=normalization_of(said.get("normalize_activations"), CONFIG),
-        k=k_from(k, facts) if architecture == "topk" else None,
+        k=k_from(k, facts, source=CONFIG) if architecture == "topk" else None,
         hook_name=taken_name("hook_name", names, facts),
         model_name=taken_name("model_name", names, facts),
         metadata=metadata,

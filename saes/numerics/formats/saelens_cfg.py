@@ -77,16 +77,16 @@ def taken_name(key: str, metadata: dict[str, Any], facts: Mapping[str, Any]) -> 
     return value
 
 
-def k_from(given: Any, facts: Mapping[str, Any], kinds: tuple[type, ...] = (int,)) -> Any:
+def k_from(given: Any, facts: Mapping[str, Any], kinds: tuple[type, ...] = (int,), source: str = CONFIG) -> Any:
     """k of a file, or else of the facts. Raises FormatError when they differ, MissingFact when neither says it."""
     fact = facts.get("k")
     if given is None and fact is None:
-        raise MissingFact(f"{CONFIG} does not say k, the number of features kept per row; give it as a fact.", "k")
+        raise MissingFact(f"{source} does not say k, the number of features kept per row; give it as a fact.", "k")
     if given is not None and fact is not None and given != fact:
-        raise FormatError(f"{CONFIG} says k {given!r:.40}, but {fact!r:.40} was given; leave k out to use the file's.")
-    k = fact if given is None else given
+        raise FormatError(f"{source} says k {given!r:.40}, but {fact!r:.40} was given; leave k out to use the file's.")
+    k, place = (fact, "given") if given is None else (given, f"in {source}")
     if type(k) not in kinds:
-        raise FormatError(f"k in {CONFIG} must be of type {kinds[0].__name__}, but is {k!r:.40}.")
+        raise FormatError(f"k {place} must be of type {kinds[0].__name__}, but is {k!r:.40}.")
     return k
 
 
