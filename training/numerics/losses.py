@@ -6,7 +6,7 @@ inputs scaled to mean norm sqrt(d_in) (SAELens' "expected_average_only_in"). The
 all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saes.numerics.sae import SAE
-from saes.numerics.topk import TopKSAE
+from saes.numerics.topk import BatchTopKSAE, TopKSAE
+from training.numerics.sparse import (
+    Encoder,
+    PairGradients,
+    Scratch,
+    by_feature,
+    choose,
+    decode,
+    kernels,
+    products_are_rounded,
+    rounded,
+)
 
 CHUNK_ROWS = 512  # rows of x whose pre-activations stay in the processor's cache between the product and the choice
 
@@ -47,7 +58,7 @@ class Outcome:
     fired. squared_error: mean |x_hat - x|^2. least: the smallest code above 0, which BatchTopK's threshold follows.
     """
 
-    grads: dict[str, Tensor]
+    grads: Mapping[str, Tensor]
     parts: dict[str, float]
     fired: Tensor
     squared_error: float
@@ -245,11 +256,39 @@ def dead_part(sae: SAE, centred: Tensor, error: Tensor, terms: Terms) -> dict[st
 # ---------------------------------------------------------------------------------------------------- gradients
 
 
-def gradients(sae: SAE, x: Tensor, terms: Terms) -> Outcome:
-    """Gradients of the architecture's loss on a batch x (n, d_in), x in the space the encoder reads (normalised)."""
+def gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch | None = None) -> Outcome:
+    """Gradients of the architecture's loss on a batch x (n, d_in), x in the space the encoder reads (normalised).
+
+    The fastest way there is for it. With `scratch`, which the caller keeps from step to step, the outcome's gradients
+    are good until the next call.
+    """
+    nested = len(matryoshka_widths(sae)) > 1
+    on_cpu = sae.W_dec.device.type == "cpu" and sae.W_dec.dtype == torch.float32
+    if on_cpu and kernels() and (type(sae) is TopKSAE or (type(sae) is BatchTopKSAE and not nested)):
+        return pair_gradients(sae, x, terms, scratch or Scratch())
     if type(sae) is TopKSAE:
         return topk_gradients(sae, x, terms)
     return autograd_gradients(sae, x, terms)
+
+
+@torch.no_grad()
+def pair_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outcome:
+    """`topk_gradients` by compiled kernels, for TopK and BatchTopK.
+
+    With products of precision "fast" the encoder's inputs, and x and the residual where gradients are summed from them,
+    are rounded to bfloat16; x_hat, the residual, Adam and all sums are float32.
+    """
+    n, d_sae = len(x), sae.config.d_sae
+    x, fast = x.contiguous(), products_are_rounded()
+    encoder = Encoder(sae, x, fast, scratch)
+    pairs = choose(sae, encoder, n, scratch)
+    scale = 2 / (n * terms.variance)
+    residual, total, error, dz = decode(sae, x, pairs, scale, scratch)
+    ordered = by_feature(pairs, dz, d_sae)
+    part, extra = dead_gradients(sae, x, -residual, terms) if len(terms.dead) and terms.aux else ({}, {})
+    close = rounded(residual, scratch) if fast else residual
+    grads = PairGradients(sae, ordered, encoder.centred, close, scale, total * scale, terms.dead, extra)
+    return Outcome(grads, {"fvu": error / terms.variance} | part, ordered[0].diff(), error, pairs.least)
 
 
 def autograd_gradients(sae: SAE, x: Tensor, terms: Terms) -> Outcome:
@@ -307,7 +346,12 @@ def topk_gradients(sae: TopKSAE, x: Tensor, terms: Terms) -> Outcome:
     if sae.config.apply_b_dec_to_input:
         grads["b_dec"] -= sae.W_enc @ grads["b_enc"]
     error = float(residual.square().sum(-1).mean())
-    parts = {"fvu": error / terms.variance} | _add_dead_gradients(sae, centred, -residual, terms, grads)
+    parts = {"fvu": error / terms.variance}
+    if len(terms.dead) and terms.aux:
+        part, extra = dead_gradients(sae, x, -residual, terms)
+        parts |= part
+        for name, grad in extra.items():
+            grads[name].index_add_(0, terms.dead, grad)
     fired = torch.bincount(indices[values > 0], minlength=sae.config.d_sae)
     return Outcome(grads, parts, fired, error)
 
@@ -343,21 +387,15 @@ def topk(z: Tensor, k: int, group: int = 16) -> tuple[Tensor, Tensor]:
     return values, columns.gather(1, chosen)
 
 
-def _add_dead_gradients(
-    sae: SAE, centred: Tensor, error: Tensor, terms: Terms, grads: dict[str, Tensor]
-) -> dict[str, float]:
-    """Add the dead features' gradients, by autograd on their slices alone; returns the part of the loss."""
-    if not terms.aux or not len(terms.dead):
-        return {}
+def dead_gradients(sae: SAE, x: Tensor, error: Tensor, terms: Terms) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The dead features' part of the loss and its gradients, those features' rows alone: by autograd on their slices."""
     dead = terms.dead
-    slices = [sae.W_enc.t()[dead], sae.b_enc[dead], sae.W_dec[dead]]
+    slices = {"W_enc": sae.W_enc.t()[dead], "b_enc": sae.b_enc[dead], "W_dec": sae.W_dec[dead]}
     with torch.enable_grad():
-        W_enc, b_enc, W_dec = (part.detach().requires_grad_() for part in slices)
-        part = terms.aux * auxk(error, centred @ W_enc.t() + b_enc, W_dec, k_aux(sae))
-        found = torch.autograd.grad(part, (W_enc, b_enc, W_dec))
-    for name, grad in zip(("W_enc", "b_enc", "W_dec"), found, strict=True):
-        grads[name].index_add_(0, dead, grad)
-    return {"aux": part.item()}
+        W_enc, b_enc, W_dec = leaves = [part.detach().requires_grad_() for part in slices.values()]
+        part = terms.aux * auxk(error, _centred(sae, x).detach() @ W_enc.t() + b_enc, W_dec, k_aux(sae))
+        found = torch.autograd.grad(part, leaves)
+    return {"aux": part.item()}, dict(zip(slices, found, strict=True))
 
 
 def _centred(sae: SAE, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The optimiser of all SAEs: Adam, features first, decoder rows at norm 1; and its schedules."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from saes.numerics.sae import SAE
 from training.numerics.losses import trained
+from training.numerics.sparse import PairGradients, Rates
 
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 
@@ -36,23 +37,47 @@ class Optimizer:
             {"params": [leaf for leaf in self.leaves.values() if (leaf.ndim == 1) == is_bias]}
             for is_bias in (False, True)
         ]
+        self.betas = betas
         self.adam = torch.optim.Adam(groups, betas=betas, fused=True)
 
     @torch.no_grad()
-    def step(self, grads: dict[str, Tensor], lr: float, clip: float | None = None) -> None:
+    def step(self, grads: Mapping[str, Tensor], lr: float, clip: float | None = None) -> None:
         """One update from gradients in the training layout (see losses.Outcome). `clip` bounds their common L2 norm."""
-        W_dec = self.tensors["W_dec"]
-        remove_parallel(grads["W_dec"], W_dec)
+        if isinstance(grads, PairGradients) and clip is None:
+            grads = {"b_dec": self._update_features(grads, lr)}
+        else:
+            remove_parallel(grads["W_dec"], self.tensors["W_dec"])
         for name, leaf in self.leaves.items():
-            leaf.grad = grads[name]
+            leaf.grad = grads.get(name)
         if clip is not None:
             nn.utils.clip_grad_norm_(list(self.leaves.values()), clip)
         for group, factor in zip(self.adam.param_groups, (1.0, self.bias_scale), strict=True):
             group["lr"] = lr * factor
         self.adam.step()
-        W_dec.div_(W_dec.norm(dim=-1, keepdim=True))
+        if "W_dec" in grads:
+            self.tensors["W_dec"].div_(self.tensors["W_dec"].norm(dim=-1, keepdim=True))
         if "threshold" in self.leaves:  # below 0 a JumpReLU would let negative pre-activations through
             self.tensors["threshold"].clamp_(min=0)
+
+    def _update_features(self, grads: PairGradients, lr: float) -> Tensor:
+        """The same for W_enc, b_enc and W_dec by the kernels, with torch's own moments; returns the gradient of b_dec."""
+        moments = {name: self._moments(name) for name in ("W_enc", "b_enc", "W_dec")}
+        for kept in moments.values():
+            kept["step"] += 1
+        step = float(moments["W_enc"]["step"])
+        beta1, beta2 = self.betas
+        rate = lr / (1 - beta1**step)
+        rates = Rates(rate, rate * self.bias_scale, beta1, beta2, (1 - beta2**step) ** -0.5)
+        return grads.update(self.tensors, moments, rates)
+
+    def _moments(self, name: str) -> dict[str, Tensor]:
+        """torch's Adam's state of a tensor, as it makes it at its first step."""
+        leaf = self.leaves[name]
+        if not self.adam.state[leaf]:
+            zeros = {key: torch.zeros_like(leaf) for key in ("exp_avg", "exp_avg_sq")}
+            self.adam.state[leaf] = {"step": torch.zeros(())} | zeros
+        found: dict[str, Tensor] = self.adam.state[leaf]
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """Adam's moments and step counts as plain tensors, for a checkpoint."""

@@ -19,6 +19,7 @@ from training.numerics.evaluate import explained_variance
 from training.numerics.losses import LOSSES, Outcome, Terms, gradients, variance
 from training.numerics.optim import Optimizer, matmul_precision, ramp
 from training.numerics.shards import Capture
+from training.numerics.sparse import Scratch
 
 THRESHOLD_RATE = 0.01  # of BatchTopK's threshold
 FIRST_THRESHOLD = 0.01  # of a JumpReLU SAE, in units of the activations' scale (SAELens)
@@ -201,7 +202,7 @@ def train(
         stream = _start(sae, stream, state)
     optimizer = Optimizer(sae, config.betas, state.scale)
     optimizer.load_state(moments)
-    clock = _Clock(state)
+    clock, scratch = _Clock(state), Scratch()
     stopped = False
     try:
         while state.step < config.total_steps:
@@ -211,7 +212,7 @@ def train(
                 break
             lr = config.lr_at(state.step, sae.config.d_sae)
             with matmul_precision(config.precision):
-                outcome = gradients(sae, x, _terms(config, state))
+                outcome = gradients(sae, x, _terms(config, state), scratch)
             if not math.isfinite(outcome.loss):
                 raise TrainingError(_diverged(state, lr, folder))
             optimizer.step(outcome.grads, lr, config.clip)

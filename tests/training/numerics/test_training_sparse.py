@@ -1,0 +1,256 @@
+"""The compiled sparse step against autograd, torch's topk and the plain optimiser; the same to the bit on any threads."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from saes.numerics.architectures import build_sae
+from saes.numerics.sae import SAE, SAEConfig
+from training.numerics import losses, sparse
+from training.numerics.losses import Terms, autograd_gradients, gradients, pair_gradients, topk_gradients
+from training.numerics.optim import Optimizer, matmul_precision
+from training.numerics.sparse import Encoder, PairGradients, Scratch, batchtopk_pairs, topk_pairs
+from training.numerics.train import TrainConfig, train
+
+D, D_SAE, K, N = 24, 170, 5, 600  # rows and features that are no multiple of a run, columns of no group
+NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
+NO_DEAD = torch.empty(0, dtype=torch.int64)
+DEAD = torch.tensor([3, 4, 17, 99, 158])
+
+
+def made(architecture: str = "topk", k: float = K, **options) -> SAE:
+    sae = build_sae(SAEConfig(architecture, D, D_SAE, k=k, **options))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for bias in (sae.b_enc, sae.b_dec):
+            bias.copy_(0.3 * torch.randn(bias.shape, generator=generator))
+    return sae
+
+
+def data(n: int = N, seed: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(n, D, generator=generator) + torch.randn(D, generator=generator)
+
+
+def terms(dead: torch.Tensor = NO_DEAD, **changes) -> Terms:
+    return dataclasses.replace(Terms(dead, scale=2.5, variance=210.0, aux=1 / 32), **changes)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# -- gradients -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("dead", [NO_DEAD, DEAD], ids=["none dead", "some dead"])
+@pytest.mark.parametrize("n", [N, 1])
+def test_gradients_equal_autograd(architecture, centred, dead, n):
+    sae, x = made(architecture, apply_b_dec_to_input=centred), data(n)
+    reference, outcome = autograd_gradients(sae, x, terms(dead)), gradients(sae, x, terms(dead))
+    assert isinstance(outcome.grads, PairGradients) and set(outcome.grads) == set(reference.grads) == set(NAMES)
+    assert outcome.parts == pytest.approx(reference.parts, rel=1e-5) and ("aux" in outcome.parts) == bool(len(dead))
+    assert torch.equal(outcome.fired, reference.fired)
+    assert outcome.squared_error == pytest.approx(reference.squared_error, rel=1e-5)
+    assert outcome.least == (None if architecture == "topk" else pytest.approx(reference.least, rel=1e-5))
+    for name in NAMES:
+        assert reference.grads[name].norm() > 0, name
+        torch.testing.assert_close(outcome.grads[name], reference.grads[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_fewer_positive_features_than_k(architecture):
+    sae, x = made(architecture), data()
+    with torch.no_grad():
+        sae.b_enc.sub_(6)
+    reference, outcome = autograd_gradients(sae, x, terms()), gradients(sae, x, terms())
+    assert 0 < int(outcome.fired.sum()) < K * N and torch.equal(outcome.fired, reference.fired)
+    for name in NAMES:
+        torch.testing.assert_close(outcome.grads[name], reference.grads[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_no_positive_feature_at_all(architecture):
+    sae, x = made(architecture), data()
+    with torch.no_grad():
+        sae.b_enc.sub_(1000)
+    outcome = gradients(sae, x, terms())
+    assert int(outcome.fired.sum()) == 0 and outcome.least is None and not outcome.grads["W_enc"].any()
+    assert outcome.squared_error == pytest.approx(float((x - sae.b_dec.detach()).square().sum(-1).mean()), rel=1e-5)
+
+
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="no bfloat16 products here")
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_rounded_products_change_gradients_by_little(architecture):
+    sae, x = made(architecture), data()
+    exact = gradients(sae, x, terms())
+    with matmul_precision("fast"):
+        fast = gradients(sae, x, terms())
+    assert fast.grads.x.dtype == torch.bfloat16 and exact.grads.x.dtype == torch.float32
+    assert fast.squared_error == pytest.approx(exact.squared_error, rel=0.01)
+    for name in NAMES:
+        assert 0 < (fast.grads[name] - exact.grads[name]).norm() < 0.1 * exact.grads[name].norm(), name
+
+
+def test_a_row_that_is_not_finite_shows_in_the_loss():
+    for value in (torch.nan, torch.inf):
+        x = data()
+        x[7, 3] = value
+        assert not torch.tensor(gradients(made(), x, terms()).loss).isfinite()
+
+
+def test_double_precision_and_other_architectures_go_the_plain_way():
+    assert isinstance(gradients(made().double(), data().double(), terms()).grads, dict)
+    nested = made("batchtopk", options={"matryoshka_widths": [40, D_SAE]})
+    assert isinstance(gradients(nested, data(), terms()).grads, dict)
+
+
+# -- the choice ----------------------------------------------------------------------
+
+
+def dense(pairs: sparse.Pairs, n: int, m: int) -> torch.Tensor:
+    acts = torch.zeros(n, m)
+    for b in range(n):
+        slots = slice(int(pairs.starts[b]), int(pairs.starts[b] + pairs.counts[b]))
+        acts[b, pairs.cols[slots].long()] = pairs.values[slots]
+    return acts
+
+
+def encoder_of(z: torch.Tensor) -> Encoder:
+    """An encoder whose pre-activations are z."""
+    sae = build_sae(SAEConfig("topk", z.shape[1], z.shape[1], k=1, apply_b_dec_to_input=False))
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(z.shape[1]))
+    return Encoder(sae, z, False, Scratch())
+
+
+@pytest.mark.parametrize(("m", "k"), [(1024, 32), (1000, 63), (100, 7), (64, 64), (48, 1)])
+def test_topk_is_exact(m, k):
+    z = torch.randn(300, m, generator=torch.Generator().manual_seed(0))
+    values, indices = z.topk(k)
+    expected = torch.zeros_like(z).scatter(1, indices, values.relu())
+    assert torch.equal(dense(topk_pairs(encoder_of(z), 300, k, Scratch()), 300, m), expected)
+
+
+@pytest.mark.parametrize(("m", "k"), [(1024, 300 * 32), (1000, 7), (100, 300 * 60), (48, 300 * 48)])
+def test_batchtopk_is_exact(m, k):
+    z = torch.randn(300, m, generator=torch.Generator().manual_seed(0))
+    z[:20] *= 5  # rows that take more than their share
+    values, indices = z.relu().flatten().topk(k)
+    expected = torch.zeros(z.numel()).scatter(0, indices, values).view_as(z)
+    pairs = batchtopk_pairs(encoder_of(z), 300, k, Scratch())
+    assert torch.equal(dense(pairs, 300, m), expected)
+    assert pairs.least == float(expected[expected > 0].min())
+
+
+@pytest.mark.parametrize("pairs_of", [topk_pairs, batchtopk_pairs])
+def test_equal_values_are_not_chosen_twice_over(pairs_of):
+    z = torch.ones(300, 100)
+    pairs = pairs_of(encoder_of(z), 300, 7 if pairs_of is topk_pairs else 2100, Scratch())
+    assert int(pairs.counts.sum()) == 2100 and float(dense(pairs, 300, 100).sum()) == 2100
+
+
+# -- the update ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dead", [NO_DEAD, DEAD], ids=["none dead", "some dead"])
+def test_the_fused_update_equals_the_plain_one(dead):
+    fused, plain = made(), made()
+    optimizers = [Optimizer(sae, (0.9, 0.999), 3.0) for sae in (fused, plain)]
+    for step in range(5):
+        for sae, optimizer, as_is in zip((fused, plain), optimizers, (True, False), strict=True):
+            grads = pair_gradients(sae, data(seed=step), terms(dead), Scratch()).grads
+            optimizer.step(grads if as_is else dict(grads), lr=1e-2)
+    for name in NAMES:
+        torch.testing.assert_close(getattr(fused, name), getattr(plain, name), rtol=0, atol=2e-5, msg=name)
+    ours, theirs = (optimizer.state() for optimizer in optimizers)
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_clipping_goes_through_the_summed_gradients():
+    pairs, plain, free = made(), made(), made()
+    for sae, as_is, clip in ((pairs, True, 1e-3), (plain, False, 1e-3), (free, True, None)):
+        optimizer = Optimizer(sae, (0.0, 0.0), 1.0)
+        with torch.no_grad():
+            sae.b_enc.zero_()
+        grads = gradients(sae, data(), terms()).grads
+        optimizer.step(grads if as_is else dict(grads), 1e-2, clip)
+        moments = [tensor for name, tensor in optimizer.state().items() if name.endswith("exp_avg")]
+        norm = torch.cat([tensor.flatten() for tensor in moments]).norm()
+        assert norm == pytest.approx(1e-3, rel=1e-3) if clip else norm > 2e-3
+    assert all(torch.equal(getattr(pairs, name), getattr(plain, name)) for name in NAMES)
+
+
+# -- the same everywhere -------------------------------------------------------------
+
+
+def trained(architecture: str, precision: str = "fast", **changes) -> SAE:
+    sae = made(architecture)
+    settings = {"steps": 12, "batch_size": N, "lr": 3e-3, "dead_after_tokens": N} | changes
+    train(sae, iter([data(seed=step) for step in range(12)]), TrainConfig(precision=precision, **settings))
+    return sae
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_any_number_of_threads_gives_the_same_weights_to_the_bit(architecture, threads):
+    made = []
+    for number in (1, 2, 3):
+        threads(number)
+        made.append(trained(architecture))
+        assert torch.get_num_threads() == number
+    assert all(torch.equal(getattr(made[0], name), getattr(other, name)) for other in made[1:] for name in NAMES)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_without_numba_training_gives_the_same_but_for_rounding(architecture, monkeypatch):
+    compiled = trained(architecture, "float32")
+    monkeypatch.setattr(losses, "kernels", lambda: None)
+    plain = trained(architecture, "float32")
+    assert isinstance(gradients(made(), data(), terms()).grads, dict)
+    assert not torch.equal(compiled.W_enc, made(architecture).W_enc)
+    for name in NAMES:
+        difference = (getattr(compiled, name) - getattr(plain, name)).norm()
+        assert difference < 1e-3 * getattr(plain, name).norm(), name
+
+
+def test_the_plain_step_and_the_compiled_one_agree():
+    sae, x = made(), data()
+    plain, compiled = topk_gradients(sae, x, terms(DEAD)), pair_gradients(sae, x, terms(DEAD), Scratch())
+    assert compiled.loss == pytest.approx(plain.loss, rel=1e-5)
+    for name in NAMES:
+        torch.testing.assert_close(compiled.grads[name], plain.grads[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+COMPILE = """
+import pathlib, torch
+from training.numerics import kernels
+print(float(kernels.keep_largest(*(torch.tensor(v).numpy() for v in ([0], [3])), torch.zeros(3, dtype=torch.int32).numpy(),
+      torch.tensor([1.0, 3.0, 2.0]).numpy(), 2)), kernels.numba.config.CACHE_DIR)
+"""
+
+
+def test_processes_that_compile_at_once_share_one_folder_outside_the_source(tmp_path):
+    root = Path(__file__).parents[3]
+    environment = os.environ | {"SAEHUB_DATA": str(tmp_path), "PYTHONPATH": str(root)}
+    children = [
+        subprocess.Popen([sys.executable, "-c", COMPILE], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for child in children:
+        answer = child.communicate()[0].split()
+        assert child.returncode == 0 and answer[0] == "2.0" and Path(answer[1]).is_relative_to(tmp_path)
+    again = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=True)
+    assert again.stdout.startswith("2.0")
+    assert list(tmp_path.rglob("kernels.keep_largest*.nbi")) and not list((root / "training").rglob("*.nb[ic]"))

@@ -1,0 +1,329 @@
+"""The sparse training step on a CPU: torch for the products, numba for the rest, our own threads for both.
+
+A batch goes through in runs of rows, its features in runs of features; each run is one task of a small pool of threads
+in which torch itself uses one thread. Two OpenMP runtimes (torch's and numba's) would take the cores from each other,
+and threads of OpenMP that wait by spinning would take them from ours.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, cached_property
+from threading import Barrier, get_ident
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saes.numerics.sae import SAE
+from saes.numerics.topk import TopKSAE
+
+CHUNK_ROWS = 256  # whose pre-activations stay in a core's second cache between the product and the choice
+CHUNK_FEATURES = 256
+
+
+@cache
+def kernels() -> Any:
+    """The compiled kernels, or None where numba is not installed."""
+    try:
+        from training.numerics import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """A pool of threads in which torch uses one thread; one a process, because threads do not survive a fork."""
+    ready = Barrier(threads + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # torch reads the process's number once a thread, and not again after this
+        torch.set_num_threads(1)
+        ready.wait()
+
+    pool = ThreadPoolExecutor(threads, "sparse")
+    for _ in range(threads):
+        pool.submit(start)
+    ready.wait()
+    torch.set_num_threads(threads)  # the line above set the number of threads yet to come, too
+    return pool
+
+
+def products_are_rounded() -> bool:
+    """Whether float32 products are computed from inputs rounded to bfloat16 now, see optim.matmul_precision."""
+    return bool(torch.backends.mkldnn.matmul.fp32_precision == "bf16")  # type: ignore[attr-defined]
+
+
+def share(task: Callable[[int, int], Any], total: int, size: int) -> list[Any]:
+    """[task(start, stop), ...] for the runs of `size` that make up `total`, side by side on as many threads as torch
+    has; in order, whichever thread did them."""
+    runs = [(start, min(start + size, total)) for start in range(0, total, size)]
+    return list(_pool(os.getpid(), torch.get_num_threads()).map(lambda run: task(*run), runs))
+
+
+class Scratch:
+    """Arrays that a step needs and the next step uses again, by name: allocating them anew costs a page fault a page."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """An uninitialised tensor; the one of the last step when it had the same shape."""
+        found = self._arrays.get(name)
+        if found is None or found.shape != shape or found.dtype != dtype:
+            found = self._arrays[name] = torch.empty(shape, dtype=dtype)
+        return found
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The codes of a batch, row by row: those of row b in slots starts[b] ... starts[b] + counts[b] of cols (int32, the
+    features) and values (float32, above 0)."""
+
+    starts: Tensor
+    counts: Tensor
+    cols: Tensor
+    values: Tensor
+    least: float | None = None  # the smallest value, where it is known
+
+
+class Encoder:
+    """z = centred @ W_enc in runs of rows: from bfloat16 copies of both when `fast`, else in float32.
+
+    centred (n, d): x - b_dec or x itself, in that dtype. b_enc is left to the kernels.
+    """
+
+    def __init__(self, sae: SAE, x: Tensor, fast: bool, scratch: Scratch) -> None:
+        n, (d, d_sae) = len(x), sae.W_enc.shape
+        self.fast, self.d_sae = fast, d_sae
+        self.dtype = torch.bfloat16 if fast else torch.float32
+        self.bias = sae.b_enc.detach().numpy()
+        self.centred = scratch("centred", n, d, dtype=self.dtype)
+        self._x, self._b_dec = x, sae.b_dec.detach() if sae.config.apply_b_dec_to_input else None
+        self._weights = rows = sae.W_enc.detach().t()
+        if fast:
+            self._weights = scratch("W_enc", d_sae, d, dtype=self.dtype)
+            share(lambda i, j: self._weights[i:j].copy_(rows[i:j]), d_sae, 4 * CHUNK_FEATURES)
+
+    def __call__(self, first: int, last: int, out: Tensor) -> tuple[Any, ...]:
+        """Rows first ... last into `out`; returns it the way the kernels take it: (bfloat16, float32, exact, b_enc)."""
+        centred, x = self.centred[first:last], self._x[first:last]
+        centred.copy_(x if self._b_dec is None else x - self._b_dec)
+        return self.as_arguments(torch.mm(centred, self._weights.t(), out=out))
+
+    def as_arguments(self, z: Tensor) -> tuple[Any, ...]:
+        return (*_as_both(z), not self.fast, self.bias)
+
+
+def choose(sae: SAE, encoder: Encoder, n: int, scratch: Scratch) -> Pairs:
+    """The codes of n rows of a TopK or BatchTopK SAE."""
+    if isinstance(sae, TopKSAE):
+        return topk_pairs(encoder, n, sae.k, scratch)
+    return batchtopk_pairs(encoder, n, int(sae.config.k * n), scratch)
+
+
+def topk_pairs(encoder: Encoder, n: int, k: int, scratch: Scratch) -> Pairs:
+    """The codes of TopK: relu of the k largest of each row."""
+    starts = torch.arange(0, n * k, k)
+    counts = scratch("counts", n, dtype=torch.int64)
+    cols, values = scratch("cols", n * k, dtype=torch.int32), scratch("values", n * k)
+
+    def task(first: int, last: int) -> None:
+        out = scratch(f"z {get_ident()}", CHUNK_ROWS, encoder.d_sae, dtype=encoder.dtype)[: last - first]
+        slots = slice(first * k, last * k)
+        arguments = encoder(first, last, out)
+        kernels().choose_topk(*arguments, k, *_numpy(counts[first:last], cols[slots], values[slots]))
+
+    share(task, n, CHUNK_ROWS)
+    return Pairs(starts, counts, cols, values)
+
+
+def batchtopk_pairs(encoder: Encoder, n: int, k: int, scratch: Scratch) -> Pairs:
+    """The codes of BatchTopK: the k largest of all of relu(z).
+
+    The k-th largest of the maxima of groups of columns is a lower bound of the k-th largest value, and a histogram of
+    their first 16 bits gives a bound just below it. What is above that bound is collected, the k largest of it kept.
+    """
+    m = encoder.d_sae
+    groups = min(m, max(m // 16, -(-k // n)))
+    z, best = scratch("z", n, m, dtype=encoder.dtype), scratch("best", n, groups)
+    starts, counts = torch.zeros(n, dtype=torch.int64), scratch("counts", n, dtype=torch.int64)
+
+    def look(first: int, last: int) -> Tensor:
+        histogram = torch.empty(2**15, dtype=torch.int64)
+        kernels().group_maxima(*encoder(first, last, z[first:last]), *_numpy(best[first:last], histogram))
+        return histogram
+
+    def collect(fill: bool, cols: Tensor, values: Tensor) -> None:
+        def task(first: int, last: int) -> None:
+            rows = slice(first, last)
+            arguments = *encoder.as_arguments(z[rows]), best[rows].numpy(), bound, fill
+            kernels().collect(*arguments, *_numpy(starts[rows], counts[rows], cols, values))
+
+        share(task, n, CHUNK_ROWS)
+
+    at_least = torch.stack(share(look, n, CHUNK_ROWS)).sum(0).flip(0).cumsum(0)
+    reached = int((at_least < k).sum())  # in the flipped order; all bins when fewer than k maxima are above 0
+    bound = (
+        float(torch.tensor((2**15 - 1 - reached) << 16, dtype=torch.int32).view(torch.float32))
+        if reached < 2**15
+        else 0.0
+    )
+    collect(False, torch.empty(0, dtype=torch.int32), torch.empty(0))
+    total = int(counts.sum())
+    starts.copy_(counts.cumsum(0) - counts)
+    cols, values = torch.empty(total, dtype=torch.int32), torch.empty(total)
+    collect(True, cols, values)
+    least = (
+        kernels().keep_largest(*_numpy(starts, counts, cols, values), k)
+        if total > k
+        else values.min().item()
+        if total
+        else None
+    )
+    return Pairs(starts, counts, cols, values, least)
+
+
+class Decoded(NamedTuple):
+    """residual (n, d) float32 = x_hat - x; its column sums (d,); the mean of its squared norms; dz of each pair."""
+
+    residual: Tensor
+    total: Tensor
+    squared_error: float
+    dz: Tensor
+
+
+def decode(sae: SAE, x: Tensor, pairs: Pairs, scale: float, scratch: Scratch) -> Decoded:
+    """x_hat of the pairs against x (n, d), and dz = scale * residual . W_dec[i] of each pair."""
+    residual, dz = scratch("residual", *x.shape), scratch("dz", len(pairs.values))
+    weights = _numpy(sae.W_dec.detach(), sae.b_dec.detach())
+
+    def task(first: int, last: int) -> tuple[float, Tensor]:
+        rows = slice(first, last)
+        slots = _numpy(pairs.starts[rows], pairs.counts[rows], pairs.cols, pairs.values)
+        error = kernels().decode(x[rows].numpy(), *weights, *slots, scale, *_numpy(residual[rows], dz))
+        return error, residual[rows].sum(0)
+
+    errors, totals = zip(*share(task, len(x), CHUNK_ROWS), strict=True)
+    return Decoded(residual, torch.stack(totals).sum(0), sum(errors) / len(x), dz)
+
+
+def by_feature(pairs: Pairs, dz: Tensor, d_sae: int) -> tuple[Tensor, ...]:
+    """The pairs sorted by feature: bounds (d_sae + 1,), rows, values, dz."""
+    size = len(pairs.values)
+    bounds, rows = torch.empty(d_sae + 1, dtype=torch.int64), torch.empty(size, dtype=torch.int32)
+    made = (bounds, rows, torch.empty(size), torch.empty(size))
+    kernels().sort_by_feature(*_numpy(pairs.starts, pairs.counts, pairs.cols, pairs.values, dz), *_numpy(*made))
+    return made
+
+
+def rounded(tensor: Tensor, scratch: Scratch) -> Tensor:
+    """A bfloat16 copy of (n, d)."""
+    copy = scratch("rounded", *tensor.shape, dtype=torch.bfloat16)
+    share(lambda i, j: copy[i:j].copy_(tensor[i:j]), len(tensor), CHUNK_ROWS)
+    return copy
+
+
+def _numpy(*tensors: Tensor) -> list[Any]:
+    return [tensor.numpy() for tensor in tensors]
+
+
+class PairGradients(Mapping[str, Tensor]):
+    """The gradients of a sparse step as its pairs, not yet summed: a mapping like any other where one is looked up, and
+    for the optimiser a way to sum a feature's pairs just when it updates the feature.
+
+    pairs: bounds, rows, values and dz, sorted by feature (see kernels.py). x, residual: (n, d), both float32 or both
+    bfloat16. scale: of residual, for dL/dx_hat. b_dec: (d,), the decoder's part of its gradient. dead, extra: features
+    and the gradients to add to theirs.
+    """
+
+    def __init__(
+        self,
+        sae: SAE,
+        pairs: tuple[Tensor, ...],
+        x: Tensor,
+        residual: Tensor,
+        scale: float,
+        b_dec: Tensor,
+        dead: Tensor,
+        extra: Mapping[str, Tensor],
+    ) -> None:
+        self.sae, self.pairs, self.x, self.residual, self.scale, self.b_dec = sae, pairs, x, residual, scale, b_dec
+        self.dead, self.extra = dead, extra
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._sums[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sums)
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+    @cached_property
+    def _sums(self) -> dict[str, Tensor]:
+        d_sae, d = self.sae.W_dec.shape
+        grads = {"W_enc": torch.empty(d_sae, d), "b_enc": torch.empty(d_sae), "W_dec": torch.empty(d_sae, d)}
+        into = [tensor.numpy() for tensor in grads.values()]
+        share(lambda i, j: kernels().sum_features(i, j, *self._inputs(), *into), d_sae, CHUNK_FEATURES)
+        grads["b_dec"] = self.b_dec
+        if self.sae.config.apply_b_dec_to_input:
+            grads["b_dec"] = self.b_dec - self.sae.W_enc.detach() @ grads["b_enc"]
+        for name, extra in self.extra.items():
+            grads[name].index_add_(0, self.dead, extra)
+        return grads
+
+    def _inputs(self) -> tuple[Any, ...]:
+        return (
+            *(part.numpy() for part in self.pairs),
+            *_as_both(self.x, self.residual),
+            self.residual.dtype == torch.float32,
+            self.scale,
+        )
+
+    def update(self, tensors: Mapping[str, Tensor], moments: Mapping[str, dict[str, Tensor]], rates: "Rates") -> Tensor:
+        """Adam's step for W_enc, b_enc and W_dec of the training layout, in place (see kernels.update_features);
+        returns the whole gradient of b_dec."""
+        d_sae, d = self.sae.W_dec.shape
+        place = torch.full((d_sae,), -1, dtype=torch.int32)
+        if self.extra:
+            place[self.dead] = torch.arange(len(self.dead), dtype=torch.int32)
+        nothing = {"W_enc": torch.empty(0, d), "b_enc": torch.empty(0), "W_dec": torch.empty(0, d)}
+        extra = [(self.extra or nothing)[name].contiguous().numpy() for name in nothing]
+        state = [
+            tensor.numpy()
+            for name in nothing
+            for tensor in (tensors[name], moments[name]["exp_avg"], moments[name]["exp_avg_sq"])
+        ]
+        inputs = self._inputs()
+
+        def task(first: int, last: int) -> Tensor:
+            through = torch.empty(d)
+            kernels().update_features(first, last, *inputs, place.numpy(), *extra, *state, *rates, through.numpy())
+            return through
+
+        parts = share(task, d_sae, CHUNK_FEATURES)
+        return self.b_dec - torch.stack(parts).sum(0) if self.sae.config.apply_b_dec_to_input else self.b_dec
+
+
+class Rates(NamedTuple):
+    """What Adam needs in one step: see kernels._adam."""
+
+    weights: float
+    biases: float
+    beta1: float
+    beta2: float
+    root: float
+
+
+def _as_both(*tensors: Tensor) -> Iterator[Any]:
+    """The tensors as bfloat16 arrays (uint16 to numpy), then as float32 ones; empty where they are not."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for tensor in tensors:
+            if tensor.dtype == dtype:
+                yield (tensor.view(torch.uint16) if dtype == torch.bfloat16 else tensor).numpy()
+            else:
+                yield np.empty((0, 0), np.uint16 if dtype == torch.bfloat16 else np.float32)
