@@ -17,12 +17,12 @@ from saes.numerics.formats import FormatError, NotRepresentable, UnknownFormat, 
 from saes.numerics.sae import SAE, SAEConfig, SAEError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-OWN_CASES = ("saelens_standard", "saelens_topk", "saelens_topk_rescale")
+OWN_CASES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.safetensors"))
 
 
 def assert_agrees(sae: SAE, golden: dict[str, torch.Tensor], rtol: float = 1e-4, atol: float = 2e-5) -> None:
     acts = sae.encode(golden["x"])
-    assert torch.equal(acts > 0, golden["feature_acts"] > 0), "the same features fire"
+    assert torch.equal(acts != 0, golden["feature_acts"] != 0), "the same features fire"
     torch.testing.assert_close(acts.detach(), golden["feature_acts"], rtol=rtol, atol=atol)
     torch.testing.assert_close(sae(golden["x"]).detach(), golden["x_hat"], rtol=rtol, atol=atol)
     values, indices = sae.encode_sparse(golden["x"])
@@ -44,8 +44,10 @@ def test_what_is_saved_again_still_has_the_numbers_of_saelens(case, tmp_path):
     save_sae(sae, tmp_path / "again")
     again = load_sae(tmp_path / "again")
     assert_agrees(again, load_file(GOLDEN / case / "golden.safetensors"))
+    for one in (sae, again):  # the layout's version is the writer's
+        one.config.metadata.pop("sae_lens_version", None)
     assert again.config == sae.config
-    assert again.config.metadata["sae_lens_version"] == "6.54.12"
+    assert detect_format(tmp_path / "again") == "saelens"
 
 
 def assert_one_sentence(error: BaseException) -> None:
