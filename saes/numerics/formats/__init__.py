@@ -59,8 +59,6 @@ FORMATS: dict[str, Format] = {
     "gemma_scope_2": Format(gemma_scope_2.detect, gemma_scope_2.load, None),
     "llama_scope": Format(llama_scope.detect, llama_scope.load, None),
     "llama_scope_r1_distill": Format(llama_scope.detect_r1, llama_scope.load_r1, None),
-    # Lone torch files, known only by the names in them.
-    "mi_crow": Format(mi_crow.detect, mi_crow.load, mi_crow.save),
     "dictionary_learning": Format(dictionary_learning.detect, dictionary_learning.load, dictionary_learning.save),
     "sparsify": Format(sparsify.detect, sparsify.load, sparsify.save),
     "openmoss": Format(openmoss.detect, openmoss.load, None),
@@ -69,8 +67,10 @@ FORMATS: dict[str, Format] = {
     "mntss_clt": Format(circuit_tracer.detect_clt, circuit_tracer.load_clt, None),
     "qwen_scope": Format(single_files.detect_qwen, single_files.load_qwen, None),
     "connor_rob_hook_z": Format(single_files.detect_hook_z, single_files.load_hook_z, None),
+    # Lone torch files, known only by the names in them.
     "goodfire": Format(single_files.detect_goodfire, single_files.load_goodfire, None),
     "deepseek_r1": Format(single_files.detect_deepseek, single_files.load_deepseek, None),
+    "mi_crow": Format(mi_crow.detect, mi_crow.load, mi_crow.save),
 }
 
 KNOWN = (  # whose files the table reads, for sentences

@@ -37,7 +37,11 @@ _KNOWN = {
 
 def detect(place: Place) -> bool:
     """Whether a folder holds this form: a config with an SAE's two sizes, and weights beside it."""
-    if place.entry or not place.has(CONFIG) or not (place.has(WEIGHTS) or place.has(PICKLE)):
+    if (
+        place.entry not in ("", CONFIG, WEIGHTS)
+        or not place.has(CONFIG)
+        or not (place.has(WEIGHTS) or place.has(PICKLE))
+    ):
         return False
     cfg = _config_file(place)
     return all(type(cfg.get(name)) is int for name in ("d_in", "d_sae"))

@@ -28,9 +28,9 @@ Files = dict[str, dict[str, TensorInfo]]
 
 
 def has_sae(place: Place) -> bool:
-    """Whether a folder holds cfg.json and the weights (or the index of their shards)."""
+    """Whether a folder holds cfg.json and the weights (or the index of their shards). Either file means its folder."""
     weights = place.has(WEIGHTS) or place.has(f"{WEIGHTS}.index.json")
-    return not place.entry and weights and place.has(CONFIG)
+    return place.entry in ("", CONFIG, WEIGHTS) and weights and place.has(CONFIG)
 
 
 def read_cfg(place: Place) -> dict[str, Any]:

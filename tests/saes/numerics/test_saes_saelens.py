@@ -117,6 +117,14 @@ def test_what_has_no_place_in_cfg_is_refused_by_name(config, sentence, tmp_path)
         save_sae(random_sae("transcoder"), tmp_path / "sae")
 
 
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
+def test_either_of_its_files_means_the_folder(name, tmp_path):
+    sae = random_sae("standard")
+    save_sae(sae, tmp_path / "sae")
+    assert detect_format(tmp_path / "sae" / name) == "saelens"
+    assert_same_bits(sae, load_sae(tmp_path / "sae" / name))
+
+
 def test_mixed_storage_is_kept_in_the_dtype_that_holds_all_of_it(tmp_path):
     save_sae(random_sae("jumprelu", torch.bfloat16), tmp_path / "sae")
     edit_tensors(tmp_path / "sae", lambda t: t.update(threshold=t["threshold"].float() + 1e-4))
