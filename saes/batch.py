@@ -232,12 +232,23 @@ def plan(spec: BatchSpec) -> list[SAE]:
     exact = _exact(spec)
     for wish in spec.wishes:
         for row in exact.get((wish.repo, wish.path)) or _rows_of(wish):
-            if wish.revision and not row.ready:
+            if wish.revision and row.ready:
+                _require_commit(row, wish.revision)
+            elif wish.revision:
                 row.revision = wish.revision
             found.setdefault((row.repo_id, row.repo_path), row)
         if len(found) > MOST_ROWS:
             raise BatchError(f"This means more than {MOST_ROWS:,} SAEs.", "Narrow it by layers, width or l0.")
     return list(found.values())
+
+
+def _require_commit(row: SAE, revision: str) -> None:
+    """A row that is here stays as it is; that it is another commit than the one wanted is said."""
+    if re.fullmatch(r"[0-9a-f]{40}", revision) and revision != row.revision:
+        raise BatchError(
+            f"{row.name} is here at commit {row.revision[:12] or 'unknown'}, not at {revision[:12]}.",
+            "Remove it first, or leave the revision out.",
+        )
 
 
 def _exact(spec: BatchSpec) -> dict[tuple[str, str], list[SAE]]:

@@ -104,6 +104,16 @@ def test_a_basket_is_found_with_one_query(catalogue: Release, django_assert_num_
             assert plan(spec) == some
 
 
+def test_one_that_is_here_at_another_commit_is_said(catalogue: Release) -> None:
+    row = SAE.objects.get(name="sae-0")
+    row.finish(revision="a" * 40)
+    spec = BatchSpec.from_rows([row])
+    assert plan(spec) == [row]
+    row.finish(revision="b" * 40)
+    with pytest.raises(BatchError, match="sae-0 is here at commit bbbbbbbbbbbb, not at aaaaaaaaaaaa"):
+        plan(spec)
+
+
 def test_what_is_named_twice_comes_once(catalogue: Release) -> None:
     wish = Wish(release=RELEASE, layers="0")
     assert len(plan(BatchSpec((wish, wish, Wish(release=RELEASE, layers="0-1"))))) == 13
@@ -309,7 +319,11 @@ def test_ctrl_c_leaves_all_as_it_is_and_the_same_command_goes_on(served: MiniHub
     )
     try:
         parts = tmp_path / "hub" / "models--lab--saes" / "blobs"
-        wait_for(lambda: sum(path.stat().st_size for path in parts.glob("*.incomplete")) > 50_000, 60, "some bytes")
+
+        def begun() -> bool:
+            return sum(path.stat().st_size for path in parts.glob("*.incomplete")) > 50_000
+
+        wait_for(lambda: begun() or child.poll() is not None, 60, "some bytes")
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=40)
     finally:

@@ -91,6 +91,20 @@ def no_parts_left() -> bool:
 
 
 # -- the ordinary way
+def test_the_hub_for_tests_speaks_to_the_library_as_the_real_one(stocked: MiniHub) -> None:
+    stocked.tokens["hf_mine"] = "me"
+    stocked.page_size = 2
+    api = HfApi(token="hf_mine")
+    assert api.whoami()["name"] == "me"
+    assert [branch.target_commit for branch in api.list_repo_refs(REPO).branches] == [COMMIT]
+    tree = {entry.path: entry for entry in api.list_repo_tree(REPO, recursive=True)}
+    assert tree[NAME].lfs.sha256 == hashlib.sha256(WEIGHTS).hexdigest() and tree["layer_1/cfg.json"].lfs is None
+    info = api.model_info(REPO, files_metadata=True)
+    assert info.sha == COMMIT and {file.rfilename: file.size for file in info.siblings}[NAME] == len(WEIGHTS)
+    assert Path(hf_hub_download(REPO, NAME, token="hf_mine")).resolve().name == tree[NAME].lfs.sha256
+    assert Path(hf_hub_download(REPO, "layer_0/cfg.json")).resolve().name == tree["layer_0/cfg.json"].blob_id
+
+
 def test_files_lie_in_the_standard_cache_and_other_programs_find_them(
     stocked: MiniHub, get: Any, monkeypatch: Any
 ) -> None:
