@@ -15,7 +15,6 @@ ARCHITECTURES: dict[str, type[SAE]] = {
     cls.architecture: cls
     for cls in (
         StandardSAE,
-        SkipSAE,
         TopKSAE,
         JumpReLUSAE,
         GatedSAE,
@@ -23,6 +22,7 @@ ARCHITECTURES: dict[str, type[SAE]] = {
         topk.BatchTopKSAE,
         topk.DecoderNormTopKSAE,
         topk.GroupMaxSAE,
+        SkipSAE,
         MatchingPursuitSAE,
         transcoders.Transcoder,
         transcoders.SkipTranscoder,
