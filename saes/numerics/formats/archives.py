@@ -1,8 +1,8 @@
 """Weights in npz and torch files, configs in YAML: read with limits, without ever unpickling an object.
 
 The directory of a zip is held against the file before anything in it is touched; what a header claims is held against the
-bytes that are there before memory is asked for. Tensors that are stored as they are get memory-mapped, deflated ones are
-inflated one at a time.
+bytes that are there before memory is asked for. Tensors are memory-mapped where they lie so that they can be, and otherwise
+read or inflated one at a time, in small steps.
 """
 
 import zipfile
@@ -25,6 +25,7 @@ MAX_PICKLE_BYTES = 16_000_000  # data.pkl describes tensors; their numbers lie b
 SMALL = 16 << 20  # below this a member may be deflated as far as it goes: a bias of zeros is
 MAX_RATIO = 32  # weights hardly shrink at all
 CHUNK = 1 << 24
+ALIGNED = 8  # bytes: where numbers may begin to be used from a map
 LOCAL_HEADER = 30  # bytes of a zip member's own header before its name
 
 
@@ -107,21 +108,27 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Memb
 
 
 def _array(path: Path, member: Member) -> Tensor:
+    start = _start(path, member)
     stored = member.info.compress_type == zipfile.ZIP_STORED and bool(prod(member.shape))
-    flat = _mapped(path, member) if stored else _inflated(path, member)
+    mappable = stored and (start + member.header) % ALIGNED == 0
+    flat = _mapped(path, member, start) if mappable else _streamed(path, member)
     array = flat.reshape(member.shape[::-1]).T if member.fortran else flat.reshape(member.shape)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return torch.from_numpy(array)
 
 
-def _mapped(path: Path, member: Member) -> np.ndarray:
-    """The numbers of a stored member, from the file itself. Copy-on-write: the file is never changed."""
+def _start(path: Path, member: Member) -> int:
+    """Where in the file a member begins, after its own header."""
     with path.open("rb") as file:
         file.seek(member.info.header_offset)
         local = file.read(LOCAL_HEADER)
     names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-    start = member.info.header_offset + LOCAL_HEADER + names
+    return member.info.header_offset + LOCAL_HEADER + names
+
+
+def _mapped(path: Path, member: Member, start: int) -> np.ndarray:
+    """The numbers of a stored member, from the file itself. Copy-on-write: the file is never changed."""
     if start + member.info.file_size > path.stat().st_size:
         raise FormatError(f"{path.name} is damaged or incomplete: {member.info.filename} reaches beyond its end.")
     whole = np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(member.info.file_size,))
@@ -130,11 +137,11 @@ def _mapped(path: Path, member: Member) -> np.ndarray:
         crc = zlib.crc32(whole[place : place + CHUNK].data, crc)
     if crc != member.info.CRC:
         raise FormatError(f"{path.name} is damaged: {member.info.filename} does not have its checksum.")
-    numbers = whole[member.header :]
-    return numbers.view(member.dtype) if (start + member.header) % 8 == 0 else numbers.copy().view(member.dtype)
+    return whole[member.header :].view(member.dtype)
 
 
-def _inflated(path: Path, member: Member) -> np.ndarray:
+def _streamed(path: Path, member: Member) -> np.ndarray:
+    """The numbers of a member that is deflated, or does not lie where numbers can be used as they are."""
     flat = np.empty(prod(member.shape), dtype=member.dtype)
     rest = flat.view(np.uint8).data if flat.size else memoryview(b"")
     with zipfile.ZipFile(path) as archive, archive.open(member.info) as file:

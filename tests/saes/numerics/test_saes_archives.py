@@ -43,7 +43,7 @@ def test_npz_gives_what_numpy_saved(save, dtype, tmp_path):
         np.testing.assert_array_equal(read[name].numpy(), array)
 
 
-def test_npz_that_is_stored_is_mapped_and_never_changed(tmp_path):
+def test_the_file_is_never_changed_by_what_is_done_to_its_numbers(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, a=np.zeros((512, 1024), dtype=np.float32))
     before = path.read_bytes()
