@@ -166,12 +166,9 @@ def _fitting_captures(sae: SAE) -> list[Any]:
     """Finished captures of its model that hold its hook point, the one it was trained on first."""
     if sae.model is None:
         return []
-    hook = sae.model.hook(sae.hook_name)
-    names = [sae.hook_name] if hook is None else [hook["name"], hook["module"], sae.hook_name]
-    ready = sae.model.captures.ready()
-    fitting = [row for row in ready[:200] if set(names) & set(row.hook_names)]
+    fitting = list(sae.model.captures.ready().filter(hook_names__contains=[sae.hook_name])[:50])
     run = getattr(sae, "run", None)
-    return sorted(fitting[:50], key=lambda capture: run is None or capture.pk != run.capture_id)
+    return sorted(fitting, key=lambda capture: run is None or capture.pk != run.capture_id)
 
 
 # ------------------------------------------------------------------------------------------------------- what starts
