@@ -15,6 +15,7 @@ import httpx2
 from huggingface_hub import constants, file_download
 from huggingface_hub._local_folder import _validate_relative_filename
 from huggingface_hub._tree_cache import TreeCacheEntry, read_tree_cache, write_tree_cache
+from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils._http import fix_hf_endpoint_in_url
 
 from saes.hub_client import HubError, address, ask, explain, get_json, hub_errors, is_hub
@@ -95,6 +96,7 @@ def list_repository(repo_id: str, revision: str = "", kind: str = "model", token
     """
     until = time.monotonic() + LISTING_SECONDS
     with hub_errors(repo_id, kind=kind):
+        validate_repo_id(repo_id)
         try:
             commit = revision if COMMIT.fullmatch(revision) else _commit(repo_id, revision, kind, token, until)
             if known := _kept(repo_id, kind, commit):

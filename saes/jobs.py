@@ -9,8 +9,7 @@ from transformers import AutoTokenizer
 
 from saehub.accounts.hub_tokens import hub_token
 from saehub.jobs.progress import JobError, Progress
-from saes import catalogue, hub
-from saes.downloads import bring
+from saes import catalogue, downloads, hub
 from saes.fields import size_of
 from saes.imports import import_files
 from saes.models import SAE, LanguageModel
@@ -84,7 +83,7 @@ def _describe(folder: Path) -> dict[str, Any]:
 
 def download(progress: Progress, sae: int) -> dict[str, Any]:
     """Bring an SAE from the Hub. Run again, it goes on with what is here."""
-    return bring(progress, SAE.objects.select_related("release", "model").get(pk=sae))
+    return downloads.bring(progress, SAE.objects.select_related("release", "model").get(pk=sae))
 
 
 def adopt(progress: Progress, sae: int) -> dict[str, Any]:

@@ -406,10 +406,12 @@ def test_a_token_that_cannot_be_sent_is_not_shown(stocked: MiniHub, get: Any) ->
     assert "42" not in f"{error}{error.hint}" and "no token has" in str(error)
 
 
-@pytest.mark.parametrize("repo", ["a b", "x/y/z", "-x/..", "../.."])
-def test_what_is_not_an_id_is_said(hub: MiniHub, repo: str) -> None:
-    with pytest.raises(HubError):
-        our.list_repository(repo)
+@pytest.mark.parametrize("repo", ["a b", "x/y/z", "-x/..", "../..", ""])
+def test_what_is_not_an_id_is_said_and_not_asked_for(hub: MiniHub, repo: str) -> None:
+    for call in (our.list_repository, lambda repo: our.file_head(repo, "x")):
+        with pytest.raises(HubError, match="is not the id of a repository"):
+            call(repo)
+    assert not [asked for asked in hub.requests if "models" in asked.path or "resolve" in asked.path]
 
 
 def test_an_address_that_is_not_a_hubs_is_said(stocked: MiniHub, monkeypatch: Any) -> None:
