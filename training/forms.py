@@ -14,6 +14,7 @@ from django.core.files.uploadedfile import UploadedFile
 from django.urls import reverse_lazy
 from django.utils.text import get_valid_filename, slugify
 
+from saes.abilities import why_not
 from saes.fields import NewRow, server_path, size_of
 from saes.forms import HUB_ID
 from saes.models import SAE, LanguageModel
@@ -513,6 +514,8 @@ class EvaluationForm(forms.Form):
                 f"This SAE reads vectors of {self.sae.d_in} numbers, but {capture.name} holds vectors of {d}; "
                 "choose a capture of the model it was trained on."
             )
+        if reason := why_not(self.sae, "evaluate"):
+            raise ValidationError(f"It cannot be evaluated: {reason}")
         return capture
 
     def make(self, user: Any) -> Evaluation:

@@ -619,7 +619,15 @@ def test_a_finished_run_is_not_stopped(client_of: Any) -> None:
 
 
 def an_sae(**fields: Any) -> SAE:
-    given = {"source": "trained", "hook_name": HOOK, "architecture": "topk", "d_in": 32, "d_sae": 64, "path": "sae/x"}
+    given = {
+        "source": "trained",
+        "hook_name": HOOK,
+        "architecture": "topk",
+        "d_in": 32,
+        "d_sae": 64,
+        "path": "sae/x",
+        "ready_at": timezone.now(),
+    }
     return SAE.objects.create(
         name="sae", **given | {"model": LanguageModel.objects.first(), "model_name": "tiny"} | fields
     )
