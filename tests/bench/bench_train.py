@@ -1,146 +1,342 @@
-"""How fast one TopK training step is: ours, the same mathematics by plain autograd, and sparsify where it is installed.
+"""How fast one training step is: ours against the libraries from PyPI, on the same rows, in the same run.
 
-    python tests/bench/bench_train.py [--capture FOLDER] [--d-sae 4608] [--k 32] [--batch 2048] [--rounds 15]
+    python tests/bench/bench_train.py --peers VENV/bin/python [--capture FOLDER] [--architecture topk] [--d-sae 4608]
+        [--k 32] [--batch 2048] [--rounds 64] [--seed 0] [--only NAME ...]
 
-A step is everything from a batch to updated, renormalised weights. The contenders take turns step by step, so that what
-else the machine does hits them alike; only the ratios of one run mean something. With a capture, the rows are real and
-each contender's held-out FVU after the same rows is printed too: speed must not be bought with quality.
-Two or more processes on the same cores: run with OMP_WAIT_POLICY=passive, or the waiting threads take the time.
+VENV holds sae-lens, eai-sparsify and dictionary-learning (`pip install torch==2.13.0 sae-lens eai-sparsify
+dictionary-learning`, then `pip uninstall torchvision`, whose PyPI build does not go with a CPU torch).
+
+Every contender is a process of its own that holds the same rows and makes one step when its turn comes; a step is
+everything from a batch to updated, renormalised weights. They take turns step by step with a pause between, so that
+what else the machine does hits them alike, and no thread of one still spins when the next begins. Only the ratios of one
+run mean something. All learn with Adam at 1e-3 from rows scaled to mean norm sqrt(d); SAELens starts from our initial
+weights. Their held-out FVU and L0 after the same rows are printed: speed must not be bought with quality.
+Without --capture the rows are random and quality means nothing.
 """
 
 import argparse
+import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from saes.numerics.architectures import build_sae
-from saes.numerics.sae import SAE, SAEConfig
-from training.numerics.evaluate import ExplainedVariance, explained_variance
-from training.numerics.losses import Terms, gradients
-from training.numerics.optim import Optimizer, matmul_precision
-from training.numerics.shards import open_capture
-
 LR = 1e-3
-Step = Callable[[Tensor], None]
-Fvu = Callable[[Tensor], float]
+PAUSE = 0.03  # seconds; OpenMP's threads spin for up to about half of it after their last work
+OPTIONS = {"standard": {"l1": 2.0}, "gated": {"l1": 2.0}, "jumprelu": {"l0": 1.0}}  # coefficients, in units of SAELens
+CONTENDERS = {  # name -> architectures
+    "ours": ("topk", "batchtopk", "matryoshka", "jumprelu", "standard", "gated"),
+    "ours, float32": ("topk", "batchtopk"),
+    "ours, plain torch": ("topk", "batchtopk", "jumprelu", "standard", "gated", "matryoshka"),
+    "sparsify": ("topk",),
+    "sparsify, autocast": ("topk",),
+    "dictionary-learning": ("topk", "batchtopk"),
+    "sae-lens": ("topk", "batchtopk", "matryoshka", "jumprelu", "standard", "gated"),
+    "sae-lens, autocast": ("topk", "batchtopk", "matryoshka", "jumprelu", "standard", "gated"),
+}
+
+Step = Callable[[Tensor], object]
+Look = Callable[[Tensor], tuple[Tensor, Tensor]]  # rows (n, d) -> x_hat (n, d), how many features fired (n,)
 
 
-def made(first: Tensor, d_sae: int, k: int) -> SAE:
-    sae = build_sae(SAEConfig("topk", first.shape[1], d_sae, k=k))
-    sae.init_b_dec(first)
-    return sae
+# ---------------------------------------------------------------------------------------------------- the contenders
 
 
-def ours(first: Tensor, d_sae: int, k: int, precision: str) -> tuple[Step, Fvu]:
-    sae = made(first, d_sae, k)
-    optimizer = Optimizer(sae, (0.9, 0.999), bias_scale=1.0)
-    nothing_dead = torch.empty(0, dtype=torch.int64)
-    terms = Terms(nothing_dead, variance=float(first.var(0).sum()), aux=1 / 32)
+def ours(name: str, args: argparse.Namespace, first: Tensor, start: dict[str, Tensor]) -> tuple[Step, Look]:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from training.numerics import losses
+    from training.numerics.losses import Terms, gradients
+    from training.numerics.optim import Optimizer, matmul_precision
+    from training.numerics.sparse import Scratch
+    from training.numerics.train import follow_codes
+
+    if name == "ours, plain torch":
+        losses.kernels = lambda: None  # as where numba is not installed
+    sae = our_sae(args)
+    sae.load_state_dict(sae.state_dict() | start)
+    optimizer, scratch = Optimizer(sae, (0.9, 0.999), bias_scale=1.0), Scratch()
+    terms = Terms(
+        torch.empty(0, dtype=torch.int64),
+        variance=float(first.var(0).sum()),
+        aux=1 / 32,
+        **OPTIONS.get(args.architecture, {}),
+    )
+    precision = "float32" if name == "ours, float32" else "fast"
+    steps = 0
 
     def step(x: Tensor) -> None:
+        nonlocal steps
         with matmul_precision(precision):
-            outcome = gradients(sae, x, terms)
+            outcome = gradients(sae, x, terms, scratch)
         optimizer.step(outcome.grads, LR)
+        follow_codes(sae, outcome.least, steps)
+        steps += 1
 
-    return step, lambda x: 1 - explained_variance(sae, x)
+    def look(x: Tensor) -> tuple[Tensor, Tensor]:
+        acts = sae.encode(x)
+        return sae.decode(acts), (acts > 0).sum(-1)
 
-
-def autograd(first: Tensor, d_sae: int, k: int) -> tuple[Step, Fvu]:
-    """What one writes first: dense codes, loss.backward(), Adam, projection and renormalisation."""
-    sae = made(first, d_sae, k)
-    adam = torch.optim.Adam(sae.parameters(), lr=LR)
-    variance = float(first.var(0).sum())
-
-    def step(x: Tensor) -> None:
-        loss = (sae(x) - x).square().sum(-1).mean() / variance
-        adam.zero_grad()
-        loss.backward()
-        with torch.no_grad():
-            grad = sae.W_dec.grad
-            assert grad is not None
-            grad -= (grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
-            adam.step()
-            sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
-
-    return step, lambda x: 1 - explained_variance(sae, x)
+    return step, look
 
 
-def sparsify(first: Tensor, d_sae: int, k: int) -> tuple[Step, Fvu] | None:
-    """eai-sparsify's own forward, loss and constraint, with torch's Adam as its trainer uses it."""
-    try:
-        from sparsify import SparseCoder, SparseCoderConfig
-    except ImportError:
-        return None
-    coder = SparseCoder(first.shape[1], SparseCoderConfig(num_latents=d_sae, k=k))
+def our_sae(args: argparse.Namespace) -> Any:
+    from saes.numerics.architectures import build_sae
+    from saes.numerics.sae import SAEConfig
+
+    nested = args.architecture == "matryoshka"
+    return build_sae(
+        SAEConfig(
+            "batchtopk" if nested else args.architecture,
+            args.d,
+            args.d_sae,
+            k=args.k if args.architecture in ("topk", "batchtopk", "matryoshka") else None,
+            options={"matryoshka_widths": widths(args.d_sae)} if nested else {},
+        ),
+        seed=args.seed,
+    )
+
+
+def widths(d_sae: int) -> list[int]:
+    return [d_sae // 8, d_sae // 4, d_sae // 2, d_sae]
+
+
+def sparsify(name: str, args: argparse.Namespace, first: Tensor, start: dict[str, Tensor]) -> tuple[Step, Look]:
+    """Its own forward, loss and constraint, with torch's Adam as its trainer uses it."""
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    coder = SparseCoder(args.d, SparseCoderConfig(num_latents=args.d_sae, k=args.k))
     coder.b_dec.data = first.mean(0)
     adam = torch.optim.Adam(coder.parameters(), lr=LR)
 
     def step(x: Tensor) -> None:
         coder.set_decoder_norm_to_unit_norm()
-        coder(x).fvu.backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=name.endswith("autocast")):
+            loss = coder(x).fvu
+        loss.backward()
         coder.remove_gradient_parallel_to_decoder_directions()
         adam.step()
         adam.zero_grad()
 
-    @torch.no_grad()
-    def fvu(held_out: Tensor) -> float:
-        running = ExplainedVariance()
-        for x in held_out.split(2048):
-            running.add(x, coder(x).sae_out)
-        return 1 - running.value
+    def look(x: Tensor) -> tuple[Tensor, Tensor]:
+        out = coder(x)
+        return out.sae_out, (out.latent_acts > 0).sum(-1)
 
-    return step, fvu
+    return step, look
 
 
-def random_rows(d: int, batch: int) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    while True:
-        yield torch.randn(batch, d, generator=generator)
+def dictionary_learning(
+    name: str, args: argparse.Namespace, first: Tensor, start: dict[str, Tensor]
+) -> tuple[Step, Look]:
+    from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    trainer = {"topk": TopKTrainer, "batchtopk": BatchTopKTrainer}[args.architecture](
+        steps=10**6, activation_dim=args.d, dict_size=args.d_sae, k=args.k, layer=9, lm_name="", lr=LR,
+        warmup_steps=0, decay_start=None, threshold_start_step=0, seed=args.seed, device="cpu",
+    )  # fmt: skip
+    steps = 0
+
+    def step(x: Tensor) -> None:
+        nonlocal steps
+        trainer.update(steps, x)
+        steps += 1
+
+    def look(x: Tensor) -> tuple[Tensor, Tensor]:
+        whole_batch = {"use_threshold": False} if args.architecture == "batchtopk" else {}
+        acts = trainer.ae.encode(x, **whole_batch)
+        return trainer.ae.decode(acts), (acts > 0).sum(-1)
+
+    return step, look
+
+
+def sae_lens(name: str, args: argparse.Namespace, first: Tensor, start: dict[str, Tensor]) -> tuple[Step, Look]:
+    import sae_lens.saes as saes
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.sae import TrainStepInput
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    kind = {
+        "topk": "TopK", "batchtopk": "BatchTopK", "matryoshka": "MatryoshkaBatchTopK", "jumprelu": "JumpReLU",
+        "standard": "Standard", "gated": "Gated",
+    }[args.architecture]  # fmt: skip
+    options: dict[str, Any] = {}
+    if "TopK" in kind:
+        options["k"] = args.k
+    if args.architecture == "matryoshka":
+        options["matryoshka_widths"] = widths(args.d_sae)
+    for coefficient, value in OPTIONS.get(args.architecture, {}).items():
+        options[f"{coefficient}_coefficient"] = value
+    config = getattr(saes, f"{kind}TrainingSAEConfig")(d_in=args.d, d_sae=args.d_sae, **options)
+    sae = getattr(saes, f"{kind}TrainingSAE")(config)
+    for key, tensor in sae.named_parameters():
+        if key in start:
+            tensor.data.copy_(start[key])
+    trainer = SAETrainer(
+        SAETrainerConfig(
+            total_training_samples=10**9,
+            train_batch_size_samples=args.batch,
+            lr=LR,
+            lr_end=LR,
+            autocast=name.endswith("autocast"),
+        ),
+        sae,
+        iter(()),
+    )
+
+    def step(x: Tensor) -> None:
+        trainer.step(x)
+        trainer.n_training_steps += 1
+
+    def look(x: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = TrainStepInput(
+            sae_in=x,
+            coefficients=trainer.get_coefficients(),
+            dead_neuron_mask=None,
+            n_training_steps=0,
+            is_logging_step=False,
+        )
+        out = sae.training_forward_pass(inputs)
+        return out.sae_out, (out.feature_acts > 0).sum(-1)
+
+    return step, look
+
+
+# ---------------------------------------------------------------------------------------------------- one contender
+
+
+def contend(name: str, args: argparse.Namespace) -> None:
+    """A contender's process: a step for every line on standard input, its seconds on standard output; FVU and L0 at the
+    end."""
+    folder = Path(args.folder)
+    rows, held_out = (torch.from_numpy(np.load(folder / f"{part}.npy")) for part in ("rows", "held_out"))
+    start = torch.load(folder / "start.pt")
+    make = {"ours": ours, "sparsify": sparsify, "sae-lens": sae_lens, "dictionary-learning": dictionary_learning}
+    answers, sys.stdout = sys.stdout, sys.stderr
+    step, look = make[name.split(",")[0]](name, args, rows[: args.batch], start)
+    print("ready", file=answers, flush=True)
+    batches = rows.split(args.batch)
+    for turn, _ in enumerate(sys.stdin):
+        begun = time.perf_counter()
+        step(batches[turn % len(batches)])
+        print(time.perf_counter() - begun, file=answers, flush=True)
+    errors, total, fired = 0.0, 0.0, 0.0
+    with torch.no_grad():
+        for x in held_out.split(args.batch):
+            x_hat, l0 = look(x)
+            errors += float((x_hat - x).double().square().sum())
+            total += float((x - held_out.mean(0)).double().square().sum())
+            fired += float(l0.sum())
+    print(json.dumps({"fvu": errors / total, "l0": fired / len(held_out)}), file=answers, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------- the run
+
+
+def write_rows(args: argparse.Namespace, folder: Path) -> None:
+    """The same rows, in the same order, and the same start for everyone: rows.npy, held_out.npy, start.pt."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from training.numerics.shards import open_capture
+
+    wanted = args.rounds * args.batch
+    if args.capture:
+        capture = open_capture(args.capture)
+        hook = capture.hook_names[0]
+        stream = capture.batches(hook, args.batch, seed=args.seed, n_rows=wanted)
+        rows = torch.cat(list(stream))
+        held_out = torch.cat(list(capture.batches(hook, 4096, split="held_out", shuffle=False)))
+    else:
+        rows, held_out = (torch.randn(n, args.d) + 1 for n in (min(wanted, 32 * args.batch), args.batch))
+    args.d = rows.shape[1]
+    scale = args.d**0.5 / rows[:100_000].norm(dim=1).mean()
+    rows, held_out = rows[: len(rows) // args.batch * args.batch] * scale, held_out * scale
+    np.save(folder / "rows.npy", rows.numpy())
+    np.save(folder / "held_out.npy", held_out.numpy())
+    sae = our_sae(args)
+    sae.init_b_dec(rows[: args.batch])
+    start = {name: tensor.detach().contiguous() for name, tensor in sae.named_parameters()}
+    if args.architecture == "jumprelu":
+        start["threshold"].fill_(0.01)
+    torch.save(start, folder / "start.pt")
+
+
+def run(args: argparse.Namespace, folder: Path) -> None:
+    names = [name for name, kinds in CONTENDERS.items() if args.architecture in kinds]
+    names = [name for name in names if (not args.only or name in args.only) and (args.peers or "ours" in name)]
+    children = {}
+    given = [
+        f"--{key.replace('_', '-')}={getattr(args, key)}"
+        for key in ("architecture", "d", "d_sae", "k", "batch", "seed")
+    ]
+    for name in names:
+        python = sys.executable if name.startswith("ours") else args.peers
+        command = [python, __file__, f"--contender={name}", f"--folder={folder}", *given]
+        children[name] = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=sys.stderr if args.verbose else subprocess.DEVNULL,
+            text=True,
+        )
+    for name, child in children.items():
+        if child.stdout is None or child.stdout.readline().strip() != "ready":
+            raise SystemExit(f"{name} does not start; --verbose shows why.")
+    seconds: dict[str, list[float]] = {name: [] for name in children}
+    for _ in range(args.rounds):
+        for name, child in children.items():
+            time.sleep(PAUSE)
+            print("step", file=child.stdin, flush=True)
+            seconds[name].append(float(child.stdout.readline()))  # type: ignore[union-attr]
+    fastest = min((statistics.median(seconds[name]) for name in names if name in STOCK), default=None)
+    print(
+        f"{args.architecture}, {args.d} x {args.d_sae}, k {args.k}, batch {args.batch}, {args.rounds} steps, seed {args.seed}"
+    )
+    for name, child in children.items():
+        child.stdin.close()  # type: ignore[union-attr]
+        quality = json.loads(child.stdout.readline())  # type: ignore[union-attr]
+        child.wait()
+        median = statistics.median(seconds[name][2:])
+        ratio = f"{fastest / median:6.2f} x the fastest stock peer" if fastest else ""
+        print(
+            f"{name:20} {args.batch / median:9,.0f} rows/s {ratio}   FVU {quality['fvu']:.4f}  L0 {quality['l0']:.1f}",
+            flush=True,
+        )
+
+
+STOCK = ("sparsify", "dictionary-learning", "sae-lens")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", help="the python of an environment with the peers; without it only ours run")
     parser.add_argument("--capture", type=Path)
+    parser.add_argument(
+        "--architecture", default="topk", choices=sorted({kind for kinds in CONTENDERS.values() for kind in kinds})
+    )
     parser.add_argument("--d", type=int, default=576, help="width of the rows when there is no capture")
     parser.add_argument("--d-sae", type=int, default=4608)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="only these contenders")
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
-
-    capture = open_capture(args.capture) if args.capture else None
-    hook = capture.hook_names[0] if capture else ""
-    rows = capture.batches(hook, args.batch, epochs=100) if capture else random_rows(args.d, args.batch)
-    first = next(rows)
-    contenders = {
-        "ours, fast": ours(first, args.d_sae, args.k, "fast"),
-        "ours, float32": ours(first, args.d_sae, args.k, "float32"),
-        "plain autograd": autograd(first, args.d_sae, args.k),
-        "sparsify": sparsify(first, args.d_sae, args.k),
-    }
-    present = {name: contender for name, contender in contenders.items() if contender is not None}
-    seconds: dict[str, list[float]] = {name: [] for name in present}
-    for _ in range(args.rounds):
-        x = next(rows)
-        for name, (step, _) in present.items():
-            start = time.perf_counter()
-            step(x)
-            seconds[name].append(time.perf_counter() - start)
-    held_out = torch.cat(list(capture.batches(hook, 4096, split="held_out", shuffle=False))) if capture else None
-    print(f"{first.shape[1]} x {args.d_sae}, k {args.k}, batch {args.batch}, {torch.get_num_threads()} threads")
-    slowest = statistics.median(seconds["plain autograd"])
-    for name, (_, fvu) in present.items():
-        median = statistics.median(seconds[name])
-        quality = f"   held-out FVU {fvu(held_out):.4f}" if held_out is not None else ""
-        ratio = slowest / median
-        print(f"{name:16} {args.batch / median:9,.0f} tokens/s   {ratio:5.2f} x plain autograd{quality}")
+    if args.contender:
+        contend(args.contender, args)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(args, Path(folder))
+        run(args, Path(folder))
 
 
 if __name__ == "__main__":
