@@ -1,10 +1,12 @@
 """Adopting files: detected, checked, converted with proof, registered whole or not at all."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from saehub.jobs.models import Job, enqueue
 from saehub.jobs.progress import JobError, Progress
@@ -208,3 +210,19 @@ def test_the_probe_batch_fires_at_any_scale(scale: float) -> None:
 )
 def test_places_are_read_off_the_hook_points_name(hook: str, more: dict[str, str], place: tuple[str, int]) -> None:
     assert place_of(hook, **more) == place
+
+
+def test_a_batchtopk_checkpoint_is_adopted_as_the_sae_to_use(progress: Any, tmp_path: Path, data_folder: Path) -> None:
+    """Its codes in training depend on the whole batch; what is kept is the JumpReLU SAE that training made."""
+    folder = an_sae(tmp_path / "given", "standard")
+    tensors = load_file(folder / "sae_weights.safetensors")
+    save_file(tensors | {"topk_threshold": torch.tensor(0.2, dtype=torch.float64)}, folder / "sae_weights.safetensors")
+    cfg = json.loads((folder / "cfg.json").read_text())
+    told = {"architecture": "batchtopk", "k": 4.0, "rescale_acts_by_decoder_norm": True, "decoder_init_norm": 0.1}
+    (folder / "cfg.json").write_text(json.dumps(cfg | told))
+    row = a_row()
+    adopt.adopt_files(progress, row, folder, {})
+    row.refresh_from_db()
+    assert (row.format, row.architecture) == ("saelens", "jumprelu")
+    assert row.proof["source_format"] == "saelens_training" and row.proof["holds"]
+    assert row.config["metadata"]["training_architecture"] == "batchtopk"
