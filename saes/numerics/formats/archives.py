@@ -1,4 +1,4 @@
-"""Weights in npz and torch files, configs in YAML: read with limits, without ever unpickling an object.
+"""Weights in npz and torch files: read with limits, without ever unpickling an object.
 
 The directory of a zip is held against the file before anything in it is touched; what a header claims is held against the
 bytes that are there before memory is asked for. Tensors are memory-mapped where they lie so that they can be, and otherwise
@@ -14,13 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
-from saes.numerics.formats.files import MAX_JSON_DEPTH, FormatError, refuse_impostors
+from saes.numerics.formats.files import FormatError, refuse_impostors
 
-MAX_YAML_BYTES = 256_000
-MAX_YAML_ALIASES = 64
 MAX_PICKLE_BYTES = 16_000_000  # data.pkl describes tensors; their numbers lie beside it
 SMALL = 16 << 20  # below this a member may be deflated as far as it goes: a bias of zeros is
 MAX_RATIO = 32  # weights hardly shrink at all
@@ -253,43 +250,3 @@ class _opened:
 
     def __exit__(self, *_: object) -> None:
         self.archive.close()
-
-
-# -- YAML --------------------------------------------------------------------------------------------------------------
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises FormatError: too large, too deep, not YAML, tags that ask for objects."""
-    if not path.is_file():
-        raise FormatError(f"{path.name} is missing.")
-    if path.stat().st_size > MAX_YAML_BYTES:
-        raise FormatError(f"{path.name} is larger than {MAX_YAML_BYTES:,} bytes, which no SAE's config is.")
-    data = path.read_bytes()
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        _check_events(path.name, yaml.parse(data, Loader=loader))
-        value = yaml.load(data, Loader=loader)  # the safe loader: plain values only
-    except yaml.constructor.ConstructorError as error:
-        raise FormatError(f"{path.name} asks for a Python object, which is never made ({error.problem}).") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{path.name} is not readable YAML ({_first_line(error)}).") from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{path.name} must hold a mapping, but holds a {type(value).__name__}.")
-    return value
-
-
-def _check_events(name: str, events: Iterator[Any]) -> None:
-    """Depth, aliases and tags, before anything is made of them: nested aliases can stand for any amount of data."""
-    depth = aliases = 0
-    for event in events:
-        tag = getattr(event, "tag", None)
-        if tag and ("python" in tag or not tag.startswith("tag:yaml.org,2002:")):
-            raise FormatError(f"{name} carries the tag {tag!r:.80}, which asks for more than plain values.")
-        aliases += isinstance(event, yaml.AliasEvent)
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.ScalarEvent) and event.value == "<<":
-            raise FormatError(f"{name} merges mappings (<<), which no SAE's config does.")
-        if aliases > MAX_YAML_ALIASES:
-            raise FormatError(f"{name} has more than {MAX_YAML_ALIASES} aliases, which no SAE's config has.")
-        if depth > MAX_JSON_DEPTH:
-            raise FormatError(f"{name} is nested too deeply.")

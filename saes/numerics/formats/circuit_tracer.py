@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saes.numerics.formats.archives import read_yaml
 from saes.numerics.formats.files import FormatError, Place
 from saes.numerics.formats.gemma_scope_2 import ONE_LAYER
 from saes.numerics.formats.orient import all_tensors, hold_against, renamed, widths
 from saes.numerics.formats.stated import NOT_AN_AUTOENCODER, Stated, fact_text, k_of, repo_of
 from saes.numerics.formats.weights import assemble, upcast
+from saes.numerics.formats.yaml_files import read_yaml
 from saes.numerics.sae import SAE, SAEConfig
 
 CONFIG = "config.yaml"

@@ -72,7 +72,10 @@ def detect(place: Place) -> bool:
 
 
 def load(place: Place, facts: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype | None) -> SAE:
-    """Facts: `model_name`, `hook_name`, `layer`, `k` where neither file has it. Raises FormatError, MissingFact."""
+    """Facts: `model_name`, `hook_name`, `layer`, `k` where neither file has it, `apply_b_dec_to_input` of a JumpReLU SAE.
+
+    Raises FormatError, MissingFact.
+    """
     config = _config_path(place)
     if config is None:
         raise FormatError(f"{CONFIG} is missing.")
@@ -87,6 +90,8 @@ def load(place: Place, facts: Mapping[str, Any], device: torch.device | str, dty
     trainer.agrees("activation_dim", d_in)
     trainer.agrees("dict_size", d_sae)
     architecture, subtracts, _names = CLASSES[kind]
+    if kind == "JumpReluAutoEncoder":  # its class can, but does not store whether it does
+        subtracts = Stated("the facts", facts).flag("apply_b_dec_to_input", subtracts)
     if kind in BATCH_TOPK:
         tensors["threshold"] = spread(tensors["threshold"], d_sae, "threshold", name).clamp_min(0)
     shape = SAEConfig(architecture, d_in, d_sae, apply_b_dec_to_input=subtracts)

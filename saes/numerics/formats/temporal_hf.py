@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from saes.numerics.formats.archives import read_yaml
 from saes.numerics.formats.files import FormatError, MissingFact, Place
 from saes.numerics.formats.orient import all_tensors, hold_against, renamed, within
 from saes.numerics.formats.stated import Stated, fact_text, layer_of, path_of
 from saes.numerics.formats.weights import assemble
+from saes.numerics.formats.yaml_files import read_yaml
 from saes.numerics.sae import SAE, SAEConfig
 
 CONFIG, WEIGHTS = "conf.yaml", "latest_ckpt.safetensors"

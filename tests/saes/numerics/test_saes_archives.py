@@ -1,6 +1,7 @@
 """npz, torch and YAML files that are damaged, hostile or merely unusual."""
 
 import io
+import json
 import pickle
 import resource
 import zipfile
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from saes.numerics.formats.archives import read_npz, read_state, read_torch, read_yaml
+from saes.numerics.formats.archives import read_npz, read_state, read_torch
 from saes.numerics.formats.files import FormatError
+from saes.numerics.formats.yaml_files import read_yaml
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((6, 5)).astype(np.float32)
@@ -230,6 +232,19 @@ def test_yaml_of_plain_values(tmp_path):
     assert read_yaml(tmp_path / "c.yaml") == {"a": 1, "b": {"c": [1.5, True, None]}, "d": {"e": "f"}, "g": {"e": "f"}}
 
 
+def test_yaml_values_that_json_lacks_become_text(tmp_path):
+    (tmp_path / "c.yaml").write_text("when: 2025-02-03\nbytes: !!binary aGVsbG8=\nfar: .inf\n7: seven\n")
+    value = read_yaml(tmp_path / "c.yaml")
+    assert json.loads(json.dumps(value, allow_nan=False)) == value
+    assert (value["when"], value["far"], value["7"]) == ("2025-02-03", "inf", "seven")
+
+
+# Each list holds the one before it twice: twenty lines that stand for three million values.
+DOUBLED = "".join(
+    f"b{n}: &b{n} [*{'a' if n == 0 else f'b{n - 1}'}, *{'a' if n == 0 else f'b{n - 1}'}]\n" for n in range(20)
+)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -241,6 +256,7 @@ def test_yaml_of_plain_values(tmp_path):
         ("", "must hold a mapping"),
         ("a: " + "[" * 50 + "]" * 50, "nested too deeply"),
         ("a: &a [x]\n" + "".join(f"b{n}: *a\n" for n in range(80)), "aliases"),
+        ("a: &a [x, x, x]\n" + DOUBLED, "stands for more than"),
         ("a: &a {x: 1}\nb: {<<: *a}", "merges mappings"),
         ("a: " + "9" * 6000, "not readable YAML"),
         ("a: " + "x" * 300_000, "is larger than"),

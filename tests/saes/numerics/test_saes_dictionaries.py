@@ -89,6 +89,13 @@ def test_a_threshold_that_was_never_estimated_means_relu(tmp_path):
     assert_gives(load_sae(folder), X, *numbers("BatchTopKSAE", threshold=0))
 
 
+def test_a_jumprelu_that_subtracts_is_said_to(tmp_path):
+    folder = configure(dictionary(tmp_path, "JumpReluAutoEncoder"), "JumpReluAutoEncoder")
+    acts = jumprelu((X - A["b_dec"]) @ A["W_enc"] + A["b_enc"], A["threshold"])
+    sae = load_sae(folder, facts={"apply_b_dec_to_input": True})
+    assert_gives(sae, X, acts, acts @ A["W_dec"] + A["b_dec"])
+
+
 def test_a_checkpoint_of_a_step_has_its_config_above(tmp_path):
     configure(tmp_path, "AutoEncoder")
     dictionary(tmp_path / "checkpoints", "AutoEncoder", name="ae_200.pt")
