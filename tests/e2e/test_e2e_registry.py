@@ -1,0 +1,165 @@
+"""Downloads from the page in a real browser, with real workers and a slow Hub on this machine: the bar moves, the SAE is there."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from saehub.jobs.models import Job, State
+from saes.models import SAE
+from saes.numerics.formats import load_sae
+from tests.conftest import wait_for
+from tests.e2e.test_e2e_browser import no_violations, not_reloaded, stamp
+from tests.mini_hub import COMMIT, MiniHub
+
+pytestmark = pytest.mark.timeout(420)
+GOLDEN = Path(__file__).parent.parent / "golden" / "saelens_standard" / "cfg.json"
+REPO, SCOPE = "lab/large", "google/gemma-scope-2b-pt-res"
+D_IN, D_SAE = 64, 16384
+RATE = 2_000_000  # bytes a second: each SAE takes about four
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (D_IN, D_SAE), "W_dec": (D_SAE, D_IN), "b_enc": (D_SAE,), "b_dec": (D_IN,)}
+    return {name: torch.randn(*shape, generator=generator) * 0.1 for name, shape in shapes.items()}
+
+
+def gemma_scope(seed: float) -> bytes:
+    arrays = {name: tensor.numpy() + np.float32(seed) for name, tensor in tensors().items()}
+    file = io.BytesIO()
+    np.savez(file, **arrays, threshold=np.full(D_SAE, 0.1, dtype=np.float32))
+    return file.getvalue()
+
+
+@pytest.fixture
+def served(hub: MiniHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MiniHub:
+    """A Hub with two repositories, which the site and the workers are told of by their environment."""
+    config = json.loads(GOLDEN.read_text()) | {"d_in": D_IN, "d_sae": D_SAE}
+    hub.repos[f"models/{REPO}"] = {
+        "README.md": b"# SAEs",
+        "blocks.1/cfg.json": json.dumps(config).encode(),
+        "blocks.1/sae_weights.safetensors": save(tensors()),
+        "blocks.2/cfg.json": json.dumps(config).encode(),
+        "blocks.2/sae_weights.safetensors": save(tensors()),
+    }
+    hub.repos[f"models/{SCOPE}"] = {
+        f"layer_3/width_16k/average_l0_{l0}/params.npz": gemma_scope(l0 / 1e6) for l0 in (22, 82, 311)
+    }
+    hub.fault("/lfs/", "rate", RATE, times=None)
+    for name, value in {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    return hub
+
+
+def watch_the_bar(page: Any, seconds: float = 120) -> list[float]:
+    """The values the card's bar had until the page said that the job is over, read off the page itself."""
+    seen: list[float] = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found = page.evaluate(
+            "() => [document.querySelector('.job progress')?.value ?? null, Boolean(document.querySelector('.chip.ok'))]"
+        )
+        if found[0] and (not seen or found[0] != seen[-1]):
+            seen.append(found[0])
+        if found[1]:
+            return seen
+        page.wait_for_timeout(100)
+    pytest.fail(f"the bar stood at {seen[-1:]} after {seconds} s")
+
+
+def becomes(page: Any, selector: str, n: int) -> None:
+    """Wait until the page has so many of these; the CSP forbids it to evaluate a condition of ours."""
+    until = time.monotonic() + 20
+    while page.locator(selector).count() != n:
+        assert time.monotonic() < until, f"{page.locator(selector).count()} of {selector}, not {n}"
+        page.wait_for_timeout(50)
+
+
+def arrived(page: Any, path: str) -> SAE:
+    """On the SAE's own page, without a reload, its bar moves to the end; then the row is ready."""
+    page.wait_for_url(re.compile(r"/saes/\d+/$"))
+    stamp(page)
+    values = watch_the_bar(page)
+    assert len(values) >= 3 and values == sorted(values) and values[0] < 0.9, values
+    row = SAE.objects.get(repo_path=path)
+    wait_for(lambda: Job.objects.get(pk=row.job_id).state not in ("queued", "running"), 60, "the job to end")
+    job = Job.objects.get(pk=row.job_id)
+    assert job.state == State.DONE, job.traceback
+    row.refresh_from_db()
+    assert row.ready and row.revision == COMMIT and not_reloaded(page)
+    return row
+
+
+def test_a_custom_repository_and_gemma_scope(served: MiniHub, page: Any) -> None:
+    page.goto("/saes/")
+    page.click("text=Download from the Hub")
+    page.fill("[name=repo]", f"{served.url}/{REPO}/tree/main")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#found tbody tr")
+    assert page.locator("#found tbody tr").count() == 2
+    no_violations(page)
+    page.check("[aria-label='Select blocks.1']")
+    page.click("text=Download the selected")
+    row = arrived(page, "blocks.1")
+    assert (row.d_in, row.d_sae, row.source) == (D_IN, D_SAE, "hub")
+    x = torch.randn(4, D_IN, generator=torch.Generator().manual_seed(1))
+    assert torch.isfinite(load_sae(row.files).forward(x)).all()
+
+    page.goto(f"/saes/download/?repo={SCOPE}")
+    page.wait_for_selector("#found tbody tr")
+    assert page.locator("#found tbody tr").count() == 3
+    page.fill("#l0", "100")
+    page.press("#l0", "Enter")
+    becomes(page, "#found tbody tr", 1)
+    assert "average_l0_82" in page.inner_text("#found tbody tr") and "l0=100" in page.url
+    no_violations(page)
+    page.check("#found tbody input[type=checkbox]")
+    page.click("text=Download the selected")
+    row = arrived(page, "layer_3/width_16k/average_l0_82")
+    assert (row.d_in, row.d_sae, row.hook_name) == (D_IN, D_SAE, "blocks.3.hook_resid_post")
+    assert (row.architecture, row.published_l0, row.model_name) == ("jumprelu", 82.0, "gemma-2-2b")
+
+
+def test_the_list_by_keyboard_into_the_basket(served: MiniHub, page: Any) -> None:
+    for number in range(3):
+        SAE.objects.create(
+            name=f"release/{number}",
+            sae_id=str(number),
+            source="hub",
+            repo_id=REPO,
+            repo_path=f"blocks.{number}",
+            model_name="m",
+            layer=number,
+        )
+    page.goto("/saes/")
+    assert not page.locator(".bulk").is_visible()
+    page.keyboard.press("j")
+    page.keyboard.press("x")
+    page.keyboard.press("j")
+    page.keyboard.press("x")
+    page.wait_for_selector(".bulk", state="visible")
+    assert page.locator("tbody input:checked").count() == 2
+    no_violations(page)
+    page.click(".bulk >> text=Add to basket")
+    page.wait_for_selector(".note.ok")
+    assert "2 put into the basket" in page.inner_text(".note.ok")
+    page.click("text=Basket, 2")
+    assert "repo: lab/large" in page.inner_text("pre.spec") and page.locator("tbody tr").count() == 2
+    no_violations(page)
+    page.goto("/saes/")
+    stamp(page)
+    page.check("#facets [name=layer][value='2']")
+    becomes(page, ".registry tbody tr", 1)
+    assert "layer=2" in page.url and not_reloaded(page), "the URL holds the filter, in place"
+    page.reload()
+    assert page.locator(".registry tbody tr").count() == 1 and page.is_checked("#facets [name=layer][value='2']")
