@@ -43,6 +43,10 @@ class MissingFacts(JobError):
     """The files are sound, but do not say something that is needed; the row waits until somebody does."""
 
 
+class Refused(JobError):
+    """The files are not wanted, whatever is said of them: what was sent may go."""
+
+
 class Outputs(NamedTuple):
     """What an SAE makes of the probe batch."""
 
@@ -159,7 +163,7 @@ def _refuse_second_copy(progress: Progress, row: SAE, sha256: str) -> None:
     if twin is None:
         return
     if row.source == SAE.Source.FILE and not row.facts.get("second_copy"):
-        raise JobError(
+        raise Refused(
             f"These are the same weights as {twin.name} (SAE {twin.pk}), which is here already.",
             f"Use {twin.get_absolute_url()}, or import the files again and tick “Keep a second copy”.",
         )
@@ -222,7 +226,14 @@ def _move(root: Path, names: Iterable[str], target: Path) -> None:
     with whole_folder(target) as partial:
         for name in names:
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            os.link(root / name, partial / name)  # the upload goes only when the row is ready
+            _second_name(root / name, partial / name)  # the upload goes only when the row is ready
+
+
+def _second_name(path: Path, other: Path) -> None:
+    try:
+        os.link(path, other)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, other)
 
 
 def _convert(progress: Progress, form: str, sae: Weights, target: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,7 +249,7 @@ def _convert(progress: Progress, form: str, sae: Weights, target: Path, facts: M
         progress.start("Proving the conversion", unit="steps")
         proof = proof_of(form, before, outputs(load_sae(partial, facts=facts), x))
         if not proof["holds"]:
-            raise JobError(
+            raise Refused(
                 f"The converted SAE does not give what its source gives: codes differ by {proof['max_abs_acts']:.3g} and "
                 f"reconstructions by {proof['max_abs_x_hat']:.3g}, so it was not imported.",
                 "Nothing was kept. Please report the file: this is a fault of the conversion, not of yours.",

@@ -9,10 +9,11 @@ from typing import Any
 from django.core.exceptions import ValidationError
 
 from saehub.jobs.progress import JobError, Progress
-from saes.adopt import adopt_files, wait_for
+from saes.adopt import Refused, adopt_files, wait_for
 from saes.checksums import WEIGHTS
 from saes.layouts import entries
 from saes.models import SAE
+from saes.numerics.folders import FolderError
 from saes.numerics.formats import FormatError, UnknownFormat, detect_format
 from saes.uploads import unpack
 
@@ -33,7 +34,9 @@ def import_files(progress: Progress, row: SAE) -> dict[str, Any]:
     except ValidationError as error:
         shutil.rmtree(row.upload, ignore_errors=True)
         raise JobError(" ".join(error.messages), "Correct the files, then import them again.") from error
-    except ValueError:
+    except FolderError:  # a full disk is not the fault of what was sent
+        raise
+    except (ValueError, Refused):
         shutil.rmtree(row.upload, ignore_errors=True)
         raise
 

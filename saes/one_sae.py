@@ -21,6 +21,7 @@ from saehub.jobs.kinds import KINDS
 from saehub.jobs.models import Job, State, enqueue
 from saes.abilities import abilities
 from saes.dependents import dependents, users
+from saes.fetching import fetch
 from saes.history import ADDITION, note, notes_of
 from saes.import_forms import FactsForm, ImportForm
 from saes.metrics import density_chart, grouped
@@ -191,7 +192,7 @@ def start(sae: SAE, kind: str, user: Any) -> Job:
     """Queue one of the jobs that bring or check an SAE, or return the one that is on. Raises ValueError, PermissionDenied."""
     if kind not in ("download", "inspect", "verify"):
         raise ValueError(f"There is nothing of the name {kind[:40]} to start.")
-    check(user, KINDS[kind].permission)
+    check(user, KINDS[kind].permission, sae)
     if kind == "download" and sae.ready:
         raise ValueError(f"{sae.name} is on this machine already.")
     if kind == "verify" and not sae.ready:
@@ -202,8 +203,8 @@ def start(sae: SAE, kind: str, user: Any) -> Job:
     if running is not None:
         return running
     if kind == "download":
-        job: Job = sae.start(user)
-        return job
+        fetch(user, [sae])  # of two people at once, one starts it
+        return Job.objects.get(pk=SAE.objects.values_list("job", flat=True).get(pk=sae.pk))
     return enqueue(kind, user, title=f"{KINDS[kind].title}: {sae.name}", sae=sae.pk)
 
 

@@ -152,6 +152,7 @@ def test_the_same_weights_again_are_refused_and_may_be_kept_twice(bring: Any, tm
     first, _ = bring(where="upload", files=zipped(folder))
     again, job = bring(where="upload", files=zipped(folder))
     assert job.state == State.FAILED and f"(SAE {first.pk}), which is here already" in job.error and not again.ready
+    assert not again.upload.exists(), "what is not wanted is not kept"
     twice, job = bring(where="upload", files=zipped(folder), second_copy="on")
     assert job.state == State.DONE and twice.ready and twice.sha256 == first.sha256
 
@@ -163,6 +164,22 @@ def test_nothing_is_left_of_what_is_refused(bring: Any, tmp_path: Path, data_fol
     assert not row.ready and row.path == "" and files_below(data_folder) == []
     row.delete()
     assert not SAE.objects.exists()
+
+
+def test_a_full_disk_keeps_what_was_sent(
+    bring: Any, tmp_path: Path, run_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saes import adopt
+    from saes.numerics.folders import FolderError
+
+    def full(*args: Any, **more: Any) -> None:
+        raise FolderError("The disk is full.")
+
+    monkeypatch.setattr(adopt, "_move", full)
+    row, job = bring(where="upload", files=zipped(write_sae(tmp_path / "given")))
+    assert job.state == State.FAILED and row.upload.exists()
+    monkeypatch.undo()
+    assert job.retry() and run_job(job).state == State.DONE
 
 
 def test_its_language_model_is_found(bring: Any, tmp_path: Path) -> None:
