@@ -101,10 +101,16 @@ def load(place: Place, facts: Mapping[str, Any], device: torch.device | str, dty
     factor = facts.get("norm_scaling_factor")
     if factor is not None and config.normalize_activations == "expected_average_only_in":
         config = folded_scale(config, tensors, positive_number("norm_scaling_factor", factor))
-    if cfg.get("rescale_acts_by_decoder_norm"):
+    if rescales(cfg):
         tensors = upcast(tensors)
         fold_decoder_norm(tensors)
     return finished(place, config, tensors, device, dtype)
+
+
+def rescales(cfg: Mapping[str, Any]) -> bool:
+    """Whether features are chosen, and codes counted, by z * |W_dec row|; a flag that only TopK's relatives have."""
+    said = field(cfg, "rescale_acts_by_decoder_norm", bool, False)
+    return bool(said) and cfg.get("architecture") in (*WITH_K, *TRAINING_ONLY)
 
 
 def finished(
@@ -192,7 +198,7 @@ def _metadata(cfg: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         raise FormatError(f"reshape_activations in {CONFIG} is {reshape!r:.40}; it must be none or hook_z.")
     if reshape == "hook_z":  # the heads' outputs side by side, which is how a transformers model holds them anyway
         metadata["reshape_activations"] = reshape
-    if field(cfg, "rescale_acts_by_decoder_norm", bool, False):
+    if rescales(cfg):
         metadata["rescale_acts_by_decoder_norm"] = "folded into the weights"
     return metadata
 
@@ -264,7 +270,8 @@ def _cfg_of(sae: SAE) -> dict[str, Any]:
         cfg["d_out"] = config.d_out
     if config.architecture in WITH_K:
         cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
-    return cfg | dict(config.options)
+    places = (*OPTIONS.get(config.architecture, ()), SCALE)
+    return cfg | {name: value for name, value in config.options.items() if name in places}
 
 
 def _refuse_what_has_no_place(config: SAEConfig) -> None:

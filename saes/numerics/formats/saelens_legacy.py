@@ -22,6 +22,7 @@ from saes.numerics.formats.saelens_cfg import (
     is_mistudio,
     k_from,
     major_version,
+    metadata_of,
     read_cfg,
     read_weights,
     require_shape,
@@ -70,7 +71,7 @@ def load(place: Place, facts: Mapping[str, Any], device: torch.device | str, dty
 def _config(cfg: Mapping[str, Any], facts: Mapping[str, Any]) -> SAEConfig:
     cfg = {RENAMED.get(name, name): value for name, value in cfg.items() if RENAMED.get(name) not in cfg}
     architecture = _architecture(cfg)
-    metadata = {name: value for name, value in cfg.items() if name not in _KNOWN}
+    metadata = metadata_of(cfg) | {name: value for name, value in cfg.items() if name not in _KNOWN}
     if isinstance(cfg.get("sae_lens_version"), str):  # of the release that saved it, which is not the layout we write
         metadata.setdefault("sae_lens_training_version", cfg["sae_lens_version"])
     hook = taken_name("hook_name", metadata, facts).replace("{layer}", str(cfg.get("hook_layer")))

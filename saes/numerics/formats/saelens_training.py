@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from saes.numerics.formats.files import FormatError, Place, TensorInfo, read_json, read_tensors, tensor_headers
-from saes.numerics.formats.saelens import config_of, finished, folded_scale, is_training
+from saes.numerics.formats.saelens import config_of, finished, folded_scale, is_training, rescales
 from saes.numerics.formats.saelens_cfg import (
     CONFIG,
     has_sae,
@@ -54,13 +54,12 @@ def load(place: Place, facts: Mapping[str, Any], device: torch.device | str, dty
     check_tensors(_with_threshold(headers, config), config, CONFIG)
     tensors = read_weights(place.folder, files)
     learned = tensors.pop(LEARNED, None)
-    rescales = bool(cfg.get("rescale_acts_by_decoder_norm"))
     factor = _scaling_factor(place, config, facts)
     if factor is not None:
         config = folded_scale(config, tensors, factor)
-        if learned is not None and rescales:
+        if learned is not None and rescales(cfg):
             learned = learned / factor  # it is compared with z * |W_dec row|, and the rows were just divided
-    if rescales:
+    if rescales(cfg):
         tensors = upcast(tensors)
         fold_decoder_norm(tensors)
     if learned is not None:
