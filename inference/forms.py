@@ -1,7 +1,8 @@
-"""The steering form: an SAE, a prompt, up to eight edits, and how to generate."""
+"""The steering forms: SAEs, a prompt, edits, and how to generate; a generation at several strengths."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,29 +10,24 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from inference.models import Generation
+from inference.choices import Able, Select
+from inference.models import Generation, Sweep
 from saes.models import SAE, LanguageModel
 
-MAX_EDITS = 8
+MAX_EDITS = 24
 CHARACTERS_A_TOKEN = 4  # a prompt longer than this many characters for every token of the context is refused unread
 MAX_NEW_TOKENS = 4096  # as inference.numerics.generate
 MAX_VALUE = 1e6
-
-
-def steerable() -> Any:
-    """SAEs whose model is here, so that one can be steered with the other."""
-    return SAE.objects.ready().filter(model__ready_at__isnull=False).select_related("model")
-
-
-class SAEChoice(forms.ModelChoiceField):
-    def label_from_instance(self, obj: Any) -> str:
-        return f"{obj.name} ({obj.model.name}, {obj.hook_name})"
+MOST_INSTRUCTION = 2000
+MOST_FACTORS = 16
+MAX_FACTOR = 100.0
+FACTORS = "0 0.25 0.5 0.75 1 1.5 2 3"
 
 
 class GenerationForm(forms.ModelForm):
     """What to generate. The model is the SAE's."""
 
-    sae = SAEChoice(
+    sae = forms.ModelChoiceField(
         SAE.objects.none(),
         label="SAE",
         empty_label=None,
@@ -46,49 +42,56 @@ class GenerationForm(forms.ModelForm):
         label="Prompt",
         error_messages={"required": "Write a prompt: the text the model goes on from."},
     )
+    instruction = forms.CharField(
+        required=False,
+        max_length=MOST_INSTRUCTION,
+        widget=forms.Textarea(attrs={"rows": 2, "spellcheck": "false", "dir": "auto"}),
+        label="The same in words",
+        help_text="For a third text: this is put in front of the prompt of the plain model, to compare steering with asking.",
+    )
     advanced = ["max_new_tokens", "temperature", "seed"]
 
     class Meta:
         model = Generation
-        fields = ("sae", "prompt", "chat", "scope", "max_new_tokens", "temperature", "seed")
+        fields = (
+            "sae", "prompt", "instruction", "chat", "scope", "scope_from", "max_new_tokens", "temperature", "seed",
+        )  # fmt: skip
         labels = {
             "chat": "As a chat message",
             "scope": "Where the edits act",
+            "scope_from": "First position",
             "max_new_tokens": "Length, tokens at most",
             "temperature": "Temperature (0 takes the likeliest token)",
         }
         help_texts = {
             "chat": "Puts the prompt into the model's chat template, as the user's turn.",
             "scope": "All tokens: those of the prompt too. Generated: only what the model has written itself.",
+            "scope_from": "For “from a position on”: counted from 0, BOS included.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.rows: Any = steerable()
-        sae: Any = self.fields["sae"]
-        sae.queryset = self.rows
+        self.able = Able("steer")
+        self.able.fit(self.fields["sae"], Select())
+        self.fields["scope_from"].required = False
 
     def clean_sae(self) -> SAE:
         sae: SAE = self.cleaned_data["sae"]
-        model: Any = sae.model
-        hook = model.hook(sae.hook_name)
-        if hook is None:
-            raise ValidationError(
-                f"{model.name} has no hook point {sae.hook_name}, which this SAE reads; choose another SAE."
-            )
-        if hook["d"] != sae.d_in:
-            raise ValidationError(
-                f"This SAE reads vectors of {sae.d_in} numbers, but {sae.hook_name} of {model.name} gives {hook['d']}; "
-                "choose an SAE of this model."
-            )
+        if reason := self.able.why_not(sae):
+            raise ValidationError(f"{sae.name} cannot steer. {reason}")
         return sae
+
+    def clean_scope_from(self) -> int:
+        return self.cleaned_data.get("scope_from") or 0
+
+    def clean_instruction(self) -> str:
+        instruction: str = self.cleaned_data["instruction"]
+        return instruction.replace("\r\n", "\n")
 
     def clean_prompt(self) -> str:
         prompt: str = self.cleaned_data["prompt"]
         if not prompt.strip():
             raise ValidationError("Write a prompt: the text the model goes on from.")
-        if "\0" in prompt:
-            raise ValidationError("The prompt holds a null character, which no tokenizer reads; remove it.")
         return prompt.replace("\r\n", "\n")  # browsers send line ends this way; the model saw plain ones
 
     def clean_max_new_tokens(self) -> int:
@@ -136,7 +139,10 @@ class GenerationForm(forms.ModelForm):
 
 
 class EditForm(forms.Form):
-    """One edit. A row without a feature is no edit. Text fields: a number field drops what it cannot read, unseen."""
+    """One edit, of the generation's SAE unless it names another. A row without a feature is no edit.
+
+    Text fields: a number field drops what it cannot read, unseen.
+    """
 
     feature = forms.IntegerField(
         min_value=0,
@@ -148,6 +154,7 @@ class EditForm(forms.Form):
             "min_value": "Features are counted from 0.",
         },
     )
+    sae = forms.TypedChoiceField(required=False, coerce=int, empty_value=None, label="SAE", widget=Select())
     mode = forms.ChoiceField(choices=Generation.Mode.choices, initial=Generation.Mode.ADD, label="Mode")
     value = forms.FloatField(
         required=False,
@@ -155,6 +162,13 @@ class EditForm(forms.Form):
         widget=forms.TextInput(attrs={"inputmode": "decimal", "placeholder": "v", "autocomplete": "off"}),
         error_messages={"invalid": "The value must be a finite number such as 4.5, not nan or inf."},
     )
+
+    def __init__(self, *args: Any, able: Able, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        sae: Any = self.fields["sae"]
+        sae.widget.reasons = able.reasons
+        sae.choices = [("", "the SAE above"), *able.options()]
+        sae.error_messages["invalid_choice"] = "That SAE cannot be used here: choose another."
 
     def clean(self) -> dict[str, Any]:
         data = self.cleaned_data
@@ -168,31 +182,54 @@ class EditForm(forms.Form):
         return data
 
     def edit(self) -> dict[str, Any] | None:
-        """{feature, mode, value} of a clean row, or None."""
+        """{feature, mode, value}, and sae where it has one of its own, of a clean row; or None."""
         data = self.cleaned_data
         if data.get("feature") is None:
             return None
         value = 0.0 if data["mode"] == Generation.Mode.ABLATE else data["value"]
-        return {"feature": data["feature"], "mode": data["mode"], "value": value}
+        own = {"sae": data["sae"]} if data.get("sae") else {}
+        return own | {"feature": data["feature"], "mode": data["mode"], "value": value}
 
 
 class EditRows(forms.BaseFormSet):
     """All rows of edits, checked together and against the SAE."""
 
-    def check_against(self, sae: SAE | None) -> None:
-        """Add what only the SAE and the other rows can tell: features out of range, a feature edited twice."""
-        seen: set[int] = set()
+    able: Able
+
+    def get_form_kwargs(self, index: Any) -> dict[str, Any]:
+        return super().get_form_kwargs(index) | {"able": self.able}
+
+    def check_against(self, main: SAE | None) -> None:
+        """Add what only the SAEs and the other rows can tell: features out of range or edited twice, SAEs that do not fit
+        together."""
+        by_id = {sae.pk: sae for sae in self.able.rows}
+        seen: set[tuple[int | None, int]] = set()
         for form in self.forms:
-            feature = form.cleaned_data.get("feature") if hasattr(form, "cleaned_data") else None
+            data = getattr(form, "cleaned_data", {})
+            feature, own = data.get("feature"), by_id.get(data.get("sae"))
             if feature is None:
                 continue
+            if own is not None:
+                self._check_own(form, own, main)
+            sae = own or main
             if sae is not None and feature >= sae.n_features:
                 form.add_error(
                     "feature", f"There is no feature {feature}; {sae.name} has features 0 to {sae.n_features - 1}."
                 )
-            if feature in seen:
+            place = (sae.pk if sae else None, feature)
+            if place in seen:
                 form.add_error("feature", f"Feature {feature} is edited twice; keep one row of it.")
-            seen.add(feature)
+            seen.add(place)
+
+    def _check_own(self, form: forms.Form, own: SAE, main: SAE | None) -> None:
+        if reason := self.able.why_not(own):
+            form.add_error("sae", f"{own.name} cannot steer. {reason}")
+        elif main is not None and own.model_id != main.model_id and own.model and main.model:
+            form.add_error(
+                "sae", f"{own.name} is of {own.model.name}, not of {main.model.name}; one generation has one model."
+            )
+        elif main is not None and own.pk == main.pk:
+            form.cleaned_data["sae"] = None
 
     def edits(self) -> list[dict[str, Any]]:
         return [edit for form in self.forms if (edit := form.edit())]
@@ -235,3 +272,41 @@ def start_generation(form: GenerationForm, edits: list[dict[str, Any]], user: An
 def title_of(prompt: str) -> str:
     line = " ".join(prompt.split())
     return line if len(line) <= 60 else f"{line[:59].rstrip()}…"
+
+
+class SweepForm(forms.Form):
+    """At which multiples of its strengths a generation is made again."""
+
+    factors = forms.CharField(
+        initial=FACTORS,
+        max_length=400,
+        label="Multiples of the strengths",
+        help_text="Numbers with spaces between; 1 is the generation itself, 0 its edits without strength.",
+        error_messages={"required": "Give the multiples, such as 0 0.5 1 2."},
+    )
+
+    def clean_factors(self) -> list[float]:
+        words = self.cleaned_data["factors"].replace(",", " ").replace(";", " ").split()
+        try:
+            factors = sorted({float(word) for word in words})
+        except ValueError:
+            raise ValidationError("Give numbers with spaces between, such as 0 0.5 1 2.") from None
+        if not all(math.isfinite(factor) and abs(factor) <= MAX_FACTOR for factor in factors):
+            raise ValidationError(f"Every multiple must lie between -{MAX_FACTOR:.0f} and {MAX_FACTOR:.0f}.")
+        if not 2 <= len(factors) <= MOST_FACTORS:
+            raise ValidationError(f"Give from 2 to {MOST_FACTORS} different multiples, not {len(factors)}.")
+        return factors
+
+    def begin(self, generation: Generation, user: Any) -> Sweep:
+        with transaction.atomic():
+            name = f"Strengths of {generation.name}"[:120]
+            row = Sweep.objects.create(
+                name=name, generation=generation, factors=self.cleaned_data["factors"], owner=user
+            )
+            row.start(user, title=f"Sweep of generation {generation.pk}")
+        return row
+
+
+def can_sweep(edits: Iterable[dict[str, Any]]) -> bool:
+    """Is there an edit that has a strength?"""
+    return any(edit["mode"] != Generation.Mode.ABLATE for edit in edits)

@@ -11,6 +11,7 @@ from inference.codes import CodesError
 from inference.infer_forms import InferenceForm, PromptBatchForm
 from inference.models import Inference, PromptBatch
 from inference.readings import Reading, as_csv, as_python, record
+from inference.residency import residency
 from saehub.accounts.access import check, needs
 from saehub.fragments import part
 from saes.listing import Column, listing
@@ -54,7 +55,7 @@ def inference_create(request: HttpRequest) -> HttpResponse:
         fork = _fork(request)
         form = InferenceForm(initial=_of(fork) if fork else _prefill(request))
     recent = Inference.objects.select_related("model", "job").filter(owner_id=request.user.pk)[:6]
-    context = {"section": "playground", "form": form, "fork": fork, "recent": recent, "chosen": form["saes"].value()}
+    context = {"section": "playground", "form": form, "fork": fork, "recent": recent, "residency": residency()}
     return render(request, "inference/inference_create.html", context, status=422 if form.errors else 200)
 
 

@@ -1,18 +1,17 @@
-"""Jobs of this app: generate with features edited, read texts by SAEs; in the worker that keeps models warm."""
+"""Jobs of this app: generate with features edited, read texts by SAEs; the short ones in the worker that keeps models warm."""
 
 from __future__ import annotations
 
 import shutil
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import torch
 import transformers
 from django.conf import settings
@@ -20,15 +19,18 @@ from django.conf import settings
 import saehub
 from concepts.numerics.token_text import token_texts
 from inference import codes
-from inference.models import Generation, Inference, PromptBatch
+from inference.models import Generation, Inference, PromptBatch, Sweep
 from inference.numerics.generate import Generated
 from inference.numerics.generate import generate as generate_text
 from inference.numerics.infer import LIKELY, Reader, text_ids
 from inference.numerics.infer import infer as infer_text
 from inference.numerics.prompts import PromptReader
-from inference.numerics.quality import plain_logprobs, repetition
+from inference.numerics.quality import PlainReading, plain_reading, repetition, zlib_ratio
 from inference.numerics.steer import SCOPES, Edit, Steering
+from inference.numerics.sweep import sweep as sweep_strengths
 from inference.numerics.table import new_table
+from inference.numerics.warm import TooLarge, Warm
+from inference.residency import publish
 from saehub.jobs.progress import JobError, Progress
 from saes.models import SAE, LanguageModel
 from saes.numerics.folders import whole_folder
@@ -39,57 +41,71 @@ from training.jobs import texts_of
 
 T = TypeVar("T")
 WRITE_SECONDS = 0.5  # how often the text so far is written to the row
-WARM_MODELS = 2
-WARM_SAES = 4
 LARGEST = 2**62
 SPECIAL = "control tokens are read and shown, and left out of every summary"
 
 
-class Warm(Generic[T]):
-    """The most recently used `size` things of a kind, kept between jobs. One is loaded at a time, whoever asks."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._kept: OrderedDict[Hashable, T] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable, load: Callable[[], T]) -> T:
-        with self._lock:
-            if key not in self._kept:
-                while len(self._kept) >= self.size:
-                    self._kept.popitem(last=False)  # before loading, so that no more than `size` are ever held
-                self._kept[key] = load()
-            self._kept.move_to_end(key)
-            return self._kept[key]
-
-
-MODELS: Warm[LM] = Warm(WARM_MODELS)
-SAES: Warm[Weights] = Warm(WARM_SAES)
+MODELS_AND_SAES = Warm(lambda: warm_budget())
 
 
 def generate(progress: Progress, generation: int) -> dict[str, Any]:
     """Fill a Generation: the same prompt, settings and seed with and without its edits, written as it grows.
 
-    Without edits nothing is hooked, and the steered side is the baseline itself.
+    Without edits nothing is hooked, and the steered side is the baseline itself. With an instruction there is a third
+    text, of the plain model told in words.
     """
     row = Generation.objects.select_related("model", "sae").filter(pk=generation).first()
     if row is None:
         raise JobError("The generation is not there any more.", "It was deleted; start a new one.")
     began = time.monotonic()
-    _keep(row, baseline={}, steered={})
+    _keep(row, baseline={}, steered={}, prompted={})
     progress.start(f"Loading {row.model.name}")
     lm = warm_lm(row.model)
-    steering = _steering(row)
+    steering, places = _steering(row, warm_sae)
     plain = _side(progress, row, lm, "baseline", [])
-    baseline = _stored(plain, plain.logprobs)
-    steered = baseline
+    read = plain_reading(lm, plain.prompt_ids, plain.ids, steering)
+    baseline = steered = _stored(plain, read, places)
     if steering:
         other = _side(progress, row, lm, "steered", steering)
-        steered = _stored(other, plain_logprobs(lm, other.prompt_ids, other.ids))
+        steered = _stored(other, plain_reading(lm, plain.prompt_ids, other.ids, steering), places)
+    prompted: dict[str, Any] = {}
+    if row.instruction:
+        words = _side(progress, row, lm, "prompted", [])
+        # held against the prompt without the instruction, as the other two are
+        prompted = _stored(words, plain_reading(lm, plain.prompt_ids, words.ids, steering), places)
     policy = asdict(plain.policy) | {"prompt_ids": plain.prompt_ids, "prompt_tokens": plain.prompt_tokens}
     policy |= {"scope": SCOPES[row.scope], "equation": "x' = x + decode(z') - decode(z)", "dtype": str(lm.dtype)}
-    row.finish(baseline=baseline, steered=steered, policy=policy, versions=versions(), seconds=time.monotonic() - began)
+    policy |= {"saes": [fact_of(sae) for sae in row.edited_saes().values()]}
+    row.finish(
+        baseline=baseline, steered=steered, prompted=prompted, policy=policy, versions=versions(),
+        seconds=time.monotonic() - began,
+    )  # fmt: skip
     return {"generation": row.pk, "baseline_tokens": len(baseline["ids"]), "steered_tokens": len(steered["ids"])}
+
+
+def sweep(progress: Progress, sweep: int) -> dict[str, Any]:
+    """Make a generation again at several strengths; every point is written as it comes."""
+    row = Sweep.objects.select_related("generation__model", "generation__sae").get(pk=sweep)
+    asked, began = row.generation, time.monotonic()
+    progress.start(f"Loading {asked.model.name}", unit="tokens")
+    lm = _load(asked.model)
+    steering, _ = _steering(asked, _load_sae)
+    n, whole = asked.max_new_tokens, len(row.factors) * asked.max_new_tokens
+    points: list[dict[str, Any]] = []
+
+    def told(done: int, total: int | None, step: str) -> None:
+        progress(len(points) * n + done, whole, f"strength × {row.factors[len(points)]:g}")
+
+    progress.start("Writing the texts", unit="tokens", total=whole)
+    found = sweep_strengths(
+        lm, _asked(asked), steering, row.factors, max_new_tokens=n, temperature=asked.temperature, seed=asked.seed,
+        progress=told,
+    )  # fmt: skip
+    for point in found:
+        points.append(asdict(point))
+        Sweep.objects.filter(pk=row.pk).update(points=points)
+    row.finish(points=points, versions=versions(), seconds=time.monotonic() - began)
+    return {"sweep": row.pk, "points": len(points), "broken": sum(bool(point["error"]) for point in points)}
 
 
 def infer(progress: Progress, inference: int) -> dict[str, Any]:
@@ -119,10 +135,6 @@ def infer(progress: Progress, inference: int) -> dict[str, Any]:
     )  # fmt: skip
     progress(len(ids), len(ids))
     return {"inference": row.pk, "tokens": len(ids), "fires": sum(fact["fires"] for fact in facts)}
-
-
-def _asked(row: Generation | Inference) -> Any:
-    return [{"role": "user", "content": row.prompt}] if row.chat else row.prompt
 
 
 def _mean(counts: Any) -> float | None:
@@ -178,7 +190,8 @@ def _leave_disk(file: Path) -> None:
 
 
 def warm_lm(model: LanguageModel) -> LM:
-    return MODELS.get((model.load_from, model.revision), lambda: _load(model))
+    expected = max(model.size_bytes or 0, 4 * (model.n_parameters or 0))
+    return _warm("model", (model.load_from, model.revision), model.name, expected, lambda: _load(model))
 
 
 def _load(model: LanguageModel) -> LM:
@@ -188,23 +201,53 @@ def _load(model: LanguageModel) -> LM:
 
 
 def warm_sae(sae: SAE) -> Weights:
-    return SAES.get((sae.path, sae.sha256), lambda: _load_sae(sae))
+    expected = 8 * (sae.d_in or 0) * (sae.d_sae or 0)
+    return _warm("sae", (sae.path, sae.sha256), sae.name, expected, lambda: _load_sae(sae))
 
 
 def _load_sae(sae: SAE) -> Weights:
-    return load_sae(sae.files, facts=sae.facts, device=pick_device(), checked=bool(sae.sha256))
+    return load_sae(sae.files, facts=sae.facts, device=pick_device())
 
 
-def _steering(row: Generation) -> list[Steering]:
-    if not row.edits or row.sae is None:
-        return []
-    edits = [Edit(edit["feature"], edit["mode"], edit["value"]) for edit in row.edits]
+def _warm(kind: str, key: Hashable, name: str, expected: int, load: Callable[[], T]) -> T:
+    """What is warm already, or loaded now; the pages are told what is held."""
+    try:
+        return MODELS_AND_SAES.get((kind, key), load, name=name, expected=expected)
+    except TooLarge as error:
+        raise JobError(str(error), "Choose a smaller one, or ask an admin to raise SAEHUB_WARM_MB.") from error
+    finally:
+        publish([(kept.key[0], kept.name, kept.n_bytes) for kept in MODELS_AND_SAES.held()], warm_budget())
+
+
+def warm_budget() -> int:
+    """Bytes the models and SAEs of this worker may take: SAEHUB_WARM_MB, else half of the memory they are in."""
+    if settings.WARM_BYTES:
+        return int(settings.WARM_BYTES)
+    if pick_device().type == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory // 2
+    return psutil.virtual_memory().total // 2
+
+
+def _steering(row: Generation, load: Callable[[SAE], Weights]) -> tuple[list[Steering], list[tuple[int, int]]]:
+    """The edits by SAE, and for each edit of the row which Steering it is in and where there."""
+    saes = row.edited_saes()
+    by_sae: dict[int, list[Edit]] = {}
+    places: list[tuple[int, int]] = []
+    for edit in row.edit_rows():
+        if edit["sae"] not in saes:
+            raise JobError("An SAE of these edits is not there any more.", "Fork the generation and choose another.")
+        mine = by_sae.setdefault(edit["sae"], [])
+        places.append((list(by_sae).index(edit["sae"]), len(mine)))
+        mine.append(Edit(edit["feature"], edit["mode"], edit["value"]))
     scope: Any = row.scope
-    return [Steering(warm_sae(row.sae), row.sae.hook_name, edits, scope)]
+    steering = [
+        Steering(load(saes[pk]), saes[pk].hook_name, edits, scope, row.scope_from) for pk, edits in by_sae.items()
+    ]
+    return steering, places
 
 
 def _side(progress: Progress, row: Generation, lm: LM, side: str, steering: list[Steering]) -> Generated:
-    """Generate one of the two texts, writing it to the row as it grows. `progress` raises where it is cancelled."""
+    """Generate one of the texts, writing it to the row as it grows. `progress` raises where it is cancelled."""
     progress.start(f"Writing the {side} text", unit="tokens", total=row.max_new_tokens)
     ids: list[int] = []
     pieces: list[str] = []
@@ -216,32 +259,44 @@ def _side(progress: Progress, row: Generation, lm: LM, side: str, steering: list
         pieces.append(piece)
         if time.monotonic() - written >= WRITE_SECONDS:
             written = time.monotonic()
-            _keep(row, **{side: {"ids": ids, "pieces": pieces, "text": "".join(pieces)}})
+            _keep(row, **{side: so_far()})
 
-    made = generate_text(
-        lm,
-        _asked(row),
-        steering=steering,
-        max_new_tokens=row.max_new_tokens,
-        temperature=row.temperature,
-        seed=row.seed,
-        on_token=on_token,
-        progress=progress,
-    )
-    _keep(row, **{side: _stored(made, made.logprobs if not steering else [])})
+    def so_far() -> dict[str, Any]:
+        return {"ids": ids, "pieces": pieces, "text": "".join(pieces)}
+
+    try:
+        made = generate_text(
+            lm,
+            _asked(row, row.prompt_only if side == "prompted" else row.prompt),
+            steering=steering,
+            max_new_tokens=row.max_new_tokens,
+            temperature=row.temperature,
+            seed=row.seed,
+            on_token=on_token,
+            progress=progress,
+        )
+    finally:
+        _keep(row, **{side: so_far()})  # also what was written until somebody stopped it
     return made
+
+
+def _asked(row: Generation | Inference, text: str = "") -> Any:
+    text = text or row.prompt
+    return [{"role": "user", "content": text}] if row.chat else text
 
 
 def _keep(row: Generation, **sides: dict[str, Any]) -> None:
     Generation.objects.filter(pk=row.pk).update(**sides)
 
 
-def _stored(made: Generated, plain: list[float]) -> dict[str, Any]:
-    """A side as the row keeps it. `plain`: log p of its tokens under the model without edits."""
+def _stored(made: Generated, read: PlainReading, places: list[tuple[int, int]]) -> dict[str, Any]:
+    """A side as the row keeps it: the text, and what the plain model makes of it."""
     names = ("text", "ids", "tokens", "pieces", "logprobs", "stopped", "seconds", "tokens_per_second")
     return {name: getattr(made, name) for name in names} | {
-        "mean_plain_logprob": sum(plain) / len(plain) if plain else None,
+        "mean_plain_logprob": sum(read.logprobs) / len(read.logprobs) if read.logprobs else None,
         "repetition": repetition(made.ids),
+        "zlib_ratio": zlib_ratio(made.text),
+        "effects": [read.effects[one][edit] for one, edit in places],
     }
 
 

@@ -26,21 +26,37 @@ class Side:
     @property
     def perplexity(self) -> float | None:
         """exp(-mean log p) of the tokens under the model without edits."""
-        mean = (self.made or {}).get("mean_plain_logprob")
-        return None if mean is None else math.exp(min(-mean, 700))
+        return perplexity((self.made or {}).get("mean_plain_logprob"))
+
+    @property
+    def effect(self) -> float | None:
+        """Mean code of the edited features over the new tokens, read by the model without edits."""
+        effects = (self.made or {}).get("effects")
+        return sum(effects) / len(effects) if effects else None
+
+
+def perplexity(mean_logprob: float | None) -> float | None:
+    """exp(-mean log p); None for what is not known."""
+    return None if mean_logprob is None else math.exp(min(-mean_logprob, 700))
 
 
 def sides(row: Generation) -> list[Side]:
-    """Baseline and steered, as far as they are written."""
-    baseline, steered = (_tokens(stored) for stored in (row.baseline, row.steered))
+    """Baseline, steered, and the prompt-only text where one was asked for, as far as they are written.
+
+    In the baseline is marked what the steered text has not, in the others what the baseline has not.
+    """
+    baseline, steered, prompted = (_tokens(stored) for stored in (row.baseline, row.steered, row.prompted))
     finished = "seconds" in row.baseline and "seconds" in row.steered
     mine, other = differing(baseline[0], steered[0])
     if not finished:  # the rest of the baseline is not missing on the other side, only not written yet
         mine = [False] * len(mine)
-    return [
+    found = [
         _side("Baseline", row.baseline, baseline[1], mine),
         _side("Steered", row.steered, steered[1], other),
     ]
+    if row.instruction:
+        found.append(_side("Prompt only", row.prompted, prompted[1], differing(baseline[0], prompted[0])[1]))
+    return found
 
 
 def _tokens(stored: dict[str, Any]) -> tuple[list[int], list[str]]:

@@ -14,4 +14,6 @@ urlpatterns = [
     path("steering/", views.generation_list, name="generation_list"),
     path("steering/new/", views.generation_create, name="generation_create"),
     path("steering/<int:pk>/", views.generation_detail, name="generation_detail"),
+    path("steering/<int:pk>/sweep/", views.sweep_create, name="sweep_create"),
+    path("steering/sweeps/<int:pk>/", views.sweep_detail, name="sweep_detail"),
 ]

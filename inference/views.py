@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_POST
 
 from concepts.models import Known, known_features
-from inference.forms import EditFormSet, EditRows, GenerationForm, prefilled, start_generation, steerable
-from inference.models import Generation
+from inference.choices import Able
+from inference.forms import (
+    MAX_EDITS,
+    EditFormSet,
+    EditRows,
+    GenerationForm,
+    SweepForm,
+    can_sweep,
+    prefilled,
+    start_generation,
+)
+from inference.models import Generation, Sweep
 from inference.records import as_python, record
+from inference.residency import residency
 from inference.sides import sides
+from inference.sweeps import charts_of, shown_points, sweep_record
 from saehub.accounts.access import needs
 from saehub.fragments import part
 from saes.listing import Column, listing
+from saes.models import SAE
 
 GIVEN = 400  # characters of the prompt shown in front of each text
 COLUMNS = (
@@ -45,15 +60,18 @@ def generation_list(request: HttpRequest) -> HttpResponse:
 def generation_create(request: HttpRequest) -> HttpResponse:
     fork = None
     if request.method == "POST":
-        form, rows = GenerationForm(request.POST), _rows(data=request.POST)
+        form = GenerationForm(request.POST)
+        rows = _rows(form, data=request.POST)
         if _valid(form, rows):
             return redirect(start_generation(form, rows.edits(), request.user))
     else:
         fork = _fork(request)
-        initial, edits = _of(fork) if fork else _prefill(request)
-        form, rows = GenerationForm(initial=initial), _rows(initial=edits)
+        able = Able("steer")
+        initial, edits = _of(fork) if fork else _prefill(request, able)
+        form = GenerationForm(initial=initial)
+        rows = _rows(form, initial=edits)
     known, n = _known_of(form, rows), rows.n_shown
-    numbered = [(row, known.get(_index(row["feature"].value()))) for row in rows]
+    numbered = [(row, known.get(_feature_of(form, row))) for row in rows]
     advanced = [form[name] for name in form.advanced]
     context = {
         "section": "steering",
@@ -62,15 +80,21 @@ def generation_create(request: HttpRequest) -> HttpResponse:
         "rows": rows,
         "shown": numbered[:n],
         "folded": numbered[n:],
+        "several": len(form.able.rows) > 1,
         "advanced": advanced,
         "advanced_errors": any(field.errors for field in advanced),
+        "residency": residency(),
+        "why_not": _why_not(form),
+        "left_out": max(0, len(request.GET.getlist("feature")) - MAX_EDITS),
+        "max_edits": MAX_EDITS,
     }
     status = 422 if request.method == "POST" else 200
     return render(request, "inference/generation_create.html", context, status=status)
 
 
-def _rows(**given: Any) -> EditRows:
-    rows: Any = EditFormSet(prefix="edits", **given)
+def _rows(form: GenerationForm, **given: Any) -> EditRows:
+    rows: Any = EditFormSet(prefix="edits", form_kwargs={"able": form.able}, **given)
+    rows.able = form.able
     return rows
 
 
@@ -79,6 +103,13 @@ def _valid(form: GenerationForm, rows: EditRows) -> bool:
     both = [form.is_valid(), rows.is_valid()]
     rows.check_against(form.cleaned_data.get("sae"))
     return all(both) and rows.is_valid()
+
+
+def _why_not(form: GenerationForm) -> str:
+    """Why the SAE that the URL asks for cannot steer: the list shows it, but a browser chooses another."""
+    chosen = next((sae for sae in form.able.rows if sae.pk == _index(form["sae"].value())), None)
+    reason = form.able.reasons.get(chosen.pk, "") if chosen and not form.is_bound else ""
+    return f"{chosen.name} cannot steer. {reason}" if chosen and reason else ""
 
 
 def _fork(request: HttpRequest) -> Generation | None:
@@ -90,10 +121,9 @@ def _of(row: Generation) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return {name: getattr(row, name) for name in GenerationForm.Meta.fields}, prefilled(row.edits)
 
 
-def _prefill(request: HttpRequest) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _prefill(request: HttpRequest, able: Able) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """From `?sae=&prompt=&feature=&mode=&value=`, the last three once for each edit."""
-    newest = steerable().first()
-    initial: dict[str, Any] = {"sae": request.GET.get("sae") or (newest.pk if newest else None)}
+    initial: dict[str, Any] = {"sae": request.GET.get("sae") or (able.first.pk if able.first else None)}
     if request.GET.get("prompt"):
         initial["prompt"] = request.GET["prompt"]
     names = ("feature", "mode", "value")
@@ -105,11 +135,31 @@ def _prefill(request: HttpRequest) -> tuple[dict[str, Any], list[dict[str, Any]]
     return initial, prefilled(edits)
 
 
-def _known_of(form: GenerationForm, rows: Any) -> dict[int, Known]:
-    """What is known of the features in the rows as they stand, right or wrong."""
-    chosen = form["sae"].value()
-    sae = steerable().filter(pk=_index(getattr(chosen, "pk", chosen))).first()
-    return known_features(sae, {_index(row["feature"].value()) for row in rows}) if sae else {}
+Place = tuple[int, int]  # an SAE and one of its features
+
+
+def _feature_of(form: GenerationForm, row: Any) -> Place:
+    """What a row names as it stands, right or wrong."""
+    main = form["sae"].value()
+    return _index(row["sae"].value() or getattr(main, "pk", main)), _index(row["feature"].value())
+
+
+def _known_of(form: GenerationForm, rows: Any) -> dict[Place, Known]:
+    """What is known of the features in the rows."""
+    by_id = {sae.pk: sae for sae in form.able.rows}
+    return known_places(by_id, [_feature_of(form, row) for row in rows])
+
+
+def known_places(saes: Mapping[int, SAE], places: Iterable[Place]) -> dict[Place, Known]:
+    wanted: dict[int, set[int]] = {}
+    for pk, feature in places:
+        if pk in saes and feature >= 0:
+            wanted.setdefault(pk, set()).add(feature)
+    return {
+        (pk, feature): known
+        for pk, features in wanted.items()
+        for feature, known in known_features(saes[pk], features).items()
+    }
 
 
 def _index(value: Any) -> int:
@@ -124,16 +174,24 @@ def generation_detail(request: HttpRequest, pk: int) -> HttpResponse:
     row = get_object_or_404(rows, pk=pk)
     if request.GET.get("format") == "json":
         return _as_json(row)
-    known = known_features(row.sae, (edit["feature"] for edit in row.edits)) if row.sae else {}
-    context = {
+    context = _page(row) | {"sweep_form": SweepForm(auto_id="sweep_%s")}
+    return render(request, "inference/generation_detail.html" + part(request, "live"), context)
+
+
+def _page(row: Generation) -> dict[str, Any]:
+    saes, edits = row.edited_saes(), row.edit_rows()
+    known = known_places(saes, ((edit["sae"], edit["feature"]) for edit in edits))
+    return {
         "section": "steering",
         "row": row,
-        "edits": [_shown(edit, known.get(edit["feature"])) for edit in row.edit_rows()],
+        "edits": [(saes.get(edit["sae"]), *_shown(edit, known.get((edit["sae"], edit["feature"])))) for edit in edits],
+        "saes": saes,
         "sides": sides(row),
         "given": row.prompt if len(row.prompt) <= GIVEN else f"…{row.prompt[-GIVEN:]}",
         "python": as_python(row),
+        "sweeps": row.sweeps.select_related("job")[:5],
+        "can_sweep": can_sweep(row.edits),
     }
-    return render(request, "inference/generation_detail.html" + part(request, "live"), context)
 
 
 def _shown(edit: dict[str, Any], known: Known | None) -> tuple[dict[str, Any], Known | None, Any, Any]:
@@ -148,3 +206,36 @@ def _as_json(row: Generation) -> HttpResponse:
     response = JsonResponse(record(row), json_dumps_params={"indent": 1, "ensure_ascii": False})
     response["Content-Disposition"] = f'attachment; filename="generation-{row.pk}.json"'
     return response
+
+
+# -------------------------------------------------------------------------------------------------------------- sweeps
+
+
+@require_POST
+@needs("inference.view_generation", post="inference.add_sweep")
+def sweep_create(request: HttpRequest, pk: int) -> HttpResponse:
+    """From the page of a generation, which is shown again when the strengths make no sense."""
+    row = get_object_or_404(Generation.objects.select_related("model", "sae__model", "owner", "job__owner"), pk=pk)
+    form = SweepForm(request.POST, auto_id="sweep_%s")
+    if form.is_valid() and not can_sweep(row.edits):
+        form.add_error("factors", "None of its edits has a strength; only add, scale, clamp and cap have one.")
+    if form.is_valid():
+        return redirect(form.begin(row, request.user))
+    return render(request, "inference/generation_detail.html", _page(row) | {"sweep_form": form}, status=422)
+
+
+@needs("inference.view_sweep")
+def sweep_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    rows = Sweep.objects.select_related("generation__model", "generation__sae", "owner", "job__owner")
+    row = get_object_or_404(rows, pk=pk)
+    if request.GET.get("format") == "json":
+        response = JsonResponse(sweep_record(row), json_dumps_params={"indent": 1, "ensure_ascii": False})
+        response["Content-Disposition"] = f'attachment; filename="sweep-{row.pk}.json"'
+        return response
+    asked = row.generation
+    saes = asked.edited_saes()
+    context = {
+        "section": "steering", "row": row, "asked": asked, "points": shown_points(row), "charts": charts_of(row),
+        "edits": [(saes.get(edit["sae"]), edit) for edit in asked.edit_rows()],
+    }  # fmt: skip
+    return render(request, "inference/sweep_detail.html" + part(request, "live"), context)

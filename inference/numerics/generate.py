@@ -15,6 +15,7 @@ from torch import Tensor
 from concepts.numerics.token_text import token_texts
 from inference.numerics.steer import Steering, steering_hooks
 from saes.numerics.lm import LM, hooked
+from training.numerics.tokens import special_ids
 
 MAX_NEW_TOKENS = 4096
 _CONTEXT = 4  # tokens of the prompt decoded along, so that the first new piece keeps its leading space
@@ -90,7 +91,7 @@ def generate(
     decoder = _Decoder(lm.tokenizer, ids)
     began = time.perf_counter()
     with torch.inference_mode(), ExitStack() as stack:
-        if hooks := steering_hooks(lm, steering, len(ids), lambda: state.seen):
+        if hooks := steering_hooks(lm, steering, len(ids), lambda: state.seen, state.special):
             stack.enter_context(hooked(lm, hooks))
         for done in range(1, max_new_tokens + 1):
             token = state.step()
@@ -187,6 +188,8 @@ class _State:
         self.generator = torch.Generator().manual_seed(seed)
         self.cache: Any = None
         self.seen = 0
+        self.prompt = ids
+        self.control = special_ids(lm.tokenizer)
         self.chosen: list[int] = []
         self.logprobs: list[float] = []
         parameters = inspect.signature(lm.model.forward).parameters
@@ -206,6 +209,11 @@ class _State:
         self.logprobs.append(float(logits.log_softmax(0)[token]))
         self.next = torch.tensor([[token]], device=self.next.device)
         return token
+
+    def special(self, start: int, n: int) -> list[bool]:
+        """Which of the n tokens from position `start` are control tokens."""
+        text = (*self.prompt[start : start + n], *self.chosen[max(0, start - len(self.prompt)) :])[:n]
+        return [token in self.control for token in text]
 
     def _choose(self, logits: Tensor) -> int:
         if self.temperature == 0:

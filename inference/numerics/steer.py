@@ -16,11 +16,16 @@ from saes.numerics.sae import SAE
 from saes.numerics.standard import StandardSAE
 
 LARGEST_VALUE = torch.finfo(torch.float32).max
-Scope = Literal["all", "generated"]
+Scope = Literal["all", "generated", "not_special", "from"]
 SCOPES: dict[str, str] = {
     "all": "every token, the prompt included",
     "generated": "tokens the model has written; prompt positions keep their activations",
+    "not_special": "every token but control tokens such as BOS and those of a chat template",
+    "from": "every token from a position of the text on, counted from 0, BOS included",
 }
+Special = Callable[
+    [int, int], Sequence[bool]
+]  # (start, n) -> which of the n tokens from position start are control tokens
 
 
 class SteeringError(ValueError):
@@ -48,6 +53,7 @@ MODES: dict[str, Mode] = {
     "scale": Mode("z' = z * v", lambda z, v: z * (v - 1)),
     "clamp": Mode("z' = v", lambda z, v: v - z),
     "ablate": Mode("z' = 0", lambda z, v: -z),
+    "cap": Mode("z' = min(z, v)", lambda z, v: torch.minimum(z, v) - z),
 }
 
 
@@ -62,12 +68,14 @@ class Edit:
 
 @dataclass(frozen=True)
 class Steering:
-    """The edits of one SAE at one hook point. Without edits nothing is hooked at all."""
+    """The edits of one SAE at one hook point, at the tokens of `scope`; `first` is the position that scope "from" begins
+    with. Without edits nothing is hooked at all."""
 
     sae: SAE
     hook_name: str
     edits: Sequence[Edit] = field(default_factory=tuple)
     scope: Scope = "all"
+    first: int = 0
 
 
 def check_edits(sae: SAE, edits: Sequence[Edit]) -> None:
@@ -102,6 +110,8 @@ def check_steering(lm: LM, steering: Steering) -> None:
     check_edits(steering.sae, steering.edits)
     if steering.scope not in SCOPES:
         raise SteeringError(f'There is no steering scope "{steering.scope}"; choose one of {", ".join(SCOPES)}.')
+    if not isinstance(steering.first, int) or steering.first < 0:
+        raise SteeringError(f"Edits cannot begin with token {steering.first}; positions are counted from 0.")
     d, d_in = lm.resolve(steering.hook_name).d, steering.sae.config.d_in
     if d != d_in:
         raise SteeringError(
@@ -111,16 +121,17 @@ def check_steering(lm: LM, steering: Steering) -> None:
 
 
 class SteeringHook:
-    """x (b, t, d) -> x' (b, t, d). Positions before `first` keep their activations.
+    """x (b, t, d) -> x' (b, t, d). Positions before `first` keep their activations, and with `special` control tokens.
 
     `start` is the position of x[:, 0] in the whole text: with a key-value cache each call sees only the newest tokens.
     The hook itself holds no state that a call changes, so one hook may serve several threads.
     """
 
-    def __init__(self, sae: SAE, edits: Sequence[Edit], first: int = 0) -> None:
+    def __init__(self, sae: SAE, edits: Sequence[Edit], first: int = 0, special: Special | None = None) -> None:
         check_edits(sae, edits)
         self.sae = sae
         self.first = first
+        self.special = special
         self.modes = [MODES[edit.mode] for edit in edits]
         self.ids = torch.tensor([edit.feature for edit in edits], dtype=torch.int64, device=sae.W_dec.device)
         self.values = torch.tensor([float(edit.value) for edit in edits], device=sae.W_dec.device)
@@ -136,11 +147,20 @@ class SteeringHook:
         skipped = min(max(self.first - start, 0), x.shape[1])
         if skipped == x.shape[1] or not self.modes:
             return None
+        kept = self._kept(start + skipped, x.shape[1] - skipped)
+        if all(kept):
+            return None
         edited = x[:, skipped:].to(self.ids.device)
         shift = self._change(edited) @ self.directions
         scale = self.sae.decoder_scale(edited)
         shift = (shift if scale is None else shift * scale).to(x.device)
+        if any(kept):
+            shift[:, torch.tensor(kept, device=shift.device)] = 0
         return torch.cat([shift.new_zeros(x.shape[0], skipped, x.shape[2]), shift], dim=1) if skipped else shift
+
+    def _kept(self, start: int, n: int) -> Sequence[bool]:
+        """Which of n positions keep their activations because of the token that is there."""
+        return self.special(start, n) if self.special else [False] * n
 
     def _change(self, x: Tensor) -> Tensor:
         """z' - z (b, t, edits) of the edited features."""
@@ -162,21 +182,39 @@ class SteeringHook:
         return torch.where(indices[..., None] == self.ids, values[..., None], 0).sum(-2).float()
 
 
-def steering_hook(sae: SAE, edits: Sequence[Edit], scope: Scope = "all", prompt_length: int = 0) -> SteeringHook:
+def no_special(start: int, n: int) -> Sequence[bool]:
+    return [False] * n
+
+
+def steering_hook(
+    sae: SAE,
+    edits: Sequence[Edit],
+    scope: Scope = "all",
+    prompt_length: int = 0,
+    first: int = 0,
+    special: Special = no_special,
+) -> SteeringHook:
     """The function on x (b, t, d) that makes the edits, for saes.numerics.lm.hooked.
 
-    With scope "generated", positions below `prompt_length` are left alone. Raises SteeringError.
+    With scope "generated", positions below `prompt_length` are left alone; with "from", those below `first`; with
+    "not_special", those that `special` names. Raises SteeringError.
     """
-    return SteeringHook(sae, edits, prompt_length if scope == "generated" else 0)
+    begin = {"generated": prompt_length, "from": first}.get(scope, 0)
+    return SteeringHook(sae, edits, begin, special if scope == "not_special" else None)
 
 
 def steering_hooks(
-    lm: LM, steering: Sequence[Steering], prompt_length: int, position: Callable[[], int] = lambda: 0
+    lm: LM,
+    steering: Sequence[Steering],
+    prompt_length: int,
+    position: Callable[[], int] = lambda: 0,
+    special: Special = no_special,
 ) -> Mapping[str, Callable[[Tensor], Tensor | None]]:
     """Everything to hook for several SAEs, by hook point; nothing for a Steering without edits.
 
     SAEs at one hook point all read the same unedited x and their shifts add up, so their order does not matter.
-    `position` tells where the tokens of the present forward pass begin. Raises SteeringError, UnknownHookPoint.
+    `position` tells where the tokens of the present forward pass begin, `special` which tokens of the text are control
+    tokens. Raises SteeringError, UnknownHookPoint.
     """
     hooks: dict[str, list[SteeringHook]] = {}
     for one in steering:
@@ -190,7 +228,8 @@ def steering_hooks(
         ]
         check_edits(one.sae, same)
         if one.edits:
-            hooks.setdefault(name, []).append(steering_hook(one.sae, one.edits, one.scope, prompt_length))
+            hook = steering_hook(one.sae, one.edits, one.scope, prompt_length, one.first, special)
+            hooks.setdefault(name, []).append(hook)
     return {name: _together(parts, position) for name, parts in hooks.items()}
 
 

@@ -45,7 +45,7 @@ KINDS = {
         Kind("harvest", "concepts.jobs", "Harvest features", "gpu", "concepts.add_featureview", "saes:sae_detail", "sae"),
         Kind("generate", "inference.jobs", "Generate", "live", "inference.add_generation", "inference:generation_detail", "generation",
              in_child=False, attempts=1),
-    )
+        Kind("sweep", "inference.jobs", "Sweep strengths", "gpu", "inference.add_generation", "inference:sweep_detail", "sweep"),
         Kind("infer", "inference.jobs", "Read a text", "live", "inference.add_inference", "inference:inference_detail", "inference",
              in_child=False, attempts=1),
         Kind("infer_prompts", "inference.jobs", "Read prompts", "gpu", "inference.add_promptbatch", "inference:promptbatch_detail", "batch"),

@@ -1,8 +1,9 @@
-// The rows of a steering form: a slider beside each value, and what the value means as a multiple of the feature's
-// maximum and as a share of the layer's norm; all three move together. Without this the number fields work as they are.
+// The rows of a steering form: beside each value a slider, and fields for it as a multiple of the feature's maximum and as
+// a share of the layer's norm; all of them move together. Without this the value fields work as they are.
 const HIGH = 0.5, OVER = 1; // shares of the layer's norm from which a text tends to suffer, and to break
 const form = document.querySelector("form[data-steer]");
 const number = (text) => (text === "" || text === undefined || !Number.isFinite(Number(text)) ? null : Number(text));
+const typed = (x) => String(Number(x.toPrecision(4)));
 const short = (x) => (x === 0 ? "0" : Number(x.toPrecision(Math.abs(x) >= 1000 ? 4 : 3)).toString().replace("-", "−"));
 
 function range(mode, max) {
@@ -15,7 +16,7 @@ function words(mode, value, max, perNorm) {
   if (mode === "ablate") return "z' = 0, no value needed";
   if (value === null) return max ? `maximum ${short(max)}` : "";
   if (mode === "scale") return `z × ${short(value)}`;
-  const parts = [max && `${short(value / max)} × max`, perNorm && `${short(Math.abs(value) * perNorm * 100)} % of norm`];
+  const parts = [max && `${short(value / max)} × max`, perNorm && `${short(value * perNorm * 100)} % of norm`];
   return parts.filter(Boolean).join(" · ");
 }
 
@@ -28,6 +29,13 @@ class Row {
     this.slider = root.querySelector("[data-slider]");
     this.units = root.querySelector("[data-units]");
     this.name = root.querySelector("[data-name]");
+    this.linked = root.querySelector("[data-linked]");
+    this.times = root.querySelector("[data-times]");
+    this.share = root.querySelector("[data-share]");
+    this.sae = root.querySelector("[name$=-sae]");
+    this.times.addEventListener("input", () => this.from(this.times, number(this.root.dataset.max)));
+    this.share.addEventListener("input", () => this.from(this.share, 0.01 / number(this.root.dataset.perNorm)));
+    this.sae?.addEventListener("change", () => this.look());
     const clear = root.querySelector("[data-clear]");
     clear.hidden = false;
     clear.addEventListener("click", () => this.clear());
@@ -48,7 +56,23 @@ class Row {
     this.show();
   }
 
-  show() {
+  // The value follows what was typed in one of the other units.
+  from(field, unit) {
+    const count = number(field.value);
+    if (count !== null && Number.isFinite(unit)) this.value.value = typed(count * unit);
+    this.show(field);
+  }
+
+  fill(typing, mode, value, max, perNorm) {
+    const activation = mode !== "scale" && mode !== "ablate";
+    this.linked.hidden = !activation || !(max || perNorm);
+    for (const [field, unit] of [[this.times, max], [this.share, perNorm && 0.01 / perNorm]]) {
+      field.hidden = field.nextElementSibling.hidden = !unit;
+      if (field !== typing) field.value = value === null || !unit ? "" : typed(value / unit);
+    }
+  }
+
+  show(typing = null) {
     const mode = this.mode.value, max = number(this.root.dataset.max), perNorm = number(this.root.dataset.perNorm), value = number(this.value.value);
     const ends = range(mode, max);
     this.slider.hidden = false;
@@ -57,22 +81,25 @@ class Row {
     if (ends) Object.assign(this.slider, { min: ends[0], max: ends[1], step: (ends[1] - ends[0]) / 400 });
     this.slider.value = value ?? (mode === "scale" ? 1 : 0);
     const text = words(mode, value, max, perNorm);
-    this.units.textContent = text;
+    this.fill(typing, mode, value, max, perNorm);
+    this.units.textContent = this.linked.hidden || value === null ? text : "";
     this.slider.setAttribute("aria-valuetext", `${value ?? "no value"} ${text}`);
-    const share = value !== null && perNorm && (mode === "add" || mode === "clamp") ? Math.abs(value) * perNorm : 0;
+    const share = value !== null && perNorm && (mode === "add" || mode === "clamp" || mode === "cap") ? Math.abs(value) * perNorm : 0;
     this.root.classList.toggle("high", share > HIGH && share <= OVER);
     this.root.classList.toggle("over", share > OVER);
   }
 
+  whose() { return this.sae?.value || form.elements.sae.value; }
+
   // What the newest view of the SAE knows of the feature.
   async look() {
-    const index = this.feature.value.trim(), sae = form.elements.sae.value;
+    const index = this.feature.value.trim(), sae = this.whose();
     this.know("", "", "");
     if (!/^\d+$/.test(index) || !sae) return;
     const url = `${form.dataset.features.replace("/0/", `/${sae}/`)}${index}/?format=json`;
     let answer;
     try { answer = await fetch(url, { headers: { Accept: "application/json" } }); } catch { return; }
-    if (this.feature.value.trim() !== index || form.elements.sae.value !== sae) return; // another one was typed meanwhile
+    if (this.feature.value.trim() !== index || this.whose() !== sae) return; // another one was typed meanwhile
     if (answer.status === 404) return this.know("no such feature", "", "");
     if (!answer.ok || answer.redirected) return; // no view of this SAE: values stay plain numbers
     const found = await answer.json();
@@ -100,4 +127,8 @@ class Row {
 if (form) {
   const rows = [...form.querySelectorAll(".edit")].map((root) => new Row(root));
   form.elements.sae.addEventListener("change", () => rows.forEach((row) => row.look()));
+  const from = form.elements.scope_from.closest(".field"), scope = form.elements.scope;
+  const asked = () => { from.hidden = scope.value !== "from"; };
+  scope.addEventListener("change", asked);
+  asked();
 }

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from inference import jobs
-from inference.jobs import Warm
-from inference.models import Generation
-from inference.numerics.quality import plain_logprobs, repetition
+from inference.models import Generation, Resident, Sweep
+from inference.numerics.quality import plain_logprobs, repetition, zlib_ratio
+from inference.numerics.warm import TooLarge, Warm, size_of
+from inference.residency import residency
 from saehub.jobs.models import Job, State
 from saehub.jobs.progress import Progress
 from saehub.jobs.runner import execute
@@ -142,26 +143,199 @@ def test_models_stay_warm(rows: Rows, run_job: Any) -> None:
     assert first == (jobs.warm_lm(rows.model), jobs.warm_sae(rows.sae))
 
 
-def test_warm_keeps_the_most_recently_used_and_loads_once() -> None:
-    warm: Warm[str] = Warm(2)
-    loaded: list[str] = []
+def test_warm_loads_once_whoever_asks() -> None:
+    warm, loaded = Warm(lambda: 10), []
 
-    def load(name: str) -> str:
+    def load() -> str:
         time.sleep(0.01)
-        loaded.append(name)
-        return name * 2
+        loaded.append(1)
+        return "thing"
 
-    threads = [threading.Thread(target=lambda: warm.get("a", lambda: load("a"))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: warm.get("a", load)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert loaded == ["a"]
-    assert [warm.get(name, lambda name=name: load(name)) for name in "abaca"] == ["aa", "bb", "aa", "cc", "aa"]
-    assert loaded == ["a", "b", "c"], "b was the least recently used when c came"
+    assert loaded == [1]
     with pytest.raises(ZeroDivisionError):
-        warm.get("d", lambda: str(1 / 0))
-    assert warm.get("d", lambda: load("d")) == "dd", "what failed to load is tried again"
+        warm.get("b", lambda: 1 // 0)
+    assert warm.get("b", lambda: "again") == "again", "what failed to load is tried again"
+
+
+def test_warm_keeps_within_its_budget_and_drops_the_least_recently_used() -> None:
+    """Linear layers of 400 bytes, with room for two and a half of them."""
+    warm = Warm(lambda: 1000)
+
+    def names() -> list[str]:
+        return [kept.key for kept in warm.held()]
+
+    def load() -> torch.nn.Module:
+        seen.append(names())
+        return torch.nn.Linear(10, 10, bias=False)
+
+    seen: list[list[str]] = []
+    assert size_of(load()) == 400
+    seen.clear()
+    for key in "abaca":
+        warm.get(key, load, name=key, expected=400)
+    assert seen == [[], ["a"], ["a"]], "room is made before loading, b being the least recently used when c came"
+    assert names() == ["c", "a"] and sum(kept.n_bytes for kept in warm.held()) == 800
+    with pytest.raises(TooLarge, match=r"big takes about 1\.20 GB, and the live worker may keep 0\.0 MB in memory"):
+        warm.get("big", load, name="big", expected=1_200_000_000)
+    assert names() == ["c", "a"], "for what cannot fit nothing is given up"
+    warm.get("d", load)  # nobody said how large it is: room is made when it is known
+    assert names() == ["a", "d"]
+    whole = Warm(lambda: 100)
+    whole.get("a", load)
+    assert len(whole.held()) == 1, "what was expected to be smaller than it is, is used all the same"
+
+
+def test_the_pages_say_what_is_warm(rows: Rows, run_job: Any, client_of: Any) -> None:
+    row = run(generation(rows, (3, "add", 1.0)), run_job)
+    found = residency()
+    mine = next(worker for worker in found.workers if any(one.name == rows.sae.name for one in worker.held))
+    by_name = {one.name: one for one in mine.held}
+    assert by_name["tiny-llama"].n_bytes == size_of(jobs.warm_lm(rows.model)) > 10_000
+    assert by_name[rows.sae.name].n_bytes == size_of(jobs.warm_sae(rows.sae)) == 4 * (2 * 32 * 96 + 96 + 32)
+    assert mine.budget == jobs.warm_budget() and mine.held[0].name == rows.sae.name, "most recently used first"
+    generation(rows).start(rows.owner)
+    for url in ("/steering/new/", "/playground/new/"):
+        page = client_of("researcher").get(url).content.decode()
+        assert "In memory now" in page and "tiny-llama" in page and "0 running, 1 waiting" in page
+    Resident.objects.update(started=1.0)
+    assert residency().workers == [], "another process has that id now"
+    assert row.ready
+
+
+def test_what_is_larger_than_the_budget_is_refused_with_a_sentence(rows: Rows, run_job: Any, settings: Any) -> None:
+    settings.WARM_BYTES = 1000
+    rows.model.n_parameters, rows.model.location = 5_000_000, rows.model.location + "/."
+    rows.model.save()
+    job = run_job(generation(rows).start(rows.owner))
+    assert job.error == "tiny-llama takes about 20.0 MB, and the live worker may keep 0.0 MB in memory."
+    assert "SAEHUB_WARM_MB" in job.hint
+
+
+# -- several SAEs, places, words, strengths
+def another_sae(rows: Rows, hook: str = "blocks.0.attn.hook_z") -> Any:
+    from saes.models import SAE
+
+    sae = SAE.objects.get(pk=rows.sae.pk)
+    sae.pk, sae.name, sae.hook_name, sae.layer, sae.path = None, "second", hook, 0, "saes/second"
+    sae.save()
+    (rows.data / "saes" / "second").symlink_to(rows.sae.files.resolve())
+    return sae
+
+
+def test_two_saes_in_two_layers_steer_one_generation(rows: Rows, run_job: Any) -> None:
+    from inference.numerics.generate import generate
+    from inference.numerics.steer import Edit, Steering
+
+    other = another_sae(rows)
+    row = generation(rows, (3, "add", 30.0))
+    row.edits.append({"sae": other.pk, "feature": 3, "mode": "clamp", "value": 20.0})
+    row.edits.append({"feature": 9, "mode": "cap", "value": 0.1})
+    row.save()
+    row = run(row, run_job)
+    lm, sae = load_lm(rows.model.location), jobs.warm_sae(rows.sae)
+    steering = [
+        Steering(sae, rows.sae.hook_name, [Edit(3, "add", 30.0), Edit(9, "cap", 0.1)]),
+        Steering(sae, other.hook_name, [Edit(3, "clamp", 20.0)]),
+    ]
+    assert row.steered["ids"] == generate(lm, PROMPT, steering=steering, max_new_tokens=12).ids
+    assert [one["sae"] for one in row.policy["saes"]] == [rows.sae.pk, other.pk]
+    x = lm.activations(
+        torch.tensor([row.policy["prompt_ids"] + row.steered["ids"]]), [rows.sae.hook_name, other.hook_name]
+    )
+    n = len(row.policy["prompt_ids"])
+    mine, theirs = (sae.encode(x[name][0, n:]).mean(0) for name in (rows.sae.hook_name, other.hook_name))
+    expected = [mine[3].item(), theirs[3].item(), mine[9].item()]
+    assert row.steered["effects"] == pytest.approx(expected, abs=1e-4), "in the order of the edits"
+
+
+@pytest.mark.parametrize(("scope", "first"), [("generated", 0), ("not_special", 0), ("from", 3)])
+def test_edits_act_where_they_are_asked_to(rows: Rows, run_job: Any, scope: str, first: int) -> None:
+    from inference.numerics.generate import generate
+    from inference.numerics.steer import Edit, Steering
+
+    row = run(generation(rows, (3, "add", 60.0), scope=scope, scope_from=first), run_job)
+    steering = [Steering(jobs.warm_sae(rows.sae), rows.sae.hook_name, [Edit(3, "add", 60.0)], scope, first)]  # type: ignore[arg-type]
+    made = generate(load_lm(rows.model.location), PROMPT, steering=steering, max_new_tokens=12)
+    assert (row.steered["ids"], row.steered["logprobs"]) == (made.ids, pytest.approx(made.logprobs, abs=1e-5))
+
+
+def test_the_same_in_words_is_a_third_text(rows: Rows, run_job: Any) -> None:
+    from inference.numerics.generate import generate
+
+    row = run(generation(rows, (3, "add", 60.0), instruction="Talk about dogs."), run_job)
+    lm = load_lm(rows.model.location)
+    made = generate(lm, f"Talk about dogs.\n\n{PROMPT}", max_new_tokens=12)
+    assert row.prompted["ids"] == made.ids and row.prompted["zlib_ratio"] == zlib_ratio(made.text)
+    expected = plain_logprobs(lm, row.policy["prompt_ids"], made.ids)
+    assert row.prompted["mean_plain_logprob"] == pytest.approx(mean(expected), abs=1e-5), "given the prompt alone"
+    assert run(generation(rows, (3, "add", 1.0)), run_job).prompted == {}
+
+
+def test_a_strength_that_breaks_the_model_ends_with_a_sentence(rows: Rows, run_job: Any) -> None:
+    edits = [(i, "add", 3e38) for i in range(20)]
+    row = generation(rows, *edits)
+    job = run_job(row.start(rows.owner))
+    row.refresh_from_db()
+    assert job.state == State.FAILED and job.error.endswith("no longer finite numbers; use smaller steering values.")
+    assert row.baseline["text"] and not row.ready, "the baseline is kept"
+
+
+def test_an_sae_that_is_gone_is_named(rows: Rows, run_job: Any) -> None:
+    row = generation(rows, (3, "add", 1.0))
+    row.edits[0]["sae"] = 9999
+    row.save()
+    assert run_job(row.start(rows.owner)).error == "An SAE of these edits is not there any more."
+
+
+def test_a_sweep_makes_the_generation_at_every_strength(rows: Rows, run_job: Any, client_of: Any) -> None:
+    row = run(generation(rows, (3, "add", 60.0), scope="generated"), run_job)
+    response = client_of("researcher").post(f"/steering/{row.pk}/sweep/", {"factors": "1, 0 2;0.5 1"})
+    made = Sweep.objects.get()
+    assert response.url == f"/steering/sweeps/{made.pk}/" and made.factors == [0, 0.5, 1, 2] and made.job.queue == "gpu"
+    client_of("viewer").get(response.url)
+    job = run_job(made.job)
+    assert job.state == State.DONE, job.traceback
+    made.refresh_from_db()
+    points = {point["factor"]: point for point in made.points}
+    assert points[0]["ids"] == row.baseline["ids"] and points[1]["ids"] == row.steered["ids"] != points[0]["ids"]
+    assert points[1]["mean_plain_logprob"] == pytest.approx(row.steered["mean_plain_logprob"], abs=1e-5)
+    assert points[1]["effect"] == pytest.approx(row.steered["effects"][0], abs=1e-5)
+    page = client_of("viewer").get(response.url)
+    text = page.content.decode()
+    assert text.count("<svg") == 3 and len(page.context["points"]) == 4 and "0.500" in text
+    record = client_of("viewer").get(response.url + "?format=json").json()
+    assert record["points"] == made.points and record["generation"]["prompt"] == PROMPT
+    assert f"/steering/sweeps/{made.pk}/" in client_of("viewer").get(row.get_absolute_url()).content.decode()
+
+
+@pytest.mark.parametrize(
+    ("factors", "sentence"),
+    [
+        ("", "Give the multiples, such as 0 0.5 1 2."),
+        ("1 x", "Give numbers with spaces between, such as 0 0.5 1 2."),
+        ("1 nan", "Every multiple must lie between -100 and 100."),
+        ("1 1e9", "Every multiple must lie between -100 and 100."),
+        ("2 2", "Give from 2 to 16 different multiples, not 1."),
+        (" ".join(map(str, range(17))), "Give from 2 to 16 different multiples, not 17."),
+    ],
+)
+def test_bad_strengths(rows: Rows, client_of: Any, factors: str, sentence: str) -> None:
+    row = generation(rows, (3, "add", 60.0))
+    response = client_of("researcher").post(f"/steering/{row.pk}/sweep/", {"factors": factors})
+    assert response.status_code == 422 and sentence in response.content.decode() and not Sweep.objects.exists()
+
+
+def test_what_has_no_strength_is_not_swept(rows: Rows, client_of: Any) -> None:
+    row = generation(rows, (3, "ablate", 0.0))
+    response = client_of("researcher").post(f"/steering/{row.pk}/sweep/", {"factors": "0 1"})
+    assert response.status_code == 422 and not Sweep.objects.exists()
+    assert client_of("viewer").post(f"/steering/{row.pk}/sweep/", {"factors": "0 1"}).status_code == 403
+    assert client_of("researcher").get(f"/steering/{row.pk}/sweep/").status_code == 405
 
 
 # -- quality

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from django.urls import reverse
 
-from inference.forms import MAX_NEW_TOKENS
+from inference.forms import MAX_EDITS, MAX_NEW_TOKENS
 from inference.models import Generation
 from saehub.jobs.models import Job, State
 from tests.steering_rows import Rows
@@ -105,12 +105,78 @@ def test_an_sae_that_does_not_fit_its_model_is_refused(rows: Rows, client_of: An
     rows.sae.hook_name = "blocks.1.mlp.hook_post"
     rows.sae.save()
     page = client_of("researcher").post(CREATE, posted(rows)).content.decode()
-    assert "This SAE reads vectors of 32 numbers, but blocks.1.mlp.hook_post of tiny-llama gives 64" in page
+    assert (
+        "tiny-sae cannot steer. It reads vectors of 32 numbers, but blocks.1.mlp.hook_post of tiny-llama gives 64."
+        in page
+    )
     rows.sae.hook_name = "blocks.9.hook_resid_post"
     rows.sae.save()
     page = client_of("researcher").post(CREATE, posted(rows)).content.decode()
-    assert "tiny-llama has no hook point blocks.9.hook_resid_post, which this SAE reads" in page
+    assert "tiny-sae cannot steer. tiny-llama has no hook point blocks.9.hook_resid_post." in page
     assert not Generation.objects.exists()
+
+
+def test_an_sae_that_cannot_steer_is_shown_with_the_reason(rows: Rows, client_of: Any) -> None:
+    from saes.models import SAE
+
+    SAE.objects.filter(pk=rows.sae.pk).update(architecture="transcoder", hook_name_out="blocks.1.hook_mlp_out")
+    response = client_of("researcher").get(f"{CREATE}?sae={rows.sae.pk}")
+    page = response.content.decode()
+    assert (
+        f'<option value="{rows.sae.pk}" selected disabled>' in page
+        or f'<option value="{rows.sae.pk}" disabled selected>' in page
+    )
+    assert "tiny-sae cannot steer. A transcoder predicts blocks.1.hook_mlp_out from" in page
+    page = client_of("researcher").post(CREATE, posted(rows, (3, "add", 1))).content.decode()
+    assert "tiny-sae cannot steer." in page and not Generation.objects.exists()
+
+
+def test_an_edit_may_have_an_sae_of_its_own(rows: Rows, client_of: Any) -> None:
+    from tests.inference.test_inference_jobs import another_sae
+
+    other = another_sae(rows)
+    data = posted(rows, (3, "add", 4), (3, "add", 5), (7, "cap", 1)) | {
+        "edits-1-sae": other.pk,
+        "edits-2-sae": rows.sae.pk,
+    }
+    assert client_of("researcher").post(CREATE, data).status_code == 302
+    assert Generation.objects.get().edits == [
+        {"feature": 3, "mode": "add", "value": 4.0},
+        {"sae": other.pk, "feature": 3, "mode": "add", "value": 5.0},
+        {"feature": 7, "mode": "cap", "value": 1.0},
+    ]
+    twice = data | {"edits-2-sae": other.pk, "edits-2-feature": 3}
+    assert "Feature 3 is edited twice" in client_of("researcher").post(CREATE, twice).content.decode()
+    model = type(rows.model).objects.get(pk=rows.model.pk)
+    model.pk, model.name = None, "other"
+    model.save()
+    type(other).objects.filter(pk=other.pk).update(model=model)
+    page = client_of("researcher").post(CREATE, data).content.decode()
+    assert "second is of other, not of tiny-llama; one generation has one model." in page
+    wrong = client_of("researcher").post(CREATE, data | {"edits-1-sae": 999})
+    assert "That SAE cannot be used here: choose another." in wrong.content.decode()
+    assert Generation.objects.count() == 1
+
+
+def test_all_of_a_generation_is_kept_for_its_fork(rows: Rows, client_of: Any) -> None:
+    from tests.inference.test_inference_jobs import another_sae
+
+    other = another_sae(rows)
+    data = posted(rows, (3, "add", 4), scope="from", scope_from=5, instruction="Talk of dogs.") | {
+        "edits-0-sae": other.pk
+    }
+    client_of("researcher").post(CREATE, data)
+    row = Generation.objects.get()
+    assert (row.scope, row.scope_from, row.instruction) == ("from", 5, "Talk of dogs.")
+    response = client_of("researcher").get(f"{CREATE}?fork={row.pk}")
+    form, (shown, _) = response.context["form"], response.context["shown"][0]
+    assert [form[name].value() for name in ("scope", "scope_from", "instruction")] == ["from", 5, "Talk of dogs."]
+    assert shown["sae"].value() == other.pk and shown["feature"].value() == 3
+
+
+def test_ten_megabytes_are_refused(rows: Rows, client_of: Any) -> None:
+    response = client_of("researcher").post(CREATE, posted(rows, prompt="a" * 10_000_000))
+    assert response.status_code in (400, 413, 422) and not Generation.objects.exists()
 
 
 def test_everything_wrong_is_said_at_once(rows: Rows, client_of: Any) -> None:
@@ -121,8 +187,14 @@ def test_everything_wrong_is_said_at_once(rows: Rows, client_of: Any) -> None:
     assert '<details class="advanced" id="advanced" open>' in page, "a fold with an error is open"
 
 
-def test_a_ninth_row_is_refused(rows: Rows, client_of: Any) -> None:
-    data = posted(rows, **{"edits-TOTAL_FORMS": 9, "edits-8-feature": 1, "edits-8-mode": "add", "edits-8-value": 1})
+def test_a_row_too_many_is_refused(rows: Rows, client_of: Any) -> None:
+    last = f"edits-{MAX_EDITS}"
+    data = posted(rows) | {
+        "edits-TOTAL_FORMS": MAX_EDITS + 1,
+        f"{last}-feature": 1,
+        f"{last}-mode": "add",
+        f"{last}-value": 1,
+    }
     assert client_of("researcher").post(CREATE, data).status_code == 422
     assert client_of("researcher").post(CREATE, {"sae": rows.sae.pk}).status_code == 422, "without the rows' own fields"
 
@@ -133,7 +205,7 @@ def test_the_form_is_filled_from_the_url(rows: Rows, view: Any, client_of: Any) 
     (first, known), (second, _) = response.context["shown"]
     assert [first[name].value() for name in ("feature", "mode", "value")] == ["3", "clamp", "2.5"]
     assert [second[name].value() for name in ("feature", "mode", "value")] == ["5", "scale", "0"]
-    assert known.maximum == view.opened().feature(3).maximum and len(response.context["folded"]) == 6
+    assert known.maximum == view.opened().feature(3).maximum and len(response.context["folded"]) == MAX_EDITS - 2
     page = response.content.decode()
     assert f'data-max="{known.maximum}"' in page and "Paris</textarea>" in page
     odd = client_of("researcher").get(f"{CREATE}?sae=x&feature=abc&mode=nonsense&feature=999999999999999999999")
@@ -174,11 +246,12 @@ def test_a_generation_shows_both_texts_and_its_edits(made: Generation, view: Any
     assert made.baseline["ids"] != made.steered["ids"] and any(differs for _, differs in steered.runs)
     first = made.edits[0]["feature"]
     assert f"/features/{first}/" in page
-    _, known, times, share = response.context["edits"][0]
+    sae, _, known, times, share = response.context["edits"][0]
+    assert sae == made.sae
     assert times == pytest.approx(40 / view.opened().feature(first).maximum) and share == pytest.approx(
         40 * known.per_norm
     )
-    assert response.context["edits"][1][2:] == (None, None), "a factor is no multiple of the maximum"
+    assert response.context["edits"][1][3:] == (None, None), "a factor is no multiple of the maximum"
     assert 'hx-trigger="every' not in page.partition('id="live"')[2], "at rest nothing polls"
 
 
@@ -225,8 +298,8 @@ def test_the_json_holds_all_that_decided_it(made: Generation, client_of: Any) ->
     response = client_of("viewer").get(made.get_absolute_url() + "?format=json")
     assert response["Content-Disposition"] == f'attachment; filename="generation-{made.pk}.json"'
     found = json.loads(response.content)
-    assert found["edits"][0] == made.edits[0] | {"formula": "z' = z + v"}
-    assert found["model"]["name"] == "tiny-llama" and found["sae"]["hook_name"] == "blocks.1.hook_resid_post"
+    assert found["edits"][0] == made.edits[0] | {"formula": "z' = z + v", "sae": made.sae_id}
+    assert found["model"]["name"] == "tiny-llama" and found["saes"][0]["hook_name"] == "blocks.1.hook_resid_post"
     assert found["steered"]["ids"] == made.steered["ids"] and found["policy"]["n_prompt_tokens"] > 1
     assert set(found["versions"]) == {"saehub", "torch", "transformers"} and found["seed"] == 0
 

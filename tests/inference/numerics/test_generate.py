@@ -1,17 +1,28 @@
 """Generation against recomputation without a cache, alone and beside others; prompts that cannot be taken."""
 
 import threading
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
 
 from inference.numerics.generate import GenerationError, PromptError, generate, prompt_ids
-from inference.numerics.steer import Edit, Steering, steering_hooks
+from inference.numerics.steer import SCOPES, Edit, Steering, steering_hooks
 from saes.numerics.lm import hooked
-from tests.tiny_models import RESID, tiny_sae
+from tests.tiny_models import FAMILIES, RESID, tiny_lm, tiny_sae
 
 PROMPT = "Paris is the capital of"
+
+
+@lru_cache
+def family_lm(family: str, folder: Any) -> Any:
+    lm = tiny_lm(family, folder)
+    lm.tokenizer.chat_template = "<bos>{{ messages[0]['content'] }}"
+    return lm
+
+
 TEMPLATE = (
     "{% for message in messages %}<bos>{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}answer:{% endif %}"
@@ -26,7 +37,8 @@ def steer(scope: str = "all", feature: int = 11, value: float = 4.0, seed: str =
 def without_cache(lm: Any, ids: list[int], count: int, steering: list[Steering]) -> tuple[list[int], list[float]]:
     """Greedy ids and log-probabilities, the whole text computed anew for every token."""
     text, logprobs = list(ids), []
-    with hooked(lm, steering_hooks(lm, steering, len(ids))):
+    control = lambda start, n: [token == 0 for token in text[start : start + n]]  # noqa: E731
+    with hooked(lm, steering_hooks(lm, steering, len(ids), special=control)):
         for _ in range(count):
             scores = lm.model(torch.tensor([text]), use_cache=False).logits[0, -1].log_softmax(0)
             text.append(int(scores.argmax()))
@@ -34,12 +46,19 @@ def without_cache(lm: Any, ids: list[int], count: int, steering: list[Steering])
     return text[len(ids) :], logprobs
 
 
-@pytest.mark.parametrize("scope", ["none", "all", "generated"])
-def test_equals_recomputation_without_a_cache(scope: str, lm: Any) -> None:
+@pytest.mark.parametrize("scope", ["none", *SCOPES])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_recomputation_without_a_cache(scope: str, family: str, tiny_model_dir: Any) -> None:
+    """Two SAEs in two layers, on every family; windows of sliding attention are shorter than the text."""
+    lm = family_lm(family, tiny_model_dir)
     steering = [] if scope == "none" else [steer(scope), Steering(tiny_sae("standard"), RESID, [Edit(5, "clamp", 6.0)])]
-    made = generate(lm, PROMPT, steering=steering, max_new_tokens=12)
+    if steering and scope == "from":
+        steering[0] = replace(steering[0], first=6)
+    made = generate(
+        lm, [{"content": PROMPT}] if scope == "not_special" else PROMPT, steering=steering, max_new_tokens=12
+    )
     ids, logprobs = without_cache(lm, made.prompt_ids, len(made.ids), steering)
-    assert made.ids == ids
+    assert made.ids == ids and (scope != "not_special" or made.prompt_ids[0] == 0)
     assert made.logprobs == pytest.approx(logprobs, abs=1e-4)
 
 

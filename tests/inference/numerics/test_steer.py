@@ -19,7 +19,7 @@ from saes.numerics.lm import UnknownHookPoint, hooked
 from tests.tiny_models import D_MODEL, RESID, tiny_sae
 
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}  # float32, activations of size about 1
-VALUES = {"add": 3.0, "scale": 2.5, "clamp": 4.0, "ablate": 0.0}
+VALUES = {"add": 3.0, "scale": 2.5, "clamp": 4.0, "ablate": 0.0, "cap": 0.5}
 
 
 def inputs(seed: int = 5) -> Tensor:
@@ -43,6 +43,7 @@ def by_definition(sae: Any, x: Tensor, edits: list[Edit]) -> Tensor:
             "scale": old * edit.value,
             "clamp": torch.full_like(old, edit.value),
             "ablate": torch.zeros_like(old),
+            "cap": old.clamp(max=edit.value),
         }[edit.mode]
     changed = x + sae.decode(new, x) - sae.decode(z, x)
     sae.float()
@@ -89,7 +90,7 @@ def test_edits_without_effect_leave_x_bit_identical(edit: Edit) -> None:
 def test_formulas_say_what_is_done() -> None:
     z, v = torch.tensor([0.0, 1.5, 4.0]), torch.tensor(2.5)
     for mode in MODES.values():
-        expected = eval(mode.formula.partition("=")[2], {"z": z, "v": v})  # noqa: S307
+        expected = eval(mode.formula.partition("=")[2], {"z": z, "v": v, "min": torch.minimum})  # noqa: S307
         torch.testing.assert_close(mode.apply(z, v), torch.as_tensor(expected).expand(3).float())
 
 
@@ -111,6 +112,27 @@ def test_prompt_positions_are_left_alone() -> None:
     assert hook(x[:, :4]) is None
     torch.testing.assert_close(hook(x[:, 2:6], start=2), torch.cat([x[:, 2:4], everywhere[:, 4:6]], 1))
     torch.testing.assert_close(hook(x[:, 6:], start=6), everywhere[:, 6:])
+
+
+def test_control_tokens_are_left_alone() -> None:
+    sae, x = tiny_sae(), inputs()
+    edits = [Edit(4, "add", 1.0), Edit(5, "clamp", 2.0)]
+    control = [True, False, False, True, False, False, False]
+    hook = steering_hook(sae, edits, "not_special", special=lambda start, n: control[start : start + n])
+    everywhere = steering_hook(sae, edits)(x)
+    expected = torch.where(torch.tensor(control)[:, None], x, everywhere)
+    assert torch.equal(hook(x)[:, control], x[:, control])
+    torch.testing.assert_close(hook(x), expected)
+    assert hook(x[:, 3:4], start=3) is None
+    torch.testing.assert_close(hook(x[:, 2:5], start=2), expected[:, 2:5])
+
+
+def test_edits_begin_with_a_position() -> None:
+    sae, x = tiny_sae(), inputs()
+    hook = steering_hook(sae, [Edit(4, "add", 1.0)], "from", prompt_length=2, first=5)
+    assert torch.equal(hook(x)[:, :5], x[:, :5])
+    torch.testing.assert_close(hook(x)[:, 5:], x[:, 5:] + sae.W_dec[4], **CLOSE)
+    assert hook(x[:, :3], start=2) is None
 
 
 # ---------------------------------------------------------------------------------------------------- in a model
