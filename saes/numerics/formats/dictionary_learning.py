@@ -27,8 +27,8 @@ from saes.numerics.formats.archives import read_torch
 from saes.numerics.formats.files import FormatError, MissingFact, NotRepresentable, Place, read_json
 from saes.numerics.formats.orient import hold_against, renamed, spread, widths, within
 from saes.numerics.formats.stated import Stated, fact_text, fact_whole, k_of, layer_of, path_of
-from saes.numerics.formats.weights import assemble, refuse_non_finite
-from saes.numerics.formats.writing import json_of, refuse_extras
+from saes.numerics.formats.weights import assemble
+from saes.numerics.formats.writing import json_of, refuse_extras, refuse_unusable
 from saes.numerics.sae import SAE, SAEConfig
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
@@ -191,7 +191,7 @@ def save(sae: SAE, folder: Path) -> None:
         tensor = sae.tensor(ours).detach().cpu()
         state[theirs] = (tensor.t() if theirs.endswith(".weight") else tensor).contiguous().clone()
     state |= _scalars(sae, kind)
-    refuse_non_finite(state)
+    refuse_unusable(state)
     said = config.metadata.get("trainer")
     layer = re.match(r"blocks\.(\d+)\.", config.hook_name)
     trainer = (said if isinstance(said, dict) else {}) | {

@@ -32,8 +32,8 @@ from saes.numerics.formats.files import (
 )
 from saes.numerics.formats.orient import hold_against, renamed, widths, within
 from saes.numerics.formats.stated import Stated, fact_text, k_of, path_of
-from saes.numerics.formats.weights import assemble, refuse_non_finite
-from saes.numerics.formats.writing import json_of, refuse_extras
+from saes.numerics.formats.weights import assemble
+from saes.numerics.formats.writing import json_of, refuse_extras, refuse_unusable
 from saes.numerics.sae import SAE, SAEConfig
 
 CONFIG, WEIGHTS, ROOT = "cfg.json", "sae.safetensors", "config.json"
@@ -193,7 +193,7 @@ def save(sae: SAE, folder: Path) -> None:
     if skip:
         tensors["W_skip"] = sae.tensor("W_skip").detach().cpu()
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    refuse_non_finite(tensors)
+    refuse_unusable(tensors)
     cfg = {
         "activation": activation,
         "expansion_factor": max(1, config.d_sae // config.d_in),

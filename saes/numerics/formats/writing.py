@@ -1,7 +1,11 @@
 """What the writers of formats have in common: refusing what a format cannot hold, and JSON."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from saes.numerics.formats.files import NotRepresentable
 from saes.numerics.sae import SAEConfig
@@ -13,6 +17,12 @@ def refuse_extras(config: SAEConfig, format: str) -> None:
         raise NotRepresentable(f"{format} cannot say that inputs are normalised ({config.normalize_activations}).")
     if config.options:
         raise NotRepresentable(f"{format} has no place for this SAE's options ({', '.join(sorted(config.options))}).")
+
+
+def refuse_unusable(tensors: Mapping[str, Tensor]) -> None:
+    """Raises NotRepresentable for weights that are not finite numbers: no reader would take them."""
+    if any(not bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise NotRepresentable("This SAE has weights that are not finite numbers, so it is not worth saving.")
 
 
 def json_of(value: dict[str, Any]) -> str:

@@ -340,3 +340,12 @@ def test_what_a_format_cannot_hold_is_refused_and_nothing_is_written(form, archi
     with pytest.raises(NotRepresentable, match=sentence):
         save_sae(sae, tmp_path / "sae", format=form)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", WRITABLE)
+def test_weights_that_are_not_finite_are_not_written(form, tmp_path):
+    sae = random_sae("topk", k=4)
+    sae.W_dec.data[0, 0] = float("nan")
+    with pytest.raises(NotRepresentable, match="not finite"):
+        save_sae(sae, tmp_path / "sae", format=form)
+    assert not list(tmp_path.iterdir())
