@@ -66,6 +66,8 @@ def clt(stored: Stored, k: int | None) -> tuple[SAEConfig, dict[str, Tensor]]:
     W_enc, b_enc = stored.take("W_E", "b_E")
     _same_hooks(read, stored, W_E=W_enc, b_E=b_enc)
     d, m = W_enc.shape[1], W_enc.shape[2]
+    if k is not None and k > m:
+        raise FormatError(f"top_k in {CONFIG} is {k}, but each layer has only {m} features.")
     decoders = stored.take(*(f"W_D.{target}" for target in range(layers)))
     for target, decoder in enumerate(decoders):
         if decoder.shape != (target + 1, m, d) or len(written) != layers:
