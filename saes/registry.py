@@ -123,11 +123,11 @@ class Filters:
             rows = rows.filter(LessThanOrEqual(best_l0(), self.most))
         return rows
 
-    def rows(self, *, without: str = "") -> QuerySet[SAE]:
-        """Rows under everything, except one facet."""
+    def rows(self) -> QuerySet[SAE]:
+        """Rows under everything."""
         rows = self.base()
         for key, _, name in FACETS:
-            if key in self.chosen and key != without:
+            if key in self.chosen:
                 rows = rows.filter(_state_is(self.chosen[key]) if key == "state" else _is(name, self.chosen[key]))
         return rows
 
@@ -172,12 +172,8 @@ def best_variance() -> Coalesce:
 
 def search_query(text: str) -> SearchQuery | None:
     """Every word of the text as the beginning of a word; None when there is no letter or digit in it."""
-    words = re.findall(r"[^\W_]+", text)
-    return (
-        SearchQuery(" & ".join(f"{word}:*" for word in words[:20]), config="simple", search_type="raw")
-        if words
-        else None
-    )
+    words = [f"'{word}':*" for word in re.findall(r"[^\W_]+", text)[:20]]
+    return SearchQuery(" & ".join(words), config="simple", search_type="raw") if words else None
 
 
 def _is(name: str, values: Iterable[str]) -> Q:

@@ -142,7 +142,7 @@ def test_the_cell_of_a_download_is_asked_for_alone(client_of: Any) -> None:
     assert "hx-get" not in client_of("viewer").get(url).content.decode()
 
 
-def test_words_begin_parts_of_names_ids_and_paths(names: Any) -> None:
+def test_words_begin_parts_of_names_ids_and_paths(names: Any, client_of: Any) -> None:
     an_sae("one", repo_id="google/gemma-scope-2-1b-pt", repo_path="resid_post/layer_13_width_262k_l0_small")
     an_sae(
         "two",
@@ -156,6 +156,8 @@ def test_words_begin_parts_of_names_ids_and_paths(names: Any) -> None:
     assert names("?q=8-res-jb") == ["two"] and names("?q=old-release") == ["two"] and names("?q=pin") == ["two"]
     assert names("?q=scope+pinned") == [] and names("?q=%27%29%3B+%3A%2A+%7C+%26") == []
     assert names("?q=%26%7C%21") == [], "what has no letter or digit finds nothing, and is no error"
+    for odd in ("É", "ß²½", "日本語", "a\u0301", "ª", "٣", "\u200d", "x" * 3000, "'\\"):
+        assert client_of("viewer").get(reverse("saes:sae_list"), {"q": odd}).status_code == 200, odd
 
 
 def test_the_l0_range_takes_the_measured_or_else_the_published(names: Any, counts: Any) -> None:
