@@ -216,55 +216,104 @@ def keep_largest(starts, counts, cols, values, k):
     return least
 
 
-@kernel(
-    "float64(float32[:,::1], float32[:,::1], float32[::1], int64[::1], int64[::1], int32[::1], float32[::1], float32,"
-    " float32[:,::1], float32[::1])"
-)
-def decode(x, W_dec, b_dec, starts, counts, cols, values, scale, residual, dz):
-    """residual_b = sum of f W_dec[i] + b_dec - x_b; dz of a pair = scale * residual_b . W_dec[i].
+@kernel("void(int64[::1], int64[::1], int32[::1], float32[::1])")
+def sort_rows(starts, counts, cols, values):
+    """Bring each row's pairs into the order of their features."""
+    for b in range(len(starts)):
+        for p in range(starts[b] + 1, starts[b] + counts[b]):
+            i, f = cols[p], values[p]
+            q = p - 1
+            while q >= starts[b] and cols[q] > i:
+                cols[q + 1], values[q + 1] = cols[q], values[q]
+                q -= 1
+            cols[q + 1], values[q + 1] = i, f
 
-    x, residual (n, d); starts are those of these rows. Returns sum of residual^2.
+
+@njit(inline="always")
+def _add_rows(first, last, cols, values, W_dec, r):
+    """r += sum of f W_dec[i] over the pairs first ... last."""
+    p = first
+    while p + 4 <= last:
+        f0, f1, f2, f3 = values[p], values[p + 1], values[p + 2], values[p + 3]
+        w0, w1, w2, w3 = W_dec[cols[p]], W_dec[cols[p + 1]], W_dec[cols[p + 2]], W_dec[cols[p + 3]]
+        for c in range(len(r)):
+            r[c] += f0 * w0[c] + f1 * w1[c] + f2 * w2[c] + f3 * w3[c]
+        p += 4
+    for q in range(p, last):
+        f0, w0 = values[q], W_dec[cols[q]]
+        for c in range(len(r)):
+            r[c] += f0 * w0[c]
+
+
+@njit(inline="always")
+def _project(first, last, cols, scale, W_dec, r, dz):
+    """dz = scale * r . W_dec[i] of the pairs first ... last."""
+    p = first
+    while p + 4 <= last:
+        w0, w1, w2, w3 = W_dec[cols[p]], W_dec[cols[p + 1]], W_dec[cols[p + 2]], W_dec[cols[p + 3]]
+        s0 = s1 = s2 = s3 = np.float32(0)
+        for c in range(len(r)):
+            s0 += r[c] * w0[c]
+            s1 += r[c] * w1[c]
+            s2 += r[c] * w2[c]
+            s3 += r[c] * w3[c]
+        dz[p], dz[p + 1], dz[p + 2], dz[p + 3] = s0 * scale, s1 * scale, s2 * scale, s3 * scale
+        p += 4
+    for q in range(p, last):
+        w0 = W_dec[cols[q]]
+        s0 = np.float32(0)
+        for c in range(len(r)):
+            s0 += r[c] * w0[c]
+        dz[q] = s0 * scale
+
+
+@kernel(
+    "void(float32[:,::1], float32[:,::1], float32[::1], int64[::1], int64[::1], int64[::1], int32[::1], float32[::1],"
+    " float32, int64, float32[:,:,::1], float32[::1], float64[::1])"
+)
+def decode(x, W_dec, b_dec, widths, starts, counts, cols, values, scale, row, residual, dz, errors):
+    """Reconstructions of rows x (n, d) by the first widths[q] features each; residual_q = sum of f W_dec[i] + b_dec - x.
+
+    errors[q] = sum of residual_q^2. Afterwards residual (q, all rows, d), of which these begin at `row`, holds
+    residual_q + residual_(q + 1) + ...: what all reconstructions with a feature of the q-th part say about it, and
+    dz = scale * that . W_dec[i]. With more than one width a row's pairs must be in the order of their features.
     """
     n, d = x.shape
-    total = 0.0
+    parts = len(widths)
+    errors[:] = 0
     for b in range(n):
-        r = residual[b]
-        for c in range(d):
-            r[c] = b_dec[c] - x[b, c]
         first, last = starts[b], starts[b] + counts[b]
         p = first
-        while p + 4 <= last:
-            f0, f1, f2, f3 = values[p], values[p + 1], values[p + 2], values[p + 3]
-            w0, w1, w2, w3 = W_dec[cols[p]], W_dec[cols[p + 1]], W_dec[cols[p + 2]], W_dec[cols[p + 3]]
+        for q in range(parts):
+            r = residual[q, row + b]
+            if q == 0:
+                for c in range(d):
+                    r[c] = b_dec[c] - x[b, c]
+            else:
+                r[:] = residual[q - 1, row + b]
+            end = last
+            if q < parts - 1:
+                end = p
+                while end < last and cols[end] < widths[q]:
+                    end += 1
+            _add_rows(p, end, cols, values, W_dec, r)
+            p = end
+            size = np.float32(0)
             for c in range(d):
-                r[c] += f0 * w0[c] + f1 * w1[c] + f2 * w2[c] + f3 * w3[c]
-            p += 4
-        for q in range(p, last):
-            f0, w0 = values[q], W_dec[cols[q]]
-            for c in range(d):
-                r[c] += f0 * w0[c]
-        size = np.float32(0)
-        for c in range(d):
-            size += r[c] * r[c]
-        total += size
-        p = first
-        while p + 4 <= last:
-            w0, w1, w2, w3 = W_dec[cols[p]], W_dec[cols[p + 1]], W_dec[cols[p + 2]], W_dec[cols[p + 3]]
-            s0 = s1 = s2 = s3 = np.float32(0)
-            for c in range(d):
-                s0 += r[c] * w0[c]
-                s1 += r[c] * w1[c]
-                s2 += r[c] * w2[c]
-                s3 += r[c] * w3[c]
-            dz[p], dz[p + 1], dz[p + 2], dz[p + 3] = s0 * scale, s1 * scale, s2 * scale, s3 * scale
-            p += 4
-        for q in range(p, last):
-            w0 = W_dec[cols[q]]
-            s0 = np.float32(0)
-            for c in range(d):
-                s0 += r[c] * w0[c]
-            dz[q] = s0 * scale
-    return total
+                size += r[c] * r[c]
+            errors[q] += size
+        p = last
+        for q in range(parts - 1, -1, -1):
+            r = residual[q, row + b]
+            if q < parts - 1:
+                for c in range(d):
+                    r[c] += residual[q + 1, row + b, c]
+            end = p
+            while q > 0 and p > first and cols[p - 1] >= widths[q - 1]:
+                p -= 1
+            if q == 0:
+                p = first
+            _project(p, end, cols, scale, W_dec, r, dz)
 
 
 @kernel(
@@ -290,8 +339,17 @@ def sort_by_feature(starts, counts, cols, values, dz, bounds, rows, values_out, 
 
 
 @njit(inline="always")
-def _sum_pairs(first, last, rows, values, dz, x16, r16, x32, r32, exact, to_enc, to_dec):
-    """to_enc = sum of dz x_b, to_dec = sum of f residual_b over the pairs of one feature; returns sum of dz."""
+def _part(widths, i):
+    """Which residual feature i learns from."""
+    q = 0
+    while i >= widths[q]:
+        q += 1
+    return q
+
+
+@njit(inline="always")
+def _sum_pairs(first, last, rows, values, dz, x16, r16, x32, r32, exact, q, to_enc, to_dec):
+    """to_enc = sum of dz x_b, to_dec = sum of f residual_qb over the pairs of one feature; returns sum of dz."""
     d = len(to_enc)
     for c in range(d):
         to_enc[c] = 0
@@ -305,11 +363,11 @@ def _sum_pairs(first, last, rows, values, dz, x16, r16, x32, r32, exact, to_enc,
         if exact:
             for c in range(d):
                 to_enc[c] += d0 * x32[b0, c] + d1 * x32[b1, c]
-                to_dec[c] += f0 * r32[b0, c] + f1 * r32[b1, c]
+                to_dec[c] += f0 * r32[q, b0, c] + f1 * r32[q, b1, c]
         else:
             for c in range(d):
                 to_enc[c] += d0 * _wide(x16[b0, c]) + d1 * _wide(x16[b1, c])
-                to_dec[c] += f0 * _wide(r16[b0, c]) + f1 * _wide(r16[b1, c])
+                to_dec[c] += f0 * _wide(r16[q, b0, c]) + f1 * _wide(r16[q, b1, c])
         p += 2
     if p < last:
         f0, d0, b0 = values[p], dz[p], rows[p]
@@ -317,24 +375,31 @@ def _sum_pairs(first, last, rows, values, dz, x16, r16, x32, r32, exact, to_enc,
         if exact:
             for c in range(d):
                 to_enc[c] += d0 * x32[b0, c]
-                to_dec[c] += f0 * r32[b0, c]
+                to_dec[c] += f0 * r32[q, b0, c]
         else:
             for c in range(d):
                 to_enc[c] += d0 * _wide(x16[b0, c])
-                to_dec[c] += f0 * _wide(r16[b0, c])
+                to_dec[c] += f0 * _wide(r16[q, b0, c])
     return total
 
 
 @kernel(
-    "void(int64, int64, int64[::1], int32[::1], float32[::1], float32[::1], uint16[:,::1], uint16[:,::1],"
-    " float32[:,::1], float32[:,::1], boolean, float32, float32[:,::1], float32[::1], float32[:,::1])"
+    "void(int64, int64, int64[::1], int32[::1], float32[::1], float32[::1], uint16[:,::1], uint16[:,:,::1],"
+    " float32[:,::1], float32[:,:,::1], boolean, float32, int64[::1], float32[:,::1], float32[::1], float32[:,::1])"
 )
-def sum_features(first, last, bounds, rows, values, dz, x16, r16, x32, r32, exact, scale, to_W_enc, to_b_enc, to_W_dec):
-    """The gradients of features first ... last: dW_enc[i] = sum of dz x_b, db_enc[i] = sum of dz, dW_dec[i] = scale *
-    sum of f residual_b, over the feature's pairs. x and residual are read as float32 when `exact`, else as bfloat16."""
+def sum_features(
+    first, last, bounds, rows, values, dz, x16, r16, x32, r32, exact, scale, widths, to_W_enc, to_b_enc, to_W_dec
+):
+    """The gradients of features first ... last, over the pairs of each:
+
+        dW_enc[i] = sum of dz x_b;   db_enc[i] = sum of dz;   dW_dec[i] = scale * sum of f residual_qb
+
+    q is the part of `widths` that i is in. x and residual are read as float32 when `exact`, else as bfloat16.
+    """
     for i in range(first, last):
+        q = _part(widths, i)
         to_b_enc[i] = _sum_pairs(
-            bounds[i], bounds[i + 1], rows, values, dz, x16, r16, x32, r32, exact, to_W_enc[i], to_W_dec[i]
+            bounds[i], bounds[i + 1], rows, values, dz, x16, r16, x32, r32, exact, q, to_W_enc[i], to_W_dec[i]
         )
         for c in range(to_W_dec.shape[1]):
             to_W_dec[i, c] *= scale
@@ -353,8 +418,8 @@ def _adam(w, g, m, v, lr, beta1, beta2, root):
 
 
 @kernel(
-    "void(int64, int64, int64[::1], int32[::1], float32[::1], float32[::1], uint16[:,::1], uint16[:,::1],"
-    " float32[:,::1], float32[:,::1], boolean, float32, int32[::1], float32[:,::1], float32[::1], float32[:,::1],"
+    "void(int64, int64, int64[::1], int32[::1], float32[::1], float32[::1], uint16[:,::1], uint16[:,:,::1],"
+    " float32[:,::1], float32[:,:,::1], boolean, float32, int64[::1], int32[::1], float32[:,::1], float32[::1], float32[:,::1],"
     " float32[:,::1], float32[:,::1], float32[:,::1], float32[::1], float32[::1], float32[::1],"
     " float32[:,::1], float32[:,::1], float32[:,::1], float32, float32, float32, float32, float32, float32[::1])"
 )
@@ -371,6 +436,7 @@ def update_features(
     r32,
     exact,
     scale,
+    widths,
     place,
     add_W_enc,
     add_b_enc,
@@ -403,7 +469,8 @@ def update_features(
     to_bias = np.empty(1, np.float32)
     through[:] = 0
     for i in range(first, last):
-        bias = _sum_pairs(bounds[i], bounds[i + 1], rows, values, dz, x16, r16, x32, r32, exact, to_enc, to_dec)
+        q = _part(widths, i)
+        bias = _sum_pairs(bounds[i], bounds[i + 1], rows, values, dz, x16, r16, x32, r32, exact, q, to_enc, to_dec)
         for c in range(d):
             to_dec[c] *= scale
             through[c] += bias * W_enc[i, c]

@@ -262,9 +262,8 @@ def gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch | None = None)
     The fastest way there is for it. With `scratch`, which the caller keeps from step to step, the outcome's gradients
     are good until the next call.
     """
-    nested = len(matryoshka_widths(sae)) > 1
     on_cpu = sae.W_dec.device.type == "cpu" and sae.W_dec.dtype == torch.float32
-    if on_cpu and kernels() and (type(sae) is TopKSAE or (type(sae) is BatchTopKSAE and not nested)):
+    if on_cpu and kernels() and type(sae) in (TopKSAE, BatchTopKSAE):
         return pair_gradients(sae, x, terms, scratch or Scratch())
     if type(sae) is TopKSAE:
         return topk_gradients(sae, x, terms)
@@ -273,7 +272,7 @@ def gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch | None = None)
 
 @torch.no_grad()
 def pair_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outcome:
-    """`topk_gradients` by compiled kernels, for TopK and BatchTopK.
+    """`topk_gradients` by compiled kernels, for TopK and BatchTopK, nested or not.
 
     With products of precision "fast" the encoder's inputs, and x and the residual where gradients are summed from them,
     are rounded to bfloat16; x_hat, the residual, Adam and all sums are float32.
@@ -282,13 +281,19 @@ def pair_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outco
     x, fast = x.contiguous(), products_are_rounded()
     encoder = Encoder(sae, x, fast, scratch)
     pairs = choose(sae, encoder, n, scratch)
-    scale = 2 / (n * terms.variance)
-    residual, total, error, dz = decode(sae, x, pairs, scale, scratch)
+    scale, widths = 2 / (n * terms.variance), matryoshka_widths(sae)
+    residual, totals, errors, dz = decode(sae, x, pairs, widths, scale, scratch)
     ordered = by_feature(pairs, dz, d_sae)
-    part, extra = dead_gradients(sae, x, -residual, terms) if len(terms.dead) and terms.aux else ({}, {})
+    parts = {"fvu": float(errors[-1]) / terms.variance}
+    parts |= {"prefixes": float(errors[:-1].sum()) / terms.variance} if len(widths) > 1 else {}
+    extra: dict[str, Tensor] = {}
+    if len(terms.dead) and terms.aux:
+        dead, extra = dead_gradients(sae, x, -residual[-1], terms)
+        parts |= dead
     close = rounded(residual, scratch) if fast else residual
-    grads = PairGradients(sae, ordered, encoder.centred, close, scale, total * scale, terms.dead, extra)
-    return Outcome(grads, {"fvu": error / terms.variance} | part, ordered[0].diff(), error, pairs.least)
+    b_dec = totals[0] * scale
+    grads = PairGradients(sae, ordered, encoder.centred, close, scale, widths, b_dec, terms.dead, extra)
+    return Outcome(grads, parts, ordered[0].diff(), float(errors[-1]), pairs.least)
 
 
 def autograd_gradients(sae: SAE, x: Tensor, terms: Terms) -> Outcome:

@@ -188,27 +188,33 @@ def batchtopk_pairs(encoder: Encoder, n: int, k: int, scratch: Scratch) -> Pairs
 
 
 class Decoded(NamedTuple):
-    """residual (n, d) float32 = x_hat - x; its column sums (d,); the mean of its squared norms; dz of each pair."""
+    """residual (parts, n, d) float32, see kernels.decode; its sums over the rows (parts, d); the mean over rows of the
+    squared norm of each reconstruction's error (parts,); dz of each pair."""
 
     residual: Tensor
-    total: Tensor
-    squared_error: float
+    totals: Tensor
+    errors: Tensor
     dz: Tensor
 
 
-def decode(sae: SAE, x: Tensor, pairs: Pairs, scale: float, scratch: Scratch) -> Decoded:
-    """x_hat of the pairs against x (n, d), and dz = scale * residual . W_dec[i] of each pair."""
-    residual, dz = scratch("residual", *x.shape), scratch("dz", len(pairs.values))
-    weights = _numpy(sae.W_dec.detach(), sae.b_dec.detach())
+def decode(sae: SAE, x: Tensor, pairs: Pairs, widths: list[int], scale: float, scratch: Scratch) -> Decoded:
+    """The reconstructions of x (n, d) by the first w features for each of `widths`, and what each pair's code gets of
+    them: dz = scale * residual . W_dec[i]."""
+    parts, n = len(widths), len(x)
+    residual, dz = scratch("residual", parts, *x.shape), scratch("dz", len(pairs.values))
+    weights = _numpy(sae.W_dec.detach(), sae.b_dec.detach(), torch.tensor(widths))
 
-    def task(first: int, last: int) -> tuple[float, Tensor]:
+    def task(first: int, last: int) -> tuple[Tensor, Tensor]:
         rows = slice(first, last)
         slots = _numpy(pairs.starts[rows], pairs.counts[rows], pairs.cols, pairs.values)
-        error = kernels().decode(x[rows].numpy(), *weights, *slots, scale, *_numpy(residual[rows], dz))
-        return error, residual[rows].sum(0)
+        errors = torch.empty(parts, dtype=torch.float64)
+        if parts > 1:
+            kernels().sort_rows(*slots)
+        kernels().decode(x[rows].numpy(), *weights, *slots, scale, first, *_numpy(residual, dz, errors))
+        return errors, residual[:, rows].sum(1)
 
-    errors, totals = zip(*share(task, len(x), CHUNK_ROWS), strict=True)
-    return Decoded(residual, torch.stack(totals).sum(0), sum(errors) / len(x), dz)
+    errors, totals = zip(*share(task, n, CHUNK_ROWS), strict=True)
+    return Decoded(residual, torch.stack(totals).sum(0), torch.stack(errors).sum(0) / n, dz)
 
 
 def by_feature(pairs: Pairs, dz: Tensor, d_sae: int) -> tuple[Tensor, ...]:
@@ -221,9 +227,9 @@ def by_feature(pairs: Pairs, dz: Tensor, d_sae: int) -> tuple[Tensor, ...]:
 
 
 def rounded(tensor: Tensor, scratch: Scratch) -> Tensor:
-    """A bfloat16 copy of (n, d)."""
+    """A bfloat16 copy of (parts, n, d)."""
     copy = scratch("rounded", *tensor.shape, dtype=torch.bfloat16)
-    share(lambda i, j: copy[i:j].copy_(tensor[i:j]), len(tensor), CHUNK_ROWS)
+    share(lambda i, j: copy[:, i:j].copy_(tensor[:, i:j]), tensor.shape[1], CHUNK_ROWS)
     return copy
 
 
@@ -235,9 +241,9 @@ class PairGradients(Mapping[str, Tensor]):
     """The gradients of a sparse step as its pairs, not yet summed: a mapping like any other where one is looked up, and
     for the optimiser a way to sum a feature's pairs just when it updates the feature.
 
-    pairs: bounds, rows, values and dz, sorted by feature (see kernels.py). x, residual: (n, d), both float32 or both
-    bfloat16. scale: of residual, for dL/dx_hat. b_dec: (d,), the decoder's part of its gradient. dead, extra: features
-    and the gradients to add to theirs.
+    pairs: bounds, rows, values and dz, sorted by feature (see kernels.py). x (n, d) and residual (parts, n, d): both
+    float32 or both bfloat16. scale: of residual, for dL/dx_hat. widths: where the parts end. b_dec: (d,), the decoder's
+    part of its gradient. dead, extra: features and the gradients to add to theirs.
     """
 
     def __init__(
@@ -247,11 +253,13 @@ class PairGradients(Mapping[str, Tensor]):
         x: Tensor,
         residual: Tensor,
         scale: float,
+        widths: list[int],
         b_dec: Tensor,
         dead: Tensor,
         extra: Mapping[str, Tensor],
     ) -> None:
         self.sae, self.pairs, self.x, self.residual, self.scale, self.b_dec = sae, pairs, x, residual, scale, b_dec
+        self.widths = widths
         self.dead, self.extra = dead, extra
 
     def __getitem__(self, name: str) -> Tensor:
@@ -282,6 +290,7 @@ class PairGradients(Mapping[str, Tensor]):
             *_as_both(self.x, self.residual),
             self.residual.dtype == torch.float32,
             self.scale,
+            np.array(self.widths),
         )
 
     def update(self, tensors: Mapping[str, Tensor], moments: Mapping[str, dict[str, Tensor]], rates: "Rates") -> Tensor:
@@ -326,4 +335,4 @@ def _as_both(*tensors: Tensor) -> Iterator[Any]:
             if tensor.dtype == dtype:
                 yield (tensor.view(torch.uint16) if dtype == torch.bfloat16 else tensor).numpy()
             else:
-                yield np.empty((0, 0), np.uint16 if dtype == torch.bfloat16 else np.float32)
+                yield np.empty((0,) * tensor.ndim, np.uint16 if dtype == torch.bfloat16 else np.float32)

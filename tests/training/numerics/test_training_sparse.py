@@ -24,6 +24,8 @@ DEAD = torch.tensor([3, 4, 17, 99, 158])
 
 
 def made(architecture: str = "topk", k: float = K, **options) -> SAE:
+    if architecture == "nested":
+        architecture, options["options"] = "batchtopk", {"matryoshka_widths": [20, 21, 90, D_SAE]}
     sae = build_sae(SAEConfig(architecture, D, D_SAE, k=k, **options))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -51,7 +53,7 @@ def threads():
 # -- gradients -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "nested"])
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("dead", [NO_DEAD, DEAD], ids=["none dead", "some dead"])
 @pytest.mark.parametrize("n", [N, 1])
@@ -68,7 +70,7 @@ def test_gradients_equal_autograd(architecture, centred, dead, n):
         torch.testing.assert_close(outcome.grads[name], reference.grads[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "nested"])
 def test_fewer_positive_features_than_k(architecture):
     sae, x = made(architecture), data()
     with torch.no_grad():
@@ -79,7 +81,7 @@ def test_fewer_positive_features_than_k(architecture):
         torch.testing.assert_close(outcome.grads[name], reference.grads[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "nested"])
 def test_no_positive_feature_at_all(architecture):
     sae, x = made(architecture), data()
     with torch.no_grad():
@@ -90,7 +92,7 @@ def test_no_positive_feature_at_all(architecture):
 
 
 @pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="no bfloat16 products here")
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "nested"])
 def test_rounded_products_change_gradients_by_little(architecture):
     sae, x = made(architecture), data()
     exact = gradients(sae, x, terms())
@@ -111,8 +113,7 @@ def test_a_row_that_is_not_finite_shows_in_the_loss():
 
 def test_double_precision_and_other_architectures_go_the_plain_way():
     assert isinstance(gradients(made().double(), data().double(), terms()).grads, dict)
-    nested = made("batchtopk", options={"matryoshka_widths": [40, D_SAE]})
-    assert isinstance(gradients(nested, data(), terms()).grads, dict)
+    assert isinstance(gradients(build_sae(SAEConfig("standard", D, D_SAE)), data(), terms()).grads, dict)
 
 
 # -- the choice ----------------------------------------------------------------------
@@ -203,7 +204,7 @@ def trained(architecture: str, precision: str = "fast", **changes) -> SAE:
     return sae
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "nested"])
 def test_any_number_of_threads_gives_the_same_weights_to_the_bit(architecture, threads):
     made = []
     for number in (1, 2, 3):
@@ -213,7 +214,7 @@ def test_any_number_of_threads_gives_the_same_weights_to_the_bit(architecture, t
     assert all(torch.equal(getattr(made[0], name), getattr(other, name)) for other in made[1:] for name in NAMES)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "nested"])
 def test_without_numba_training_gives_the_same_but_for_rounding(architecture, monkeypatch):
     compiled = trained(architecture, "float32")
     monkeypatch.setattr(losses, "kernels", lambda: None)
