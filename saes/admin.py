@@ -18,6 +18,7 @@ from django.utils.html import format_html
 from saehub.accounts.admin import HouseAdmin, MadeByJobs
 from saehub.jobs.models import State
 from saes.dependents import users
+from saes.facets import FACET_FIELDS, SEPARATOR
 from saes.history import curate_all, note_all
 from saes.models import SAE, LanguageModel, Release
 from saes.one_sae import start
@@ -93,6 +94,40 @@ class HereFilter(admin.SimpleListFilter):
         if self.value() == "failed":
             return queryset.filter(ready_at=None, job__state=State.FAILED)
         return queryset.filter(ready_at__isnull=self.value() == "no") if self.value() else queryset
+
+
+class FacetFilter(admin.SimpleListFilter):
+    """One field's values, read for all such filters at once off the index that the registry's list keeps of them."""
+
+    field = ""
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        place = FACET_FIELDS.index(self.field)
+        return [(value, value) for value in sorted({text[place] for text in _facets_of(request)} - {""})]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(**{self.field: self.value()}) if self.value() else queryset
+
+
+class SiteFilter(FacetFilter):
+    field = title = parameter_name = "site"
+
+
+class ArchitectureFilter(FacetFilter):
+    field = title = parameter_name = "architecture"
+
+
+class ModelFilter(FacetFilter):
+    field = parameter_name = "model_name"
+    title = "language model"
+
+
+def _facets_of(request: Any) -> list[list[str]]:
+    if not hasattr(request, "facets_of_saes"):
+        texts = SAE.objects.order_by().values_list("facets", flat=True).distinct()
+        request.facets_of_saes = [text.split(SEPARATOR, len(FACET_FIELDS) - 1) for text in texts]
+    found: list[list[str]] = request.facets_of_saes
+    return found
 
 
 class OwnerForm(ActionForm):
@@ -186,7 +221,9 @@ class SAEAdmin(MadeByJobs):
         "name", "curation", "model_name", "site", "layer", "architecture", "d_sae", "here", "source", "owner", "verified_at",
         "page",
     )  # fmt: skip
-    list_filter = ("curation", "source", HereFilter, "site", "architecture", "model_name", ("release", ReleaseFilter))
+    list_filter = (
+        "curation", "source", HereFilter, SiteFilter, ArchitectureFilter, ModelFilter, ("release", ReleaseFilter),
+    )  # fmt: skip
     search_fields = ("words",)
     search_help_text = "Beginnings of words of names, repositories, paths, models, hook points and notes"
     list_select_related = ("owner",)
