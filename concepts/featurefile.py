@@ -295,7 +295,8 @@ class FeatureView:
         """Feature numbers in the order of a key of SORT_KEYS; equal ones by number, undefined ones (NaN) last.
 
         filters: `alive` (bool); `(low, high)` for any key of SORT_KEYS, either side None for open; `token`, `raises`,
-        `lowers` (str): a top token, or a token among the logits raised or lowered, contains the text (case ignored).
+        `lowers` (str): a top token, or a token among the logits raised or lowered, contains the text (case ignored);
+        `chosen` (F,) bool: features that something else than the view tells apart, such as their labels.
         Raises ViewError for an unknown key or filter.
         """
         if key not in SORT_KEYS:
@@ -313,6 +314,8 @@ class FeatureView:
     def _filter(self, name: str, wanted: Any) -> np.ndarray:
         if name == "alive":
             return (self.summary["n_fires"] > 0) == wanted
+        if name == "chosen":
+            return np.asarray(wanted, dtype=bool)
         if name == "token":
             return self._holds(self.summary["top_token_ids"], wanted)
         if name in ("raises", "lowers"):

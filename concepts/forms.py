@@ -8,6 +8,7 @@ from django import forms
 
 from concepts.featurefile import SORT_KEYS
 from concepts.models import FeatureView, captures_of
+from saes.abilities import why_not
 from saes.models import SAE
 from training.models import Capture
 
@@ -41,6 +42,8 @@ class HarvestForm(forms.Form):
                 f"This SAE reads vectors of {self.sae.d_in} numbers, but {hook} of {capture.model.name} gives {d}; "
                 "choose the capture of the model it was trained on."
             )
+        if reason := why_not(self.sae, "harvest"):
+            raise forms.ValidationError(f"Its features cannot be harvested: {reason}")
         return capture
 
     def view(self, user: Any) -> FeatureView:
@@ -63,6 +66,10 @@ class FeatureFilterForm(forms.Form):
     state = forms.ChoiceField(
         choices=[("", "all"), ("alive", "alive"), ("dead", "dead")], required=False, label="State"
     )
+    named = forms.ChoiceField(
+        choices=[("", "all"), ("named", "named"), ("unnamed", "not named")], required=False, label="Label"
+    )
+    label = forms.CharField(max_length=100, required=False, label="Label holds")
     token = forms.CharField(max_length=60, required=False, strip=False, label="Top token holds")
     density_low = _bound("Density at least, %", 100)
     density_high = _bound("Density at most, %", 100)

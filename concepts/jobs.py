@@ -1,4 +1,4 @@
-"""Job of this app: harvest the features of an SAE from a capture."""
+"""Jobs of this app: harvest the features of an SAE from a capture, and apply large imports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from concepts.models import FeatureView, captures_of
+from concepts import imports, interchange
+from concepts.models import ConceptImport, FeatureView, captures_of
 from concepts.numerics.harvest import harvest as harvest_features
 from concepts.numerics.logit_lens import logit_lens
 from saehub.jobs.progress import JobError, Progress
@@ -34,7 +35,7 @@ def harvest(progress: Progress, sae: int, view: int | None = None, capture: int 
         )
     progress.start("Loading the model and the SAE")
     lm = _lm(row.sae)
-    weights = load_sae(row.sae.files, facts=row.sae.facts, device=pick_device())
+    weights = load_sae(row.sae.files, facts=row.sae.facts, device=pick_device(), checked=bool(row.sae.sha256))
     source, n_features = open_capture(row.capture.folder), weights.config.d_sae
     encoding = (f"Encoding every token of {row.capture.name}", "tokens", source.split_rows())
     neighbours, logits = (
@@ -48,6 +49,20 @@ def harvest(progress: Progress, sae: int, view: int | None = None, capture: int 
     found = {name: summary[name] for name in ("n_tokens", "alive", "dead", "seconds")}
     row.finish(**found)
     return {"view": row.pk, "sae": row.sae_id, "features": summary["n_features"], **found}
+
+
+def import_concepts(progress: Progress, imported: int) -> dict[str, Any]:
+    """Apply a file that was looked at before: all of its rows or none."""
+    row = ConceptImport.objects.select_related("sae", "dictionary").filter(pk=imported).first()
+    if row is None:
+        raise JobError("The import is not there any more.", "Send the file again.")
+    if row.ready:
+        return {"import": row.pk, **row.counts}
+    progress.start(f"Reading {row.name}")
+    try:
+        return {"import": row.pk, **imports.apply(row, progress.job.owner)}
+    except interchange.FileRefused as refusal:
+        raise JobError(str(refusal), "Correct the file and send it again.") from refusal
 
 
 def _row(progress: Progress, sae: int, view: int | None, capture: int | None) -> FeatureView:

@@ -1,17 +1,20 @@
-"""What features mean: harvested views of an SAE's features."""
+"""What features mean: harvested views of an SAE's features, their labels, concepts over them, and configs of edits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from django.db import models
+from django.conf import settings
+from django.db import models, transaction
 from django.urls import reverse
 
+from concepts import compile as compiler
 from concepts import featurefile
+from concepts.interchange import LONGEST_BY, LONGEST_METHOD, LONGEST_NAME, Facts
 from saehub.jobs.made import Made
 from saes.models import SAE
 from training.models import Capture
@@ -96,14 +99,20 @@ class Known:
     per_norm: float | None  # decoder norm / mean norm of the layer: share of the layer's norm that one unit adds
 
 
+def newest_view(sae: SAE) -> tuple[FeatureView, featurefile.FeatureView] | None:
+    """The SAE's newest view with its columns; None without one that can be read."""
+    view = FeatureView.objects.ready().filter(sae=sae).select_related("capture__model", "sae__model").first()
+    try:
+        return None if view is None else (view, view.opened())
+    except featurefile.ViewError:
+        return None
+
+
 def known_features(sae: SAE, features: Iterable[int]) -> dict[int, Known]:
     """`Known` of each feature by the SAE's newest view; empty without a view that can be read."""
-    view = FeatureView.objects.ready().filter(sae=sae).select_related("capture__model", "sae__model").first()
-    if view is None:
-        return {}
+    found = newest_view(sae)
     try:
-        columns = view.opened()
-        return {i: _known(view, columns, i) for i in features if 0 <= i < columns.n_features}
+        return {i: _known(*found, i) for i in features if 0 <= i < found[1].n_features} if found else {}
     except featurefile.ViewError:
         return {}
 
@@ -112,3 +121,354 @@ def _known(view: FeatureView, columns: featurefile.FeatureView, i: int) -> Known
     norm = float(columns.column("decoder_norm")[i]) if columns.logit_lens and view.layer_norm else None
     maximum = float(columns.summary["max"][i])
     return Known(i, name_of(columns, i), maximum, norm / view.layer_norm if norm and view.layer_norm else None)
+
+
+# -------------------------------------------------------------------------------------------------------------- labels
+
+
+def _owner() -> Any:
+    return models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+
+
+class LabelQuerySet(models.QuerySet):
+    def accepted_of(self, sae: SAE, features: Iterable[int]) -> dict[int, str]:
+        """Text of the accepted label of each of these features that has one."""
+        wanted = [int(i) for i in features]
+        found = self.filter(sae=sae, accepted=True, feature__in=wanted) if wanted else self.none()
+        return dict(found.values_list("feature", "text"))
+
+    def name_feature(self, sae: SAE, feature: int, text: str, user: Any) -> Label:
+        """What a person calls a feature: a label of theirs, accepted unless another person's is."""
+        with transaction.atomic():
+            SAE.objects.select_for_update(no_key=True).get(pk=sae.pk)  # two people may press Enter at once
+            wanted = {"sae": sae, "feature": feature, "text": text, "by": "", "method": ""}
+            label: Any = self.get_or_create(**wanted, defaults={"owner": user})[0]
+            held: Any = self.filter(sae=sae, feature=feature, accepted=True).first()
+            if held is None or held.source != Label.Source.PERSON or held.owner_id in (None, user.pk):
+                label.accept()
+        return label
+
+
+class Label(models.Model):
+    """What somebody calls a feature. A feature may have many labels; at most one is accepted and stands for it."""
+
+    class Source(models.TextChoices):
+        PERSON = "person", "person"
+        IMPORT = "import", "import"
+        MODEL = "model", "model"
+
+    sae = models.ForeignKey(SAE, on_delete=models.CASCADE, related_name="labels")
+    feature = models.PositiveIntegerField()
+    text = models.CharField(max_length=LONGEST_NAME)
+    owner = _owner()
+    source = models.CharField(max_length=10, choices=Source.choices, default=Source.PERSON)
+    by = models.CharField(
+        max_length=LONGEST_BY, blank=True, help_text="Which model or author, as the imported file says"
+    )
+    method = models.CharField(
+        max_length=LONGEST_METHOD, blank=True, help_text="How it was found, as the imported file says"
+    )
+    confidence = models.FloatField(null=True, blank=True, help_text="0 to 1, as its author puts it; null: not said")
+    score = models.FloatField(null=True, blank=True, help_text="Measured; null: not known")
+    accepted = models.BooleanField(default=False)
+    imported = models.ForeignKey(
+        "ConceptImport", null=True, blank=True, on_delete=models.SET_NULL, related_name="labels", editable=False
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects: Any = LabelQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-accepted", "-pk")
+        constraints = [
+            models.UniqueConstraint(fields=["sae", "feature", "text", "by", "method"], name="one_label_of_a_text"),
+            models.UniqueConstraint(
+                fields=["sae", "feature"], condition=models.Q(accepted=True), name="one_accepted_label_a_feature"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(confidence=None) | models.Q(confidence__gte=0, confidence__lte=1),
+                name="confidence_of_a_label_from_0_to_1",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.text
+
+    def get_absolute_url(self) -> str:
+        return reverse("concepts:feature_detail", args=[self.sae_id, self.feature])
+
+    @property
+    def rival(self) -> Label | None:
+        """The label of a person that stands for the feature now, and that accepting this one would put aside."""
+        others = Label.objects.filter(sae=self.sae_id, feature=self.feature, accepted=True).exclude(pk=self.pk)
+        return others.filter(source=self.Source.PERSON).first()
+
+    @transaction.atomic
+    def accept(self) -> None:
+        """Make it the one that stands for the feature."""
+        Label.objects.filter(sae=self.sae_id, feature=self.feature, accepted=True).exclude(pk=self.pk).update(
+            accepted=False
+        )
+        self.accepted = True
+        self.save(update_fields=["accepted"])
+
+
+# -------------------------------------------------------------------------------------------------------- dictionaries
+
+# What a concept holds: {"description": text, "members": [[feature, weight, sign, score or None], ...] by feature}
+ConceptState = dict[str, Any]
+MANY = 1000  # names from which on a dictionary is read whole
+
+
+class ConceptDictionary(models.Model):
+    """Concepts over the features of one SAE. Everything that changes them goes through `change`, which keeps history."""
+
+    sae = models.ForeignKey(SAE, on_delete=models.CASCADE, related_name="dictionaries")
+    name = models.CharField(max_length=120)
+    owner = _owner()
+    source = models.CharField(max_length=200, blank=True, help_text="Where it comes from: a paper, an address, a file")
+    notes = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    changed_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ("-pk",)
+        verbose_name_plural = "concept dictionaries"
+        constraints = [models.UniqueConstraint(fields=["sae", "name"], name="one_dictionary_of_a_name")]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        return reverse("concepts:dictionary_detail", args=[self.pk])
+
+    def states(self, names: Iterable[str] | None = None) -> dict[str, ConceptState]:
+        """What its concepts hold, by name: all of them, or those named."""
+        wanted = None if names is None else set(names)
+        concepts = self.concepts.all()
+        members = ConceptFeature.objects.filter(concept__dictionary=self)
+        if wanted is not None and len(wanted) <= MANY:
+            concepts, members = concepts.filter(name__in=wanted), members.filter(concept__name__in=wanted)
+        found: dict[str, ConceptState] = {
+            name: {"description": text, "members": []}
+            for name, text in concepts.values_list("name", "description")
+            if wanted is None or name in wanted
+        }
+        rows = members.order_by("feature").values_list("concept__name", "feature", "weight", "sign", "score")
+        for name, *member in rows:
+            if name in found:
+                found[name]["members"].append(member)
+        return found
+
+    @transaction.atomic
+    def change(
+        self,
+        wanted: Mapping[str, ConceptState | None],
+        user: Any,
+        reason: str,
+        *,
+        renamed: tuple[str, str] | None = None,
+    ) -> DictionaryRevision | None:
+        """Make the named concepts hold what is wanted (None: be gone), and keep what they held before.
+
+        renamed: (old, new), a concept that keeps its row and its address under another name. Returns the revision, or None
+        when everything was so already.
+        """
+        ConceptDictionary.objects.select_for_update(no_key=True).get(pk=self.pk)
+        before = self.states(wanted)
+        changes = {name: [before.get(name), after] for name, after in wanted.items() if before.get(name) != after}
+        if not changes:
+            return None
+        if renamed is not None:
+            self.concepts.filter(name=renamed[0]).update(name=renamed[1])
+        self._write({name: after for name, (_, after) in changes.items()})
+        self.save(update_fields=["changed_at"])
+        last = self.revisions.aggregate(n=models.Max("number"))["n"] or 0
+        counts = {"added": 0, "changed": 0, "removed": 0}
+        for held, after in changes.values():
+            counts["added" if held is None else "removed" if after is None else "changed"] += 1
+        return self.revisions.create(number=last + 1, owner=user, reason=reason[:300], changes=changes, **counts)
+
+    def _write(self, states: Mapping[str, ConceptState | None]) -> None:
+        gone = [name for name, state in states.items() if state is None]
+        kept: dict[str, ConceptState] = {name: state for name, state in states.items() if state is not None}
+        self.concepts.filter(name__in=gone).delete()
+        Concept.objects.bulk_create(
+            [Concept(dictionary=self, name=name, description=state["description"]) for name, state in kept.items()],
+            batch_size=5000, update_conflicts=True, unique_fields=["dictionary", "name"], update_fields=["description"],
+        )  # fmt: skip
+        concepts = self.concepts.filter(name__in=kept) if len(kept) <= MANY else self.concepts.all()
+        pks = {name: pk for name, pk in concepts.values_list("name", "pk") if name in kept}
+        ConceptFeature.objects.filter(concept__in=pks.values()).delete()
+        ConceptFeature.objects.bulk_create(
+            (
+                ConceptFeature(concept_id=pks[name], feature=feature, weight=weight, sign=sign, score=score)
+                for name, state in kept.items()
+                for feature, weight, sign, score in state["members"]
+            ),
+            batch_size=5000,
+        )
+
+    @transaction.atomic
+    def revert(self, number: int, user: Any) -> DictionaryRevision | None:
+        """Back to what it was after revision `number` (0: empty). This is a revision too, so it can be undone."""
+        ConceptDictionary.objects.select_for_update(no_key=True).get(pk=self.pk)
+        wanted: dict[str, ConceptState | None] = {}
+        for revision in self.revisions.filter(number__gt=number).order_by("-number"):
+            wanted |= {name: before for name, (before, _) in revision.changes.items()}
+        return self.change(wanted, user, f"Back to revision {number}")
+
+
+class Concept(models.Model):
+    """An idea that several features carry together."""
+
+    dictionary = models.ForeignKey(ConceptDictionary, on_delete=models.CASCADE, related_name="concepts")
+    name = models.CharField(max_length=LONGEST_NAME)
+    description = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ("name",)
+        constraints = [models.UniqueConstraint(fields=["dictionary", "name"], name="one_concept_of_a_name")]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        return reverse("concepts:concept_detail", args=[self.pk])
+
+    def edit(self, mode: str, value: float) -> dict[str, Any]:
+        """An edit of this concept as configs hold it: with its members as they are now."""
+        members = [{"feature": m.feature, "weight": m.weight, "sign": m.sign} for m in self.members.all()]
+        return {
+            "concept": self.name, "dictionary": self.dictionary.name, "members": members, "mode": mode, "value": value,
+        }  # fmt: skip
+
+
+class ConceptFeature(models.Model):
+    """A feature that belongs to a concept: how much, and in which direction."""
+
+    concept = models.ForeignKey(Concept, on_delete=models.CASCADE, related_name="members")
+    feature = models.PositiveIntegerField()
+    weight = models.FloatField(default=1.0)
+    sign = models.SmallIntegerField(default=1, choices=[(1, "+"), (-1, "−")])
+    score = models.FloatField(null=True, blank=True, help_text="How well the name fits; null: not known")
+
+    class Meta:
+        ordering = ("feature",)
+        constraints = [
+            models.UniqueConstraint(fields=["concept", "feature"], name="one_feature_of_a_concept"),
+            models.CheckConstraint(condition=models.Q(weight__gte=0), name="weight_of_a_member_from_0"),
+            models.CheckConstraint(condition=models.Q(sign__in=(1, -1)), name="sign_of_a_member_1_or_minus_1"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.feature}"
+
+
+class DictionaryRevision(models.Model):
+    """One change of a dictionary: for every concept it touched, what it held before and after (null: there was none)."""
+
+    dictionary = models.ForeignKey(ConceptDictionary, on_delete=models.CASCADE, related_name="revisions")
+    number = models.PositiveIntegerField()
+    owner = _owner()
+    reason = models.CharField(max_length=300)
+    changes = models.JSONField(help_text="{name: [before, after]}")
+    added = models.PositiveIntegerField(default=0)
+    changed = models.PositiveIntegerField(default=0)
+    removed = models.PositiveIntegerField(default=0)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("-number",)
+        constraints = [models.UniqueConstraint(fields=["dictionary", "number"], name="one_revision_of_a_number")]
+
+    def __str__(self) -> str:
+        return f"revision {self.number} of {self.dictionary_id}"
+
+
+# ------------------------------------------------------------------------------------------------------------- configs
+
+
+class ConceptConfig(models.Model):
+    """One version of a set of edits over features and concepts. A version never changes: a change is the next version.
+
+    Concepts are stored with the members they had, so that a version means the same for ever.
+    """
+
+    sae = models.ForeignKey(SAE, on_delete=models.CASCADE, related_name="configs")
+    name = models.CharField(max_length=120)
+    number = models.PositiveIntegerField()
+    owner = _owner()
+    note = models.CharField(max_length=300, blank=True)
+    edits = models.JSONField(help_text="[{feature | concept, dictionary, members; mode, value}]")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("-pk",)
+        constraints = [models.UniqueConstraint(fields=["sae", "name", "number"], name="one_config_of_a_version")]
+
+    def __str__(self) -> str:
+        return f"{self.name} v{self.number}"
+
+    def get_absolute_url(self) -> str:
+        return reverse("concepts:config_detail", args=[self.pk])
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if self.pk is not None:
+            raise ValueError("A version of a concept config does not change; save the next version.")
+        super().save(*args, **kwargs)
+
+    @classmethod
+    @transaction.atomic
+    def next_version(cls, sae: SAE, name: str, edits: list[dict[str, Any]], user: Any, note: str = "") -> ConceptConfig:
+        """Save these edits as the newest version under this name. Raises compiler.ConfigError when they do not compile."""
+        compiler.compile(edits)
+        SAE.objects.select_for_update(no_key=True).get(pk=sae.pk)
+        last = cls.objects.filter(sae=sae, name=name).aggregate(n=models.Max("number"))["n"] or 0
+        return cls.objects.create(sae=sae, name=name, number=last + 1, edits=edits, owner=user, note=note)
+
+    def compiled(self) -> list[dict[str, Any]]:
+        """The edits as steering takes them: [{feature, mode, value}]."""
+        return compiler.compile(self.edits)
+
+
+# ------------------------------------------------------------------------------------------------------------- imports
+
+
+class ConceptImport(Made):
+    """A file somebody sent, looked at first (not ready) and then applied (ready): to a dictionary, or to the labels of an SAE."""
+
+    KIND = "import_concepts"
+    FOLDER = "concept-imports"
+
+    sae = models.ForeignKey(SAE, on_delete=models.CASCADE, related_name="concept_imports")
+    dictionary = models.ForeignKey(
+        ConceptDictionary, null=True, blank=True, on_delete=models.CASCADE, related_name="imports"
+    )
+    accept = models.BooleanField(default=True, help_text="Accept imported labels of features that have none accepted")
+    size_bytes = models.BigIntegerField(default=0, editable=False)
+    sha256 = models.CharField(max_length=64, blank=True, editable=False)
+    form = models.CharField(max_length=20, blank=True, editable=False)
+    counts = models.JSONField(default=dict, editable=False, help_text="{added, changed, unchanged, refused}")
+    replaced = models.JSONField(default=list, editable=False, help_text="[[label, score it had]] of changed labels")
+
+    class Meta:
+        ordering = ("-pk",)
+
+    def get_absolute_url(self) -> str:
+        return reverse("concepts:import_detail", args=[self.pk])
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "sent"
+
+    @property
+    def facts(self) -> Facts:
+        return facts_of(self.sae)
+
+
+def facts_of(sae: SAE) -> Facts:
+    """What files about this SAE's features are checked against."""
+    return Facts(sae.n_features, sae.neuronpedia_id)

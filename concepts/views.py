@@ -16,8 +16,9 @@ from django.urls import reverse
 from django.utils.http import urlencode
 
 from concepts import featurefile
+from concepts.concept_forms import LabelForm
 from concepts.forms import FeatureFilterForm, HarvestForm
-from concepts.models import FeatureView, name_of
+from concepts.models import Concept, FeatureView, Label, name_of
 from concepts.snippets import CONTEXTS, SCALES, Snippet, as_python, snippet
 from saehub.accounts.access import check, needs
 from saehub.charts import Chart, density_histogram, histogram
@@ -28,8 +29,10 @@ from saes.models import SAE
 LIST_TOKENS = 6
 SHOWN_TOP = 8
 SHOWN_SAMPLES = 2
+SHOWN_CONCEPTS = 20
 COLUMNS = (
     Column("feature", "Feature", "feature"),
+    Column("label", "Label"),
     Column("tokens", "Top tokens"),
     Column("density", "Density", "density", figures=True),
     Column("max", "Maximum", "max", figures=True),
@@ -126,6 +129,7 @@ class Row:
 
     feature: int
     url: str
+    label: str | None  # the accepted one
     tokens: list[str]
     figures: dict[str, Any]
 
@@ -134,16 +138,36 @@ def _listing(request: HttpRequest, sae: SAE, columns: featurefile.FeatureView) -
     form = FeatureFilterForm(request.GET)
     form.is_valid()
     key, descending = form.order
-    order = columns.sorted(key, descending, form.filters())
+    order = columns.sorted(key, descending, form.filters() | _by_label(sae, form, columns.n_features))
     page: Any = Paginator(order, form.page_size).get_page(request.GET.get("page"))
     keep = _kept(request)
-    page.object_list = [_row(columns, int(i), _feature_url(sae, int(i), keep)) for i in page.object_list]
+    labels = Label.objects.accepted_of(sae, page.object_list)
+    page.object_list = [
+        _row(columns, int(i), _feature_url(sae, int(i), keep), labels.get(int(i))) for i in page.object_list
+    ]
     return {"filters": form, "page": page, "headers": _headers(key, descending), "n_features": columns.n_features}
 
 
-def _row(columns: featurefile.FeatureView, i: int, url: str) -> Row:
+def _by_label(sae: SAE, form: FeatureFilterForm, n: int) -> dict[str, Any]:
+    """The filter of the list that labels make: any label holds the words; one is accepted, or none is."""
+    words, named = form.cleaned_data.get("label", ""), form.cleaned_data.get("named", "")
+    if not words and not named:
+        return {}
+    chosen = np.ones(n, dtype=bool)
+    for rows, wanted in (
+        (Label.objects.filter(text__icontains=words) if words else None, True),
+        (Label.objects.filter(accepted=True) if named else None, named == "named"),
+    ):
+        if rows is not None:
+            marked = np.zeros(n, dtype=bool)
+            marked[list(rows.filter(sae=sae, feature__lt=n).values_list("feature", flat=True))] = True
+            chosen &= marked == wanted
+    return {"chosen": chosen}
+
+
+def _row(columns: featurefile.FeatureView, i: int, url: str, label: str | None) -> Row:
     figures = {key: columns.summary[key][i].item() for key in featurefile.SORT_KEYS}
-    return Row(i, url, name_of(columns, i, LIST_TOKENS), figures)
+    return Row(i, url, label, name_of(columns, i, LIST_TOKENS), figures)
 
 
 def _headers(key: str, descending: bool) -> list[Header]:
@@ -171,8 +195,10 @@ def feature_detail(request: HttpRequest, pk: int, index: int) -> HttpResponse:
         messages.info(request, fault or f"The features of {sae.name} have not been harvested yet.")
         return redirect("concepts:feature_list", sae.pk)
     record = columns.feature(index)
+    labels = list(Label.objects.filter(sae=sae, feature=index).select_related("owner"))
     if request.GET.get("format") == "json":
-        return JsonResponse(_as_json(sae, view, columns, record))
+        return JsonResponse(_as_json(sae, view, columns, record) | {"labels": [_label(label) for label in labels]})
+    others = Label.objects.accepted_of(sae, (other.feature for other in record.neighbours))
     around, scale = _choice(request, "around", CONTEXTS), _choice(request, "scale", SCALES)
     context = {
         "section": "saes",
@@ -182,6 +208,12 @@ def feature_detail(request: HttpRequest, pk: int, index: int) -> HttpResponse:
         "lens": columns.logit_lens,
         "feature": record,
         "name": name_of(columns, index),
+        "labels": labels,
+        "accepted": next((label for label in labels if label.accepted), None),
+        "label_form": LabelForm(auto_id="label_%s"),
+        "in_concepts": Concept.objects.filter(dictionary__sae=sae, members__feature=index).select_related("dictionary")[
+            :SHOWN_CONCEPTS
+        ],
         "around": around,
         "contexts": CONTEXTS,
         "scale": scale,
@@ -190,7 +222,9 @@ def feature_detail(request: HttpRequest, pk: int, index: int) -> HttpResponse:
         "steer_value": f"{record.maximum:.4g}" if record.n_fires else "",
         "groups": _groups(record, around, scale),
         "fires": _fires(record),
-        "neighbours": [(other, name_of(columns, other.feature)) for other in record.neighbours],
+        "neighbours": [
+            (other, others.get(other.feature), name_of(columns, other.feature)) for other in record.neighbours
+        ],
         "step": _steps(sae, columns, index, _kept(request)),
         "python": as_python(sae, view, record),
     }
@@ -255,6 +289,13 @@ def _feature_url(sae: SAE, index: int, parameters: dict[str, str]) -> str:
 
 def _no_feature(sae: SAE, index: Any) -> str:
     return f"There is no feature {index}; {sae.name} has features 0 to {sae.n_features - 1:,}."
+
+
+def _label(label: Label) -> dict[str, Any]:
+    return {
+        "text": label.text, "accepted": label.accepted, "source": label.source, "by": label.by, "method": label.method,
+        "owner": label.owner.username if label.owner else None, "score": label.score, "confidence": label.confidence,
+    }  # fmt: skip
 
 
 def _as_json(

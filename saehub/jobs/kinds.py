@@ -43,10 +43,12 @@ KINDS = {
         Kind("train", "training.jobs", "Train an SAE", "gpu", "training.add_run", "training:run_detail", "run"),
         Kind("evaluate", "training.jobs", "Evaluate", "gpu", "training.add_evaluation", "saes:sae_detail", "sae"),
         Kind("harvest", "concepts.jobs", "Harvest features", "gpu", "concepts.add_featureview", "saes:sae_detail", "sae"),
+        Kind("import_concepts", "concepts.jobs", "Import concepts", "io", "concepts.add_conceptimport", "concepts:import_detail", "imported"),
         Kind("generate", "inference.jobs", "Generate", "live", "inference.add_generation", "inference:generation_detail", "generation",
              in_child=False, attempts=1),
         Kind("sweep", "inference.jobs", "Sweep strengths", "gpu", "inference.add_generation", "inference:sweep_detail", "sweep"),
         Kind("infer", "inference.jobs", "Read a text", "live", "inference.add_inference", "inference:inference_detail", "inference",
              in_child=False, attempts=1),
         Kind("infer_prompts", "inference.jobs", "Read prompts", "gpu", "inference.add_promptbatch", "inference:promptbatch_detail", "batch"),
+    )
 }  # fmt: skip

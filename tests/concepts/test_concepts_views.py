@@ -16,7 +16,7 @@ from concepts.models import FeatureView, known_features
 from saehub.jobs.models import Job, State
 from tests.steering_rows import DEAD, Rows
 
-LIST_QUERIES = 8
+LIST_QUERIES = 9
 
 
 def features(rows: Rows, query: str = "") -> str:

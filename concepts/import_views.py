@@ -1,0 +1,176 @@
+"""Labels on a feature, and files: sent, looked at, applied; and written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import messages
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_POST
+
+from concepts import imports, interchange
+from concepts.concept_forms import ImportForm, LabelForm
+from concepts.dictionary_views import exported
+from concepts.models import ConceptDictionary, ConceptImport, Label
+from saehub.accounts.access import check, needs
+from saehub.fragments import part
+from saes.models import SAE
+
+AT_ONCE = 5000  # rows that a page applies itself; more are a job
+
+
+# -------------------------------------------------------------------------------------------------------------- labels
+
+
+@require_POST
+@needs("concepts.add_label")
+def label_create(request: HttpRequest, pk: int, index: int) -> HttpResponse:
+    """Name a feature. A label that cannot be kept is said in a message: the feature's page is what one comes back to."""
+    sae = get_object_or_404(SAE, pk=pk)
+    if index >= sae.n_features:
+        raise Http404(f"There is no feature {index}; {sae.name} has features 0 to {sae.n_features - 1:,}.")
+    form = LabelForm(request.POST)
+    if form.is_valid():
+        label = Label.objects.name_feature(sae, index, form.cleaned_data["text"], request.user)
+        if not label.accepted:
+            messages.info(
+                request, "Your label is proposed. The accepted one is another person's and stays until it is put aside."
+            )
+    else:
+        messages.error(request, " ".join(str(error) for error in form.errors["text"]))
+    return _back(request, sae, index)
+
+
+@require_POST
+@needs("concepts.change_label")
+def label_accept(request: HttpRequest, pk: int) -> HttpResponse:
+    label = get_object_or_404(Label.objects.select_related("sae"), pk=pk)
+    check(request.user, "concepts.change_label", label.rival)
+    label.accept()
+    return _back(request, label.sae, label.feature)
+
+
+@require_POST
+@needs("concepts.delete_label")
+def label_delete(request: HttpRequest, pk: int) -> HttpResponse:
+    label = get_object_or_404(Label.objects.select_related("sae"), pk=pk)
+    check(request.user, "concepts.delete_label", label)
+    label.delete()
+    return _back(request, label.sae, label.feature)
+
+
+def _back(request: HttpRequest, sae: SAE, index: int) -> HttpResponse:
+    """The feature's page as it was looked at: the same view, window and scale."""
+    response = redirect("concepts:feature_detail", sae.pk, index)
+    kept = request.GET.urlencode()
+    response["Location"] += f"?{kept}" if kept else ""
+    return response
+
+
+@needs("concepts.view_label")
+def label_files(request: HttpRequest, pk: int) -> HttpResponse:
+    """What leaves and enters the labels of an SAE as files."""
+    sae = get_object_or_404(SAE.objects.select_related("model"), pk=pk)
+    done = ConceptImport.objects.ready().filter(sae=sae, dictionary=None).select_related("owner")[:10]
+    context = {
+        "section": "saes",
+        "sae": sae,
+        "formats": imports.losses(sae),
+        "n_labels": sae.labels.count(),
+        "n_named": sae.labels.filter(accepted=True).count(),
+        "done": done,
+    }
+    return render(request, "concepts/label_files.html", context)
+
+
+@needs("concepts.view_label")
+def label_export(request: HttpRequest, pk: int) -> StreamingHttpResponse:
+    return exported(request, get_object_or_404(SAE, pk=pk), f"labels-of-sae-{pk}")
+
+
+# ------------------------------------------------------------------------------------------------------------- imports
+
+
+@needs("concepts.add_conceptimport")
+def dictionary_import(request: HttpRequest, pk: int) -> HttpResponse:
+    dictionary = get_object_or_404(ConceptDictionary.objects.select_related("sae"), pk=pk)
+    check(request.user, "concepts.change_conceptdictionary", dictionary)
+    return _send(request, dictionary.sae, dictionary)
+
+
+@needs("concepts.add_conceptimport")
+def label_import(request: HttpRequest, pk: int) -> HttpResponse:
+    return _send(request, get_object_or_404(SAE, pk=pk), None)
+
+
+def _send(request: HttpRequest, sae: SAE, dictionary: ConceptDictionary | None) -> HttpResponse:
+    form = ImportForm(request.POST, request.FILES) if request.method == "POST" else ImportForm()
+    if not sae.n_features:
+        messages.error(
+            request, f"How many features {sae.name} has is not known yet, so no file can be checked against it."
+        )
+        return redirect(sae)
+    if dictionary is not None:
+        del form.fields["accept"]
+    if request.method == "POST" and form.is_valid():
+        accept = form.cleaned_data.get("accept", True)
+        return redirect(imports.keep(form.cleaned_data["file"], request.user, sae, dictionary, accept))
+    context = {"section": "concepts", "sae": sae, "dictionary": dictionary, "form": form}
+    context["most"] = interchange.MOST_BYTES
+    return render(request, "concepts/import_create.html", context, status=422 if form.errors else 200)
+
+
+@needs("concepts.view_conceptimport", post="concepts.add_conceptimport")
+def import_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    rows = ConceptImport.objects.select_related("sae", "dictionary", "owner", "job__owner")
+    row = get_object_or_404(rows, pk=pk)
+    if request.method == "POST":
+        return _decide(request, row)
+    context: dict[str, Any] = {"section": "concepts", "row": row, "target": row.dictionary or row.sae}
+    context["shown_rows"] = imports.SHOWN
+    if not row.ready and not row.busy:
+        try:
+            found = imports.plan(row)
+            context |= {"plan": found, "format": interchange.FORMATS[found.form], "as_job": found.effective > AT_ONCE}
+        except interchange.FileRefused as refusal:
+            context["fault"] = str(refusal)
+        except FileNotFoundError:
+            context["fault"] = "The file is not there any more; send it again."
+    return render(request, "concepts/import_detail.html" + part(request, "live"), context)
+
+
+def _decide(request: HttpRequest, row: ConceptImport) -> HttpResponse:
+    """Apply it, throw it away, or take an applied import of labels back."""
+    check(request.user, "concepts.add_conceptimport", row)
+    if row.dictionary is not None:
+        check(request.user, "concepts.change_conceptdictionary", row.dictionary)
+    if "undo" in request.POST and row.ready and row.dictionary is None:
+        gone = imports.undo_labels(row)
+        messages.success(request, f"The import is taken back: {gone:,} labels are gone.")
+        return redirect("concepts:label_files", row.sae_id)
+    if row.ready or row.busy:
+        messages.info(request, "This import is applied already." if row.ready else "This import is being applied.")
+        return redirect(row)
+    if "discard" in request.POST:
+        row.delete()
+        return _to_target(row)
+    return _apply(request, row)
+
+
+def _apply(request: HttpRequest, row: ConceptImport) -> HttpResponse:
+    try:
+        if imports.plan(row).effective > AT_ONCE:
+            row.start(request.user)
+            return redirect(row)
+        counts = imports.apply(row, request.user)
+    except (interchange.FileRefused, FileNotFoundError):
+        return redirect(row)  # its page says why
+    messages.success(
+        request, f"{counts['added']:,} added, {counts['changed']:,} changed, {counts['refused']:,} refused."
+    )
+    return _to_target(row)
+
+
+def _to_target(row: ConceptImport) -> HttpResponse:
+    return redirect(row.dictionary) if row.dictionary else redirect("concepts:label_files", row.sae_id)

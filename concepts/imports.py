@@ -1,0 +1,268 @@
+"""What an import would do to a dictionary or to the labels of an SAE, and doing it.
+
+The preview and the import itself are the same plan, made anew each time from the file and from what is there now, so that
+nothing applied is older than what was looked at by more than the plan says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from django.db import transaction
+
+from concepts import interchange
+from concepts.interchange import Entry, Refused
+from concepts.models import ConceptDictionary, ConceptImport, ConceptState, Label, facts_of
+from saes.models import SAE
+
+SHOWN = 50  # rows of each sort that a preview lists
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row that adds something, or changes what is there."""
+
+    entry: Entry
+    words: str = ""  # what changes, "score 0.5 → 0.9"
+
+
+@dataclass
+class Plan:
+    """What the rows of a file come to. Of each sort the first SHOWN are kept to be looked at, and all are counted."""
+
+    form: str = ""
+    added: list[Difference] = field(default_factory=list)
+    changed: list[Difference] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("added", "changed", "unchanged", "refused"), 0)
+    )
+
+    @property
+    def effective(self) -> int:
+        """Rows that would do something."""
+        return self.counts["added"] + self.counts["changed"]
+
+    def count(self, sort: str, row: Any = None) -> None:
+        self.counts[sort] += 1
+        if row is not None and self.counts[sort] <= SHOWN:
+            getattr(self, sort).append(row)
+
+
+@dataclass
+class DictionaryPlan(Plan):
+    states: dict[str, ConceptState] = field(default_factory=dict)  # of concepts that something happens to
+
+
+@dataclass
+class LabelPlan(Plan):
+    new: list[Entry] = field(default_factory=list)
+    rescored: list[tuple[int, float | None, float]] = field(default_factory=list)  # label, its score, the file's
+
+
+def plan(row: ConceptImport) -> Plan:
+    """What applying it would do now. Raises interchange.FileRefused."""
+    with row.file.open("rb") as file:
+        form, entries = interchange.read(file, row.facts)
+        if row.dictionary is not None:
+            return plan_dictionary(row.dictionary, form, entries)
+        return plan_labels(row.sae, form, entries)
+
+
+def apply(row: ConceptImport, user: Any) -> dict[str, int]:
+    """Do what `plan` says, all of it or nothing; returns the counts. Raises interchange.FileRefused."""
+    with transaction.atomic():
+        SAE.objects.select_for_update(no_key=True).get(
+            pk=row.sae_id
+        )  # the plan must still be true when it is carried out
+        found = plan(row)
+        if isinstance(found, DictionaryPlan):
+            assert row.dictionary is not None
+            row.dictionary.change(found.states, user, f"Import of {row.name}")
+        elif isinstance(found, LabelPlan):
+            _write_labels(row, found, user)
+        row.finish(counts=found.counts, form=found.form, replaced=row.replaced)
+    row.file.unlink(missing_ok=True)
+    return found.counts
+
+
+# ------------------------------------------------------------------------------------------------------ to a dictionary
+
+
+def plan_dictionary(dictionary: ConceptDictionary, form: str, entries: Iterable[Entry | Refused]) -> DictionaryPlan:
+    """Each row puts its feature into the concept of its name. What the file does not say stays as it is, and what it does
+    not name is left alone."""
+    found = DictionaryPlan(form)
+    held = dictionary.states()
+    members: dict[str, dict[int, list[Any]]] = {}
+    texts: dict[str, str] = {}
+    touched: set[str] = set()
+    for entry in entries:
+        if isinstance(entry, Refused):
+            found.count("refused", entry)
+            continue
+        name = entry.name
+        if name not in members:
+            state = held.get(name) or {"description": "", "members": []}
+            members[name], texts[name] = {m[0]: m for m in state["members"]}, state["description"]
+        was, text = members[name].get(entry.feature), texts[name]
+        told = text if entry.description is None else entry.description
+        now = _member(entry, was)
+        if was == now and told == text:
+            found.count("unchanged")
+            continue
+        members[name][entry.feature], texts[name] = now, told
+        touched.add(name)
+        found.count("added" if was is None else "changed", Difference(entry, _difference(was, now, told != text)))
+    found.states = {
+        name: {"description": texts[name], "members": [members[name][i] for i in sorted(members[name])]}
+        for name in touched
+    }
+    return found
+
+
+def _member(entry: Entry, was: list[Any] | None) -> list[Any]:
+    _, weight, sign, score = was or [entry.feature, 1.0, 1, None]
+    return [
+        entry.feature,
+        weight if entry.weight is None else entry.weight,
+        sign if entry.sign is None else entry.sign,
+        score if entry.score is None else entry.score,
+    ]
+
+
+def _difference(was: list[Any] | None, now: list[Any], text: bool) -> str:
+    parts = []
+    if was is not None:
+        named = zip(("weight", "sign", "score"), was[1:], now[1:], strict=True)
+        parts = [f"{what} {_said(a)} → {_said(b)}" for what, a, b in named if a != b]
+    return ", ".join(parts + ["description"] * text) if was is not None else ""
+
+
+def _said(value: float | None) -> str:
+    return "not said" if value is None else f"{value:g}"
+
+
+def entries_of(dictionary: ConceptDictionary) -> list[Entry]:
+    """What the dictionary holds, a row for every feature of every concept, as files say it."""
+    rows = [
+        Entry(0, feature, name, score, weight, sign, state["description"])
+        for name, state in dictionary.states().items()
+        for feature, weight, sign, score in state["members"]
+    ]
+    return sorted(rows, key=lambda row: (row.feature, row.name))
+
+
+# ----------------------------------------------------------------------------------------------------------- to labels
+
+
+def plan_labels(sae: SAE, form: str, entries: Iterable[Entry | Refused]) -> LabelPlan:
+    """Each row is a label of its feature. A person's label is never changed by a file."""
+    found = LabelPlan(form)
+    held = {
+        (feature, text, by, method): (pk, score, source)
+        for pk, feature, text, by, method, score, source in Label.objects.filter(sae=sae)
+        .values_list("pk", "feature", "text", "by", "method", "score", "source")
+        .iterator(10_000)
+    }
+    for entry in entries:
+        if isinstance(entry, Refused):
+            found.count("refused", entry)
+            continue
+        there = held.get((entry.feature, entry.name, entry.by, entry.method))
+        if there is None:
+            found.new.append(entry)
+            found.count("added", Difference(entry))
+        elif there[2] == Label.Source.PERSON or entry.score is None or entry.score == there[1]:
+            found.count("unchanged")
+        else:
+            found.rescored.append((there[0], there[1], entry.score))
+            found.count("changed", Difference(entry, f"score {_said(there[1])} → {_said(entry.score)}"))
+    return found
+
+
+def _write_labels(row: ConceptImport, found: LabelPlan, user: Any) -> None:
+    taken = set(Label.objects.filter(sae=row.sae, accepted=True).values_list("feature", flat=True))
+    accepted = {id(entry) for entry in _best(found.new, taken)} if row.accept else set()
+    Label.objects.bulk_create(
+        (
+            Label(
+                sae=row.sae, feature=entry.feature, text=entry.name, owner=user, by=entry.by, method=entry.method,
+                source=Label.Source.MODEL if entry.by else Label.Source.IMPORT, score=entry.score,
+                accepted=id(entry) in accepted, imported=row,
+            )
+            for entry in found.new
+        ),
+        batch_size=5000,
+    )  # fmt: skip
+    changed = [Label(pk=pk, score=score) for pk, _, score in found.rescored]
+    Label.objects.bulk_update(changed, ["score"], batch_size=2000)
+    row.replaced = [[pk, score] for pk, score, _ in found.rescored]
+
+
+def _best(entries: Iterable[Entry], taken: set[int]) -> Iterator[Entry]:
+    """Of each feature that has no accepted label, the entry with the largest score, the first of equal ones."""
+    best: dict[int, Entry] = {}
+    for entry in entries:
+        held = best.get(entry.feature)
+        if entry.feature not in taken and (held is None or (entry.score or 0) > (held.score or 0)):
+            best[entry.feature] = entry
+    yield from best.values()
+
+
+@transaction.atomic
+def undo_labels(row: ConceptImport) -> int:
+    """Take back what an import of labels did: labels it added go, scores it changed return. Returns how many went."""
+    gone, _ = row.labels.all().delete()
+    Label.objects.bulk_update([Label(pk=pk, score=score) for pk, score in row.replaced], ["score"], batch_size=2000)
+    row.delete()
+    return gone
+
+
+def labels_of(sae: SAE) -> list[Entry]:
+    """Every label of the SAE as files say it, the accepted one of a feature first."""
+    rows = Label.objects.filter(sae=sae).order_by("feature", "-accepted", "-pk")
+    columns = rows.values_list("feature", "text", "score", "by", "method")
+    return [Entry(0, i, text, score, by=by, method=method) for i, text, score, by, method in columns.iterator(10_000)]
+
+
+# ------------------------------------------------------------------------------------------------------------- the file
+
+
+@transaction.atomic
+def keep(file: Any, user: Any, sae: SAE, dictionary: ConceptDictionary | None, accept: bool = True) -> ConceptImport:
+    """Keep what was sent until it is applied or thrown away. One waits a person and target: a new file takes its place."""
+    for older in ConceptImport.objects.filter(owner=user, sae=sae, dictionary=dictionary, ready_at=None, job=None):
+        older.delete()
+    name = interchange.shown(Path(str(file.name)).name, 120)
+    row = ConceptImport.objects.create(
+        name=name, owner=user, sae=sae, dictionary=dictionary, accept=accept, size_bytes=file.size
+    )
+    row.folder.mkdir(parents=True, exist_ok=True)
+    partial, digest = row.folder / "partial", hashlib.sha256()
+    with partial.open("wb") as out:
+        for chunk in file.chunks():
+            digest.update(chunk)
+            out.write(chunk)
+    os.rename(partial, row.file)
+    row.sha256 = digest.hexdigest()
+    row.save(update_fields=["sha256"])
+    return row
+
+
+def export(form: str, what: ConceptDictionary | SAE) -> Iterator[str]:
+    """A dictionary, or the labels of an SAE, as a file of one of interchange.FORMATS."""
+    if isinstance(what, ConceptDictionary):
+        return interchange.write(form, entries_of(what), facts_of(what.sae))
+    return interchange.write(form, labels_of(what), facts_of(what))
+
+
+def losses(what: ConceptDictionary | SAE) -> list[tuple[str, str, list[str]]]:
+    """Each format with its words and what it would leave out of this."""
+    entries = entries_of(what) if isinstance(what, ConceptDictionary) else labels_of(what)
+    return [(form, words, interchange.losses(form, entries)) for form, words in interchange.FORMATS.items()]
