@@ -10,6 +10,7 @@ from django.contrib.postgres.indexes import GinIndex
 from django.contrib.postgres.search import SearchVectorField
 from django.db import models
 from django.db.models import F, TextField
+from django.db.models.functions import Coalesce
 from django.urls import reverse
 
 from saehub.jobs.made import Made
@@ -174,6 +175,9 @@ class SAE(Made):
                 F("ready_at").desc(nulls_last=True), F("job").desc(nulls_last=True), "id", name="sae_here_first"
             ),
             models.Index(fields=["name", "id"], name="sae_by_name"),
+            models.Index(F("d_sae").desc(nulls_last=True), "id", name="sae_by_width"),
+            models.Index(F("size_bytes").desc(nulls_last=True), "id", name="sae_by_size"),
+            models.Index(Coalesce("l0", "published_l0").desc(nulls_last=True), "id", name="sae_by_l0"),
             models.Index(fields=["neuronpedia_id"], name="sae_by_neuronpedia"),
             GinIndex(fields=["words"], name="sae_words"),
         ]
