@@ -1,5 +1,6 @@
 """SAE files: find out which format a folder is in, load it, save it. One module per format, one line in FORMATS."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from saes.numerics.formats import (
 )
 from saes.numerics.formats.files import FormatError, MissingFact, NotRepresentable, Place, UnknownFormat, find_place
 from saes.numerics.formats.finite import require_finite
-from saes.numerics.sae import SAE
+from saes.numerics.sae import SAE, SAEError
 
 __all__ = [
     "FORMATS",
@@ -78,6 +79,8 @@ KNOWN = (  # whose files the table reads, for sentences
     "(qresearch), the hook_z SAEs, circuit-tracer, temporal SAEs, miStudio and mi_crow"
 )
 
+A_FILE = re.compile(r"\.(safetensors|npz|npy|pth?|json|ya?ml)\b")
+
 # Files by which people publish SAEs, so that a folder can be named for what it is, and two formats in one be noticed.
 WEIGHT_FILES = {
     "sae_weights.safetensors": "SAELens",
@@ -109,9 +112,8 @@ def _found(path: Path) -> Place:
 def _detect(place: Place) -> str:
     makers = [] if place.entry else list(dict.fromkeys(WEIGHT_FILES[n] for n in place.names if n in WEIGHT_FILES))
     if len(makers) > 1:
-        raise UnknownFormat(
-            f"{place.said} holds weights of two formats ({' and '.join(makers)}); keep only one of them."
-        )
+        found = " and ".join(f"{name} of {WEIGHT_FILES[name]}" for name in place.names if name in WEIGHT_FILES)
+        raise UnknownFormat(f"{place.said} holds weights of two formats ({found}); keep only one of them.")
     for name, format_ in FORMATS.items():
         with _readable(place.folder):
             if format_.detect(place):
@@ -138,7 +140,7 @@ def load_sae(
     """
     place = _found(Path(path))
     format_ = FORMATS[_detect(place)]
-    with _readable(place.folder):
+    with _readable(place.folder), _naming_files(place):
         sae = format_.load(place, facts or {}, device, dtype)
         if not checked:
             require_finite(sae, place)
@@ -164,6 +166,20 @@ def _readable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise FormatError(f"{error.filename or folder} cannot be read ({error.strerror}).") from error
+
+
+@contextmanager
+def _naming_files(place: Place) -> Iterator[None]:
+    """Let a fault say where it is: a sentence that names no file gets the SAE's files in front."""
+    try:
+        yield
+    except MissingFact:
+        raise
+    except (FormatError, SAEError) as error:
+        if not A_FILE.search(str(error)):
+            names = [name for name in place.names if A_FILE.search(name)] if not place.entry else [place.entry]
+            error.args = (f"{' and '.join(names) if 0 < len(names) <= 3 else place.said}: {error}",)
+        raise
 
 
 def _what_was_found(place: Place, makers: list[str]) -> str:

@@ -281,7 +281,7 @@ WRONG: dict[str, tuple[Spoil, str]] = {
     "offsets outside": (edit_header(lambda h: h["W_dec"].update(data_offsets=[10**6, 10**6 + 480])), "damaged"),
     "git-lfs pointer": (write("sae_weights.safetensors", LFS_POINTER), "git lfs pull"),
     "web page": (write("sae_weights.safetensors", b"\n<!DOCTYPE html><html></html>"), "is a web page"),
-    "two formats": (write("params.npz", b"PK"), r"weights of two formats \(Gemma Scope and SAELens\)"),
+    "two formats": (write("params.npz", b"PK"), r"two formats \(params\.npz of Gemma Scope and sae_weights"),
     "shard outside": (shard(W_enc="../outside.safetensors"), "not a file of this folder"),
     "shard absolute": (shard(W_enc="/etc/hostname"), "not a file of this folder"),
     "shard missing": (shard(W_enc="s-2.safetensors"), r"s-2\.safetensors is missing"),

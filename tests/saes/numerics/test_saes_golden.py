@@ -127,6 +127,8 @@ def test_a_bad_sae_is_refused_in_one_sentence_and_nothing_runs(case):
         assert error is None, "what is harmless beside something bad is taken"
     else:
         assert error is not None or "or read its" in expect, expect
+        held = [path.name for path in (folder / "model").rglob("[!.]*") if path.is_file()]
+        assert not held or any(name in str(error) for name in (*held, "s-2.safetensors")), "it names the file"
         if "naming both numbers" in expect:
             assert "24" in str(error) and any(number in str(error) for number in ("25", "128"))
     assert not list(MARKERS[0].glob(MARKERS[1]))
