@@ -379,9 +379,10 @@ def _ordered(filters: Filters, order: Any) -> QuerySet[Any]:
     rows = filters.rows()
     if order is None:
         return rows.order_by(*HERE_FIRST).values_list("pk", flat=True)
-    return (
-        rows.alias(best_l0=best_l0(), best_variance=best_variance()).order_by(order, "pk").values_list("pk", flat=True)
-    )
+    if order.descending and order.expression.name == "name":  # never null, so its index can be walked backwards
+        return rows.order_by("-name", "-pk").values_list("pk", flat=True)
+    rows = rows.alias(best_l0=best_l0(), best_variance=best_variance())
+    return rows.order_by(order, "pk").values_list("pk", flat=True)
 
 
 def _whole(keys: list[int]) -> list[SAE]:
