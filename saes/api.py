@@ -13,7 +13,7 @@ from ninja import Body, Field, File, Form, Query, Router, Schema, Status
 from ninja.files import UploadedFile
 from pydantic import AliasChoices, ConfigDict
 
-from saehub.accounts.api_access import Needs, Problem, require, require_own
+from saehub.accounts.api_access import Needs, Problem, require_own
 from saehub.accounts.hub_tokens import HubTokenError, hub_token
 from saehub.jobs.kinds import KINDS
 from saehub.jobs.models import Job, enqueue
@@ -467,7 +467,6 @@ def sae_delete(
 ) -> dict[str, Any]:
     """Its files and everything that depends on it. 409 while jobs, runs or generations use it, unless forced."""
     row = _row(pk)
-    require(request, request.auth, "saes.delete_sae")  # type: ignore[attr-defined]
     hanging = [{"what": group.label, "count": group.count, "goes": group.goes} for group in dependents(row)]
     try:
         said = remove(row, request.user, keep_row=keep_row, from_cache=from_cache, force=force)

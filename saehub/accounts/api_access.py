@@ -30,17 +30,13 @@ class Needs(HttpBearer):
         if row is None:
             return None
         request.user = row.owner
-        require(request, row, self.permission)
+        if not (row.covers(self.permission) and allowed(row.owner, self.permission)):
+            raise HttpError(403, f"This token may not do that; it needs {self.permission}.")
         return row
 
 
-def require(request: HttpRequest, token: Any, permission: str) -> None:
-    """For what an operation decides only when it sees its input. Raises HttpError 403."""
-    if not (token.covers(permission) and allowed(request.user, permission)):
-        raise HttpError(403, f"This token may not do that; it needs {permission}.")
-
-
 def require_own(request: HttpRequest, permission: str, obj: Any) -> None:
+    """For operations on one object. Raises HttpError 403 where it is somebody else's."""
     if not allowed(getattr(request, "user", AnonymousUser()), permission, obj):
         raise HttpError(403, "This belongs to somebody else.")
 
