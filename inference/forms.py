@@ -206,7 +206,7 @@ class EditRows(forms.BaseFormSet):
         seen: set[tuple[int | None, int]] = set()
         for form in self.forms:
             data = getattr(form, "cleaned_data", {})
-            feature, own = data.get("feature"), by_id.get(data.get("sae"))
+            feature, own = data.get("feature"), by_id.get(data.get("sae") or 0)
             if feature is None:
                 continue
             if own is not None:

@@ -14,6 +14,7 @@ from inference.readings import Reading, as_csv, as_python, record
 from inference.residency import residency
 from saehub.accounts.access import check, needs
 from saehub.fragments import part
+from saehub.jobs.made import Made
 from saes.listing import Column, listing
 
 COLUMNS = (
@@ -84,7 +85,11 @@ def _prefill(request: HttpRequest) -> dict[str, Any]:
 def inference_detail(request: HttpRequest, pk: int) -> HttpResponse:
     rows = Inference.objects.select_related("model", "owner", "job__owner").prefetch_related("saes")
     row = get_object_or_404(rows, pk=pk)
-    context: dict[str, Any] = {"section": "playground", "row": row, "saes": list(row.saes.all())}
+    if _over(request, row):
+        return reload_page()
+    by_id = {sae.pk: sae for sae in row.saes.all()}
+    saes = [by_id[fact["sae"]] for fact in row.facts if fact["sae"] in by_id] or list(by_id.values())
+    context: dict[str, Any] = {"section": "playground", "row": row, "saes": saes}
     if row.ready:
         try:
             if (kind := request.GET.get("format", "")) in ("csv", "json"):
@@ -93,6 +98,16 @@ def inference_detail(request: HttpRequest, pk: int) -> HttpResponse:
         except CodesError as error:
             context["fault"] = str(error)
     return render(request, "inference/inference_detail.html" + part(request, "live"), context)
+
+
+def reload_page() -> HttpResponse:
+    """The answer to a poll when the work is over: not only the fragment has changed, but the title line too."""
+    return HttpResponse(headers={"HX-Refresh": "true"})
+
+
+def _over(request: HttpRequest, row: Made) -> bool:
+    """A page that polls, of a row whose job is over."""
+    return bool(part(request, "live")) and not row.busy
 
 
 def _attachment(row: Inference, kind: str) -> HttpResponse:
@@ -130,6 +145,8 @@ def promptbatch_create(request: HttpRequest) -> HttpResponse:
 def promptbatch_detail(request: HttpRequest, pk: int) -> HttpResponse:
     rows = PromptBatch.objects.select_related("model", "corpus", "owner", "job__owner").prefetch_related("saes")
     row = get_object_or_404(rows, pk=pk)
+    if _over(request, row):
+        return reload_page()
     context = {"section": "playground", "row": row, "saes": list(row.saes.all())}
     return render(request, "inference/promptbatch_detail.html" + part(request, "live"), context)
 

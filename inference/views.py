@@ -21,6 +21,7 @@ from inference.forms import (
     prefilled,
     start_generation,
 )
+from inference.infer_views import reload_page
 from inference.models import Generation, Sweep
 from inference.records import as_python, record
 from inference.residency import residency
@@ -232,6 +233,8 @@ def sweep_detail(request: HttpRequest, pk: int) -> HttpResponse:
         response = JsonResponse(sweep_record(row), json_dumps_params={"indent": 1, "ensure_ascii": False})
         response["Content-Disposition"] = f'attachment; filename="sweep-{row.pk}.json"'
         return response
+    if part(request, "live") and not row.busy:
+        return reload_page()
     asked = row.generation
     saes = asked.edited_saes()
     context = {
