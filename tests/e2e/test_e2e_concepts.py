@@ -1,0 +1,112 @@
+"""From a name given by keyboard to a steered generation with a concept of it, in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+
+from concepts.models import Concept, ConceptConfig, ConceptDictionary, FeatureView, Label
+from inference.models import Generation
+from saehub.jobs.models import Job
+from tests.conftest import wait_for
+from tests.e2e.test_e2e_browser import no_violations
+from tests.steering_rows import Rows, build_rows, steering_files  # noqa: F401
+
+pytestmark = pytest.mark.timeout(420)
+
+
+@pytest.fixture
+def harvested(page: Any, steering_files: Path, tiny_model_dir: Path) -> Iterator[tuple[Rows, FeatureView]]:  # noqa: F811
+    """Rows and a view that the site's own workers harvested."""
+    from django.contrib.auth.models import User
+
+    link = Path(settings.DATA_DIR) / "saes" / "tiny"
+    link.unlink(missing_ok=True)
+    shutil.rmtree(Path(settings.DATA_DIR) / "captures", ignore_errors=True)
+    rows = build_rows(steering_files, tiny_model_dir, Path(settings.DATA_DIR), User.objects.get(username="ada"))
+    view = FeatureView.objects.create(name="view", sae=rows.sae, capture=rows.capture, owner=rows.owner, k=12)
+    job = view.start(rows.owner)
+    wait_for(lambda: Job.objects.get(pk=job.pk).state == "done", 120, "the harvest")
+    view.refresh_from_db()
+    yield rows, view
+    link.unlink(missing_ok=True)
+    rows.capture.folder.unlink(missing_ok=True)
+
+
+def test_from_a_name_to_a_steered_generation_with_its_concept(
+    page: Any, harvested: tuple[Rows, FeatureView], tmp_path: Path
+) -> None:
+    rows, view = harvested
+    first, second = (int(i) for i in view.opened().sorted("max")[:2])
+    # One key, one field: the feature has a name.
+    page.goto(f"/saes/{rows.sae.pk}/features/{first}/")
+    page.keyboard.press("l")
+    page.keyboard.type("about cats")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".chip.label:has-text('about cats')")
+    assert Label.objects.accepted_of(rows.sae, [first]) == {first: "about cats"}
+    no_violations(page)
+    # The list finds it, and the filter that finds it is in the address.
+    page.goto(f"/saes/{rows.sae.pk}/features/")
+    page.fill("#id_label", "CATS")
+    page.wait_for_url("**label=CATS**")
+    assert page.locator("#rows tbody tr").count() == 1 and "about cats" in page.inner_text("#rows tbody")
+    no_violations(page)
+    # A dictionary, filled from a file that is looked at first.
+    page.goto("/concepts/")
+    no_violations(page)
+    page.click("text=New dictionary >> nth=0")
+    page.fill("[name=name]", "animals")
+    page.click("main form .primary")
+    page.wait_for_selector("h1:has-text('animals')")
+    no_violations(page)
+    dictionary = ConceptDictionary.objects.get()
+    page.click(".act >> text=Import")
+    file = tmp_path / "names.csv"
+    file.write_text(f"neuron_idx,concept_name,score\n{first},cats,0.9\n{second},cats,0.5\n9999,dogs,1\n")
+    page.set_input_files("[name=file]", file)
+    no_violations(page)
+    page.click("main form .primary")
+    page.wait_for_selector("text=There is no feature 9999")
+    assert dictionary.states() == {}
+    no_violations(page)
+    page.click("text=Apply it")
+    page.wait_for_selector(".rowlink:has-text('cats')")
+    no_violations(page)
+    # The concept shows what its features fire on, and goes into a config.
+    page.click(".rowlink:has-text('cats')")
+    page.wait_for_selector(".member-texts .tokens")
+    no_violations(page)
+    concept = Concept.objects.get()
+    page.click("text=Into a config")
+    page.fill("[name=edits-1-target]", str(first))
+    page.fill("[name=edits-1-value]", "0.5")
+    page.click("text=Preview")
+    page.wait_for_selector("text=What moves")
+    no_violations(page)
+    page.fill("[name=name]", "more cats")
+    page.click("text=Save it")
+    page.wait_for_selector("text=version 1")
+    no_violations(page)
+    config = ConceptConfig.objects.get()
+    assert [edit["feature"] for edit in config.compiled()] == sorted([first, second])
+    # And the config into a generation.
+    page.click("text=Use in steering")
+    page.fill("[name=prompt]", "The cat sat")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url("**/steering/*/")
+    found = wait_for(lambda: Generation.objects.ready().first(), 120, "the generation")
+    assert {(edit["feature"], edit["mode"]) for edit in found.edits} == {
+        (edit["feature"], edit["mode"]) for edit in concept.edit("add", 1.0)["members"] and config.compiled()
+    }
+    page.goto(f"/concepts/{dictionary.pk}/history/?revision=1")
+    no_violations(page)
+    page.goto(f"/saes/{rows.sae.pk}/labels/")
+    no_violations(page)
+    page.goto(f"/concepts/configs/read/?sae={rows.sae.pk}")
+    no_violations(page)
