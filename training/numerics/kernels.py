@@ -494,3 +494,60 @@ def update_features(
         size = np.float32(1) / np.sqrt(size)
         for c in range(d):
             W_dec[i, c] *= size
+
+
+@njit(inline="always")
+def _narrow(x):
+    """float32 -> bfloat16 as uint16, to the nearest, ties to even."""
+    bits = np.float32(x).view(np.uint32)
+    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@kernel("void(uint16[:,::1], float32[::1], float32[::1], uint16[:,::1], int64[::1], int64[::1], float32[::1])")
+def cut(z, bias, threshold, acts, counts, fired, sums):
+    """acts = (z + bias) [z + bias > threshold] of rows z (n, m), both bfloat16: ReLU with threshold 0, or JumpReLU.
+
+    counts (n,): how many of each row; fired, sums (m,): how many of each feature, and what they add up to.
+    """
+    n, m = z.shape
+    hits = np.zeros(m, np.int32)
+    sums[:] = 0
+    for b in range(n):
+        count = np.int32(0)
+        for i in range(m):
+            f = _wide(z[b, i]) + bias[i]
+            on = not f <= threshold[i]
+            f = f if on else np.float32(0)
+            acts[b, i] = _narrow(f)
+            hits[i] += np.int32(on)
+            count += np.int32(on)
+            sums[i] += f
+        counts[b] = count
+    fired[:] = hits
+
+
+@kernel(
+    "void(uint16[:,::1], float32[::1], float32[::1], uint16[:,::1], float32, float32[::1], float32[::1], float32,"
+    " float32[::1], float32[::1])"
+)
+def cut_backward(z, bias, threshold, grad, scale, slope, weight, eps, to_bias, to_threshold):
+    """From grad = dL/dacts / scale (n, m), bfloat16, to dL/dz in its place; the loss also holds slope_i f_bi, and
+    weight_b for each feature that fires in row b.
+
+        dz = (scale grad + slope) [z + bias > threshold];   to_bias = sum of dz over rows
+        to_threshold = sum of -(threshold scale grad + weight) / eps where |z + bias - threshold| < eps / 2
+    """
+    n, m = z.shape
+    to_bias[:] = 0
+    to_threshold[:] = 0
+    for b in range(n):
+        if eps > 0:
+            for i in range(m):
+                distance = abs(_wide(z[b, i]) + bias[i] - threshold[i])
+                g = threshold[i] * scale * _wide(grad[b, i]) + weight[b]
+                to_threshold[i] -= g / eps if distance < eps / np.float32(2) else np.float32(0)
+        for i in range(m):
+            f = _wide(z[b, i]) + bias[i]
+            dz = scale * _wide(grad[b, i]) + slope[i] if f > threshold[i] else np.float32(0)
+            to_bias[i] += dz
+            grad[b, i] = _narrow(dz)

@@ -14,8 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.sae import SAE
+from saes.numerics.standard import StandardSAE
 from saes.numerics.topk import BatchTopKSAE, TopKSAE
+from training.numerics.dense import Penalty, as_rows, dense_step
 from training.numerics.sparse import (
     Encoder,
     PairGradients,
@@ -265,9 +268,36 @@ def gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch | None = None)
     on_cpu = sae.W_dec.device.type == "cpu" and sae.W_dec.dtype == torch.float32
     if on_cpu and kernels() and type(sae) in (TopKSAE, BatchTopKSAE):
         return pair_gradients(sae, x, terms, scratch or Scratch())
+    if on_cpu and kernels() and products_are_rounded() and type(sae) in (StandardSAE, JumpReLUSAE):
+        return dense_gradients(sae, x, terms, scratch or Scratch())
     if type(sae) is TopKSAE:
         return topk_gradients(sae, x, terms)
     return autograd_gradients(sae, x, terms)
+
+
+@torch.no_grad()
+def dense_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outcome:
+    """The gradients of ReLU and JumpReLU by compiled kernels around products in bfloat16."""
+    n, norms = len(x), sae.W_dec.norm(dim=-1)
+    if isinstance(sae, JumpReLUSAE):
+        eps = terms.bandwidth * terms.scale
+        penalty = Penalty(terms.scale, torch.zeros_like(norms), terms.target_l0, terms.l0, eps)
+    else:
+        penalty = Penalty(terms.scale, norms * (terms.l1 / (n * terms.scale)))
+    step = dense_step(sae, x.contiguous(), penalty, scratch)
+    parts = {"mse": step.squared_error / terms.scale**2}
+    if penalty.eps:
+        counts, target = step.counts.float(), terms.target_l0
+        cost = counts if target is None else 2 / target * (counts - target).square()
+        parts["l0"] = terms.l0 * float(cost.mean())
+    else:
+        parts["l1"] = float(penalty.slope @ step.sums)
+    if len(terms.dead) and terms.aux:
+        dead, extra = dead_gradients(sae, x, -step.residual, terms)
+        parts |= dead
+        for name, grad in extra.items():
+            step.grads[name].index_add_(0, terms.dead, grad)
+    return Outcome(as_rows(sae, step.grads), parts, step.fired, step.squared_error)
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ class Optimizer:
     def step(self, grads: Mapping[str, Tensor], lr: float, clip: float | None = None) -> None:
         """One update from gradients in the training layout (see losses.Outcome). `clip` bounds their common L2 norm."""
         if isinstance(grads, PairGradients) and clip is None:
-            grads = {"b_dec": self._update_features(grads, lr)}
+            grads = {"b_dec": self._update_features(grads, lr), **grads.others}
         else:
             remove_parallel(grads["W_dec"], self.tensors["W_dec"])
         for name, leaf in self.leaves.items():

@@ -243,7 +243,8 @@ class PairGradients(Mapping[str, Tensor]):
 
     pairs: bounds, rows, values and dz, sorted by feature (see kernels.py). x (n, d) and residual (parts, n, d): both
     float32 or both bfloat16. scale: of residual, for dL/dx_hat. widths: where the parts end. b_dec: (d,), the decoder's
-    part of its gradient. dead, extra: features and the gradients to add to theirs.
+    part of its gradient. features, extra: some features, and the gradients to add to theirs. others: gradients of tensors
+    that are not summed from pairs.
     """
 
     def __init__(
@@ -255,12 +256,13 @@ class PairGradients(Mapping[str, Tensor]):
         scale: float,
         widths: list[int],
         b_dec: Tensor,
-        dead: Tensor,
+        features: Tensor,
         extra: Mapping[str, Tensor],
+        others: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.sae, self.pairs, self.x, self.residual, self.scale, self.b_dec = sae, pairs, x, residual, scale, b_dec
         self.widths = widths
-        self.dead, self.extra = dead, extra
+        self.features, self.extra, self.others = features, extra, others or {}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._sums[name]
@@ -281,8 +283,8 @@ class PairGradients(Mapping[str, Tensor]):
         if self.sae.config.apply_b_dec_to_input:
             grads["b_dec"] = self.b_dec - self.sae.W_enc.detach() @ grads["b_enc"]
         for name, extra in self.extra.items():
-            grads[name].index_add_(0, self.dead, extra)
-        return grads
+            grads[name].index_add_(0, self.features, extra)
+        return grads | dict(self.others)
 
     def _inputs(self) -> tuple[Any, ...]:
         return (
@@ -299,7 +301,7 @@ class PairGradients(Mapping[str, Tensor]):
         d_sae, d = self.sae.W_dec.shape
         place = torch.full((d_sae,), -1, dtype=torch.int32)
         if self.extra:
-            place[self.dead] = torch.arange(len(self.dead), dtype=torch.int32)
+            place[self.features] = torch.arange(len(self.features), dtype=torch.int32)
         nothing = {"W_enc": torch.empty(0, d), "b_enc": torch.empty(0), "W_dec": torch.empty(0, d)}
         extra = [(self.extra or nothing)[name].contiguous().numpy() for name in nothing]
         state = [

@@ -104,6 +104,37 @@ def test_rounded_products_change_gradients_by_little(architecture):
         assert 0 < (fast.grads[name] - exact.grads[name]).norm() < 0.1 * exact.grads[name].norm(), name
 
 
+CUTS = {
+    "standard": {"l1": 3.0},
+    "jumprelu": {"l0": 0.3, "bandwidth": 0.5},
+    "jumprelu_target": {"l0": 0.2, "bandwidth": 0.5, "target_l0": 40.0},
+}
+
+
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="no bfloat16 products here")
+@pytest.mark.parametrize("kind", CUTS)
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("dead", [NO_DEAD, DEAD], ids=["none dead", "some dead"])
+def test_dense_steps_are_autograd_s_but_for_bfloat16(kind, centred, dead):
+    """Every number near the exact one: what rounding inputs to 8 bits changes, and nothing else."""
+    sae = build_sae(SAEConfig(kind.partition("_")[0], D, D_SAE, apply_b_dec_to_input=centred))
+    with torch.no_grad():
+        sae.b_enc.copy_(0.3 * torch.randn(D_SAE, generator=torch.Generator().manual_seed(1)))
+        sae.b_dec.copy_(data().mean(0))
+        if kind != "standard":
+            sae.tensor("threshold").copy_(torch.rand(D_SAE, generator=torch.Generator().manual_seed(3)))
+    given = terms(dead, **CUTS[kind])
+    exact = autograd_gradients(sae, data(), given)
+    with matmul_precision("fast"):
+        outcome = gradients(sae, data(), given)
+    assert isinstance(outcome.grads, PairGradients) and set(outcome.grads) == set(exact.grads)
+    assert outcome.parts == pytest.approx(exact.parts, rel=5e-3)
+    assert outcome.squared_error == pytest.approx(exact.squared_error, rel=5e-3)
+    assert (outcome.fired - exact.fired).abs().sum() < 0.005 * exact.fired.sum()
+    for name, grad in exact.grads.items():
+        assert 0 < (outcome.grads[name] - grad).norm() < (0.06 if name == "threshold" else 0.015) * grad.norm(), name
+
+
 def test_a_row_that_is_not_finite_shows_in_the_loss():
     for value in (torch.nan, torch.inf):
         x = data()
