@@ -155,6 +155,8 @@ class Reading:
         shown = format_html('<i class="ctl">{}</i>', text) if self.file.special[i] else mark_safe(token_markup(text))
         here = i == self.choice.token
         said = mark_safe(' aria-current="true"') if here else ""
+        if not text.strip():  # what is read aloud of a line break or a space
+            said += format_html(' aria-label="token {}, white space"', i)
         return format_html(
             '<a class="t{}{}" href="{}"{} tabindex="{}" data-v="{}">{}</a>',
             css_of(value, maximum), " here" if here else "", self.link(token=i), said, 0 if here else -1,

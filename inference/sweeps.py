@@ -42,12 +42,12 @@ def charts_of(row: Sweep) -> list[Chart]:
     points = shown_points(row)
     if len(points) < 2:
         return []
-    x = [point.factor for point in points]
+    x = [100 * point.factor for point in points]
     n = f"{len(points)} texts of up to {row.generation.max_new_tokens} tokens"
 
     def chart(title: str, name: str, log_y: bool = False) -> Chart:
         values = [getattr(point, name) for point in points]
-        return curves(x, {title: values}, title=title, x_title="strength, × the edits", n=n, log_y=log_y)
+        return curves(x, {title: values}, title=title, x_title="strength, % of the edits", n=n, log_y=log_y)
 
     return [
         chart("Effect on the features", "effect"),
