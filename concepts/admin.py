@@ -60,7 +60,7 @@ class LabelAdmin(HouseAdmin):
 
 
 @admin.register(ConceptDictionary)
-class ConceptDictionaryAdmin(HouseAdmin):
+class ConceptDictionaryAdmin(MadeByJobs):
     """Concepts are changed on their pages, where every change is kept; here is what stands around them."""
 
     list_display = ("name", "sae", "owner", "source", "created_at", "changed_at", "page")
@@ -69,9 +69,6 @@ class ConceptDictionaryAdmin(HouseAdmin):
     list_select_related = ("sae", "owner")
     fields = ("name", "page", "sae", "owner", "source", "notes", "created_at", "changed_at")
     readonly_fields = ("page", "sae", "created_at", "changed_at")
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
 
 
 class MembersInline(admin.TabularInline):

@@ -7,9 +7,10 @@ An edit is {"feature": i, "mode": m, "value": v} or {"concept": name, "members":
   scale   z' = z * (1 + s w (v - 1)) neutral: v = 1
   clamp   z' = s w v
   ablate  z' = 0 for every member of weight other than 0
+  cap     z' = min(z, w v); refused for a concept with members of the other direction, of which nothing is too much
 
-When several edits move one feature: adds add up, scales multiply, equal clamps and ablations are one. Every other meeting is
-refused, because the result would depend on an order that nobody chose. Edits that change nothing are left out, so a config
+When several edits move one feature: adds add up, scales multiply, the lowest cap holds, equal clamps and ablations are one.
+Every other meeting is refused, because the result would depend on an order that nobody chose. Edits that change nothing are left out, so a config
 that is neutral compiles to no edits, which steering leaves bit-identical.
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-MODES = ("add", "scale", "clamp", "ablate")
+MODES = ("add", "scale", "clamp", "ablate", "cap")
 LARGEST = 1e6  # as the steering form
 MOST_FEATURES = 1000  # moved by one config: every one of them is computed at every token
 
@@ -43,6 +44,8 @@ class Move:
 
     def at(self, z: float) -> float:
         """z' of a code z."""
+        if self.mode == "cap":
+            return min(z, self.value)
         return {"add": z + self.value, "scale": z * self.value, "clamp": self.value, "ablate": 0.0}[self.mode]
 
 
@@ -79,10 +82,16 @@ def _moves_of(edit: Mapping[str, Any], number: int) -> list[Move]:
     value = 0.0 if mode == "ablate" else number_of(value, "The value of an edit")
     if "feature" in edit:
         return [Move(edit["feature"], mode, value, [number])]
+    members = [member for member in edit.get("members", ()) if member["weight"]]
+    other = next((member["feature"] for member in members if member["sign"] < 0), None)
+    if mode == "cap" and other is not None:
+        name = str(edit.get("concept"))[:60]
+        raise ConfigError(
+            f"{name} cannot be capped: its feature {other} is of the other direction. Cap features by number."
+        )
     return [
         Move(member["feature"], mode, _of_member(mode, value, member["weight"] * member["sign"]), [number])
-        for member in edit.get("members", ())
-        if member["weight"]
+        for member in members
     ]
 
 
@@ -106,11 +115,13 @@ def _together(a: Move, b: Move) -> Move:
         return Move(a.feature, "add", a.value + b.value, asked)
     if a.mode == b.mode == "scale":
         return Move(a.feature, "scale", a.value * b.value, asked)
+    if a.mode == b.mode == "cap":
+        return Move(a.feature, "cap", min(a.value, b.value), asked)
     if (a.mode, a.value) == (b.mode, b.value):
         return Move(a.feature, a.mode, a.value, asked)
     raise ConfigError(
-        f"Feature {a.feature} is moved by {_words(a)} and by {_words(b)}, which contradict each other; only adds add up and "
-        "only scales multiply. Leave one of them out."
+        f"Feature {a.feature} is moved by {_words(a)} and by {_words(b)}, which contradict each other; only adds add up, "
+        "scales multiply and caps meet. Leave one of them out."
     )
 
 
@@ -199,12 +210,14 @@ def to_mi_crow(edits: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The config file with which mi_crow computes the same codes z'.
 
     The bias is never empty, so that mi_crow does not take it for ones. What it cannot hold: names of concepts, and the
-    SAE's error term, which mi_crow drops whatever the file says.
+    SAE's error term, which mi_crow drops whatever the file says. Raises ConfigError for a cap, which it cannot say.
     """
     weights: dict[str, float] = {}
     bias: dict[str, float] = {}
     for edit in compile(edits):
         name = str(edit["feature"])
+        if edit["mode"] == "cap":
+            raise ConfigError(f"mi_crow multiplies and shifts, so it cannot cap feature {name}.")
         if edit["mode"] == "add":
             bias[name] = edit["value"]
         else:

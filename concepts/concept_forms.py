@@ -201,6 +201,7 @@ class ConfigEditForm(forms.Form):
             ("scale", "scale: z' = z * v"),
             ("clamp", "clamp: z' = v"),
             ("ablate", "ablate: z' = 0"),
+            ("cap", "cap: z' = min(z, v)"),
         ],
         label="Mode",
     )

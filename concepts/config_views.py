@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.contrib import messages
 from django.db.models import OuterRef, Subquery
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -59,16 +60,24 @@ def config_detail(request: HttpRequest, pk: int) -> HttpResponse:
     config = get_object_or_404(ConceptConfig.objects.select_related("sae__model", "owner"), pk=pk)
     form = request.GET.get("format", "")
     if form in ("json", "mi_crow"):
-        content = as_json(config) if form == "json" else compiler.to_mi_crow(config.edits)
-        response = JsonResponse(content, json_dumps_params={"indent": 1, "ensure_ascii": False})
-        response["Content-Disposition"] = f'attachment; filename="config-{pk}{"-mi-crow" * (form == "mi_crow")}.json"'
-        return response
+        try:
+            return _file(config, as_json(config) if form == "json" else compiler.to_mi_crow(config.edits), form)
+        except compiler.ConfigError as refusal:
+            messages.error(request, str(refusal))
+            return redirect(config)
     versions = (
         ConceptConfig.objects.filter(sae=config.sae, name=config.name).select_related("owner").order_by("-number")
     )
     context = {"section": "concepts", "config": config, "versions": versions[:50], "sae": config.sae}
     context |= moved(config.sae, config.edits)
     return render(request, "concepts/config_detail.html", context)
+
+
+def _file(config: ConceptConfig, content: dict[str, Any], form: str) -> HttpResponse:
+    response = JsonResponse(content, json_dumps_params={"indent": 1, "ensure_ascii": False})
+    name = f"config-{config.pk}{'-mi-crow' * (form == 'mi_crow')}.json"
+    response["Content-Disposition"] = f'attachment; filename="{name}"'
+    return response
 
 
 @needs("concepts.add_conceptconfig")

@@ -22,7 +22,7 @@ from saehub.fragments import part
 from saes.listing import Column, listing
 from saes.models import SAE
 
-STEERING_ROWS = 8  # of the steering form (inference.forms.MAX_EDITS)
+STEERING_ROWS = 24  # of the steering form (inference.forms.MAX_EDITS)
 FIRST_MEMBERS = 6
 MEMBERS_A_PAGE = 25
 TEXTS_A_MEMBER = 2
@@ -109,8 +109,6 @@ def dictionary_delete(request: HttpRequest, pk: int) -> HttpResponse:
     dictionary = _dictionary(pk)
     check(request.user, "concepts.delete_conceptdictionary", dictionary)
     if request.method == "POST":
-        for row in dictionary.imports.all():
-            row.delete()  # with its file
         dictionary.delete()
         messages.success(request, f"{dictionary.name} is deleted, with its history.")
         return redirect("concepts:dictionary_list")
@@ -255,7 +253,8 @@ def _strength(request: HttpRequest, concept: Concept, records: list[featurefile.
     mode = request.GET.get("mode", "add")
     typed = request.GET.get("value", "").strip()
     largest = max((record.maximum for record in records), default=0.0)
-    usual = {"add": f"{largest:.3g}" if largest else "1", "clamp": f"{largest:.3g}" if largest else "1", "scale": "2"}
+    typical = f"{largest:.3g}" if largest else "1"
+    usual = {"add": typical, "clamp": typical, "cap": typical, "scale": "2"}
     strength = typed or usual.get(mode, "")
     context = {"mode": mode, "modes": compiler.MODES, "value": strength}
     try:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Count, Q
 
 from concepts import interchange
-from concepts.interchange import Entry, Refused
-from concepts.models import ConceptDictionary, ConceptImport, ConceptState, Label, facts_of
+from concepts.interchange import Entry, Held, Refused
+from concepts.models import ConceptDictionary, ConceptFeature, ConceptImport, ConceptState, Label, facts_of
 from saes.models import SAE
 
 SHOWN = 50  # rows of each sort that a preview lists
@@ -263,6 +264,26 @@ def export(form: str, what: ConceptDictionary | SAE) -> Iterator[str]:
 
 
 def losses(what: ConceptDictionary | SAE) -> list[tuple[str, str, list[str]]]:
-    """Each format with its words and what it would leave out of this."""
-    entries = entries_of(what) if isinstance(what, ConceptDictionary) else labels_of(what)
-    return [(form, words, interchange.losses(form, entries)) for form, words in interchange.FORMATS.items()]
+    """Each format with its words and what it would leave out of this; counted in the database."""
+    held = _held(what) if isinstance(what, ConceptDictionary) else _held_by_labels(what)
+    return [(form, words, interchange.losses(form, held)) for form, words in interchange.FORMATS.items()]
+
+
+def _held(dictionary: ConceptDictionary) -> Held:
+    counts = ConceptFeature.objects.filter(concept__dictionary=dictionary).aggregate(
+        weights=Count("pk", filter=~Q(weight=1)),
+        signs=Count("pk", filter=Q(sign__lt=0)),
+        descriptions=Count("pk", filter=~Q(concept__description="")),
+        unscored=Count("pk", filter=Q(score=None)),
+        second=Count("pk") - Count("feature", distinct=True),
+    )
+    return Held(**counts)
+
+
+def _held_by_labels(sae: SAE) -> Held:
+    counts = Label.objects.filter(sae=sae).aggregate(
+        unscored=Count("pk", filter=Q(score=None)),
+        signed=Count("pk", filter=~Q(by="", method="")),
+        second=Count("pk") - Count("feature", distinct=True),
+    )
+    return Held(**counts)

@@ -223,7 +223,7 @@ def _csv(lines: Lines) -> Iterator[tuple[int, Any]]:
 
 def _of_csv(row: list[str], number: int, facts: Facts) -> Entry:
     if len(row) != len(CSV_HEADER):
-        raise RowRefused(f"It has {len(row)} columns, not {len(CSV_HEADER)}.")
+        raise RowRefused(f"It has {len(row)} column{'s' * (len(row) > 1)}, not {len(CSV_HEADER)}.")
     name = row[1][1:] if row[1].startswith("'") and _FORMULA.match(row[1]) else row[1]
     return Entry(number, feature(row[0], facts.n_features), clean_name(name), number_or_none(row[2], "score"))
 
@@ -407,39 +407,37 @@ def write(form: str, entries: Iterable[Entry], facts: Facts) -> Iterator[str]:
     return _WRITERS[form](entries, facts)
 
 
-def losses(form: str, entries: Iterable[Entry]) -> list[str]:
-    """A sentence for each thing these entries hold and the format does not."""
-    rows = list(entries)
+@dataclass(frozen=True)
+class Held:
+    """How many rows say what some formats cannot."""
+
+    weights: int = 0  # other than 1
+    signs: int = 0  # negative
+    descriptions: int = 0
+    unscored: int = 0
+    signed: int = 0  # say who wrote them or how
+    second: int = 0  # are not the first of their feature
+
+
+def losses(form: str, held: Held) -> list[str]:
+    """A sentence for each thing that would be lost."""
     found = []
     if form != "jsonl":
-        for what, lost in (("weights", _has_weight), ("signs", _has_sign), ("descriptions", _has_description)):
-            n = sum(map(lost, rows))
+        for what, n in (("Weights", held.weights), ("Signs", held.signs), ("Descriptions", held.descriptions)):
             if n:
-                found.append(f"{what.capitalize()} are left out: {n:,} row{'s' * (n > 1)} would lose theirs.")
+                found.append(f"{what} are left out: {_rows_of(n)} would lose theirs.")
     if form in ("csv", "mi_crow", "mi_crow_lists"):
-        n = sum(row.score is None for row in rows)
-        if n:
-            found.append(f"mi_crow needs a score: 1 is written for the {n:,} row{'s' * (n > 1)} without one.")
-        n = sum(bool(row.by or row.method) for row in rows)
-        if n:
-            found.append(f"Who wrote a name, and how, is left out: {n:,} row{'s' * (n > 1)} would lose it.")
-    if form == "mi_crow":
-        n = len(rows) - len({row.feature for row in rows})
-        if n:
-            found.append(f"It holds one name a feature, the one with the largest score: {n:,} would be left out.")
+        if held.unscored:
+            found.append(f"mi_crow needs a score: 1 is written for the {_rows_of(held.unscored)} without one.")
+        if held.signed:
+            found.append(f"Who wrote a name, and how, is left out: {_rows_of(held.signed)} would lose it.")
+    if form == "mi_crow" and held.second:
+        found.append(f"It holds one name a feature, the one with the largest score: {held.second:,} would be left out.")
     return found
 
 
-def _has_weight(row: Entry) -> bool:
-    return row.weight not in (None, 1.0)
-
-
-def _has_sign(row: Entry) -> bool:
-    return row.sign not in (None, 1)
-
-
-def _has_description(row: Entry) -> bool:
-    return bool(row.description)
+def _rows_of(n: int) -> str:
+    return f"{n:,} row{'s' * (n > 1)}"
 
 
 def neutralised(text: str) -> str:

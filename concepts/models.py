@@ -244,6 +244,12 @@ class ConceptDictionary(models.Model):
     def get_absolute_url(self) -> str:
         return reverse("concepts:dictionary_detail", args=[self.pk])
 
+    def delete(self, *args: Any, **kwargs: Any) -> Any:
+        """With the files of imports that wait."""
+        for row in self.imports.all():
+            row.delete()
+        return super().delete(*args, **kwargs)
+
     def states(self, names: Iterable[str] | None = None) -> dict[str, ConceptState]:
         """What its concepts hold, by name: all of them, or those named."""
         wanted = None if names is None else set(names)

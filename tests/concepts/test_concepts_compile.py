@@ -30,7 +30,7 @@ def test_the_modes_are_those_of_steering() -> None:
     from inference.models import Generation
     from inference.numerics.steer import MODES
 
-    assert set(compiler.MODES) <= set(MODES) and compiler.LARGEST == MAX_VALUE and STEERING_ROWS == MAX_EDITS
+    assert tuple(MODES) == compiler.MODES and compiler.LARGEST == MAX_VALUE and STEERING_ROWS == MAX_EDITS
     labels = dict(Generation.Mode.choices)
     assert [(m, labels[m]) for m in compiler.MODES] == list(ConfigEditForm().fields["mode"].choices)
 
@@ -42,6 +42,7 @@ def test_the_modes_are_those_of_steering() -> None:
         (kin("scale", 3.0), [on(3, "scale", 3.0), on(17, "scale", 0.0)]),
         (kin("clamp", 4.0), [on(3, "clamp", 4.0), on(17, "clamp", -2.0)]),
         (kin("ablate"), [on(3, "ablate"), on(17, "ablate")]),
+        (kin("cap", 4.0, (3, 1.0, 1), (17, 0.5, 1)), [on(3, "cap", 4.0), on(17, "cap", 2.0)]),
         (kin("add", 0.0), []),
         (kin("scale", 1.0), []),
     ],
@@ -60,7 +61,10 @@ def test_edits_of_one_feature_add_up_or_are_refused() -> None:
     assert compile([on(3, "scale", 2.0), on(3, "scale", 3.0)]) == [on(3, "scale", 6.0)]
     assert compile([on(3, "ablate"), on(3, "ablate")]) == [on(3, "ablate")]
     assert compile([on(3, "clamp", 2.0), on(3, "clamp", 2.0)]) == [on(3, "clamp", 2.0)]
-    for a, b in [("add", "scale"), ("add", "clamp"), ("scale", "ablate"), ("clamp", "ablate")]:
+    assert compile([on(3, "cap", 2.0), on(3, "cap", 1.5)]) == [on(3, "cap", 1.5)]
+    with pytest.raises(ConfigError, match="feature 17 is of the other direction"):
+        compile([kin("cap", 4.0)])
+    for a, b in [("add", "cap"), ("add", "scale"), ("add", "clamp"), ("scale", "ablate"), ("clamp", "ablate")]:
         with pytest.raises(ConfigError, match=r"Feature 3 is moved by .* contradict each other"):
             compile([on(3, a, 2.0), on(3, b, 2.0)])
     with pytest.raises(ConfigError, match="clamp 2 and by clamp 3"):
@@ -72,6 +76,15 @@ def test_edits_of_one_feature_add_up_or_are_refused() -> None:
 def test_a_value_that_is_no_usable_number_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="give a number between"):
         compile([on(3, "add", value)])
+
+
+def test_the_preview_computes_as_steering_does() -> None:
+    from inference.numerics.steer import MODES
+
+    for mode in compiler.MODES:
+        for z in (0.0, 1.0, 3.0):
+            applied = MODES[mode].apply(torch.tensor(z), torch.tensor(2.0))
+            assert compiler.Move(3, mode, 2.0).at(z) == applied.item(), mode
 
 
 def test_sums_and_products_stay_within_bounds() -> None:

@@ -14,7 +14,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.urls import reverse
 
 from concepts import imports, interchange
-from concepts.interchange import Entry, Facts, FileRefused, Refused, losses, read, write
+from concepts.interchange import Entry, Facts, FileRefused, Held, Refused, losses, read, write
 from concepts.models import ConceptDictionary, ConceptImport, Label
 from tests.sae_rows import a_trained_sae
 
@@ -187,7 +187,7 @@ def test_our_own_lines_lose_nothing() -> None:
     assert held("".join(write("jsonl", FULL, FACTS))) == [
         (e.feature, e.name, e.score, e.weight, e.sign, e.by, e.method) for e in FULL
     ]
-    assert losses("jsonl", FULL) == []
+    assert losses("jsonl", Held(1, 1, 1, 1, 1, 1)) == []
 
 
 def test_each_format_loses_only_what_it_says() -> None:
@@ -199,11 +199,20 @@ def test_each_format_loses_only_what_it_says() -> None:
     ]
     explained = held("".join(write("neuronpedia", FULL, FACTS)))
     assert [(*e[:3], *e[5:]) for e in explained] == [(e.feature, e.name, e.score, e.by, e.method) for e in FULL]
-    said = " ".join(losses("mi_crow", FULL))
-    assert "Weights are left out: 1 row" in said and "Signs are left out: 1 row" in said and "Descriptions" in said
-    assert "1 is written for the 1 row without one" in said and "one name a feature" in said and "Who wrote" in said
-    assert "one name a feature" not in " ".join(losses("csv", FULL))
-    assert losses("csv", [Entry(0, 1, "x", 0.5, 1.0, 1, "")]) == []
+
+
+def test_what_is_lost_is_said_before(dictionary: ConceptDictionary, client_of: Any) -> None:
+    state = {"description": "kin", "members": [[3, 0.5, -1, None], [9, 1.0, 1, 0.5]]}
+    dictionary.change({"family": state, "other": {"description": "", "members": [[9, 1.0, 1, 0.1]]}}, None, "made")
+    said = {form: " ".join(sentences) for form, _, sentences in imports.losses(dictionary)}
+    assert "Weights are left out: 1 row would" in said["csv"] and "Signs are left out: 1 row would" in said["csv"]
+    assert "Descriptions are left out: 2 rows" in said["neuronpedia"] and said["jsonl"] == ""
+    assert "1 is written for the 1 row without one" in said["mi_crow"] and "one name a feature" not in said["csv"]
+    assert "the one with the largest score: 1 would be left out" in said["mi_crow"]
+    page = client_of("viewer").get(dictionary.get_absolute_url()).content.decode()
+    assert "Weights are left out" in page and "holds all of it" in page
+    Label.objects.create(sae=dictionary.sae, feature=3, text="x", by="gpt", score=1)
+    assert "Who wrote a name" in {form: " ".join(s) for form, _, s in imports.losses(dictionary.sae)}["csv"]
 
 
 def test_no_cell_of_a_csv_is_a_formula() -> None:

@@ -14,7 +14,7 @@ from tests.steering_rows import DEAD, Rows
 
 pytestmark = pytest.mark.django_db
 LIST_QUERIES = {"dictionary_list": 9, "config_list": 9}
-DICTIONARY_QUERIES = 13
+DICTIONARY_QUERIES = 12
 CONCEPT_QUERIES = 13
 
 
@@ -289,10 +289,10 @@ def test_a_concept_shows_the_top_texts_of_its_members_and_leads_to_steering(
 
 def test_too_many_features_for_the_steering_page_are_not_cut_short(rows: Rows, client_of: Any) -> None:
     dictionary = ConceptDictionary.objects.create(sae=rows.sae, name="kin", owner=rows.owner)
-    concept = put(dictionary, "family", *([i] for i in range(9)))
+    concept = put(dictionary, "family", *([i] for i in range(25)))
     response = client_of("researcher").get(concept.get_absolute_url())
-    assert response.context["steer"] == "" and len(response.context["moved"]) == 9
-    assert "The steering page takes 8 edits at a time" in response.content.decode()
+    assert response.context["steer"] == "" and len(response.context["moved"]) == 25
+    assert "The steering page takes 24 edits at a time" in response.content.decode()
 
 
 # -- configs
@@ -415,6 +415,13 @@ def test_an_empty_bias_of_mi_crow_is_answered_by_the_person(client_of: Any) -> N
     assert ConceptConfig.objects.get().compiled() == [{"feature": 5, "mode": "scale", "value": 2.0}]
     refused = client_of("researcher").post(page, {"text": text, "name": "y", "ones": "yes"})
     assert "both multiplied by 2 and shifted by 1" in refused.content.decode() and ConceptConfig.objects.count() == 1
+
+
+def test_a_cap_is_nothing_that_mi_crow_can_say(dictionary: ConceptDictionary, client_of: Any) -> None:
+    edits = [{"feature": 3, "mode": "cap", "value": 2.0}]
+    config = ConceptConfig.next_version(dictionary.sae, "calm", edits, dictionary.owner)
+    page = client_of("viewer").get(config.get_absolute_url() + "?format=mi_crow", follow=True)
+    assert page.redirect_chain and "it cannot cap feature 3" in page.content.decode()
 
 
 def test_the_admin_lists_them_all(dictionary: ConceptDictionary, client_of: Any) -> None:
