@@ -20,7 +20,8 @@ from saes.checksums import checksums, weights_digest
 from saes.fields import size_of
 from saes.hook_places import place_of
 from saes.layouts import wanted_files
-from saes.models import SAE, LanguageModel
+from saes.model_names import matching_model
+from saes.models import SAE
 from saes.numerics.folders import whole_folder
 from saes.numerics.formats import FormatError, MissingFact, NotRepresentable, detect_format, load_sae, save_sae
 from saes.numerics.formats.saelens import for_inference
@@ -388,38 +389,6 @@ def _hub_name(config: Any) -> str:
 def _whole(value: Any, most: int = 9_999) -> int | None:
     """A whole number that the database takes, else None: BatchTopK's k may be a fraction."""
     return int(value) if isinstance(value, int | float) and value == int(value) and 0 <= value <= most else None
-
-
-def matching_model(*names: str) -> LanguageModel | None:
-    """The language model here that one of these names means: by location, by name, or by the last part of its location."""
-    rows = list(LanguageModel.objects.only("pk", "name", "location", "ready_at"))
-    rows.sort(key=lambda row: (row.ready_at is None, row.pk))
-    for name in filter(None, names):
-        for key in (_whole_name, _own_name, _last_part):
-            found = [row for row in rows if _same(name, key(row))]
-            if found:
-                return found[0]
-    return None
-
-
-def _whole_name(row: LanguageModel) -> str:
-    return row.location
-
-
-def _own_name(row: LanguageModel) -> str:
-    return row.name
-
-
-def _last_part(row: LanguageModel) -> str:
-    return Path(row.location).name
-
-
-def _same(wanted: str, found: str) -> bool:
-    """Hub ids and TransformerLens names of one model differ in the organisation, in case and in gpt2's suffix."""
-    if "/" in wanted and "/" in found and not found.startswith("/"):
-        return wanted.lower() == found.lower()
-    short = [name.rpartition("/")[2].lower().replace("_", "-").removesuffix("-small") for name in (wanted, found)]
-    return short[0] == short[1] != ""
 
 
 def config_of(sae: Weights) -> dict[str, Any]:

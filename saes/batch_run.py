@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from saehub.jobs.progress import JobError
 from saehub.jobs.runner import execute, heartbeat, hint, sentence, sweep, worker_name
 from saes import hub
 from saes.downloads import files_of
-from saes.hub import HubError, Listing
+from saes.hub import HubError, HubFile, Listing
 from saes.models import SAE
 
 POLL_SECONDS = 0.3
@@ -39,6 +39,8 @@ class Part:
     job: Job | None = None
     error: str = ""
     hint: str = ""
+    files: list[HubFile] = field(default_factory=list)  # of its files, as `listing` names them
+    listing: Listing | None = None
     here: bool = False  # it was ready before
     joined: bool = False  # its job is somebody else's
 
@@ -49,6 +51,13 @@ class Part:
         if self.job is not None:
             return str(self.job.state)
         return "failed" if self.error else "waiting"
+
+    def on_the_way(self) -> dict[str, tuple[int, int]]:
+        """{path: (bytes here, bytes in all)} of those of its files that are here in part."""
+        if self.listing is None:
+            return {}
+        found = {file.path: (self.listing.cached([file]), file.size) for file in self.files}
+        return {path: (have, size) for path, (have, size) in found.items() if 0 < have < size}
 
     @property
     def seconds(self) -> float | None:
@@ -92,6 +101,7 @@ def _measure(part: Part, listings: dict[tuple[str, str], Listing | HubError], to
         if isinstance(listing, HubError):
             raise listing
         files = files_of(row, listing)
+        part.listing, part.files = listing, files
         part.size, part.cached = sum(file.size for file in files), listing.cached(files)
     except JobError as error:
         part.error, part.hint = str(error), error.hint

@@ -12,6 +12,7 @@ from saehub.jobs.progress import JobError, Progress
 from saes import catalogue, downloads, hub
 from saes.fields import size_of
 from saes.imports import import_files
+from saes.model_names import link_waiting
 from saes.models import SAE, LanguageModel
 from saes.numerics.lm import describe_config, import_gguf, plain_errors
 from saes.remote import read_remote
@@ -30,7 +31,9 @@ def add_model(progress: Progress, model: int) -> dict[str, Any]:
     progress.start("Reading its config and tokenizer", unit="steps")
     row.finish(**_describe(folder), revision=row.revision)
     progress.log(f"{row.architecture}, {row.n_layers} layers of {row.d_model}")
-    return {"model": row.pk, "folder": str(folder)}
+    if linked := link_waiting(row):
+        progress.log(f"{linked} SAEs that were here before it are of this model")
+    return {"model": row.pk, "folder": str(folder), "saes": linked}
 
 
 def _folder(progress: Progress, row: LanguageModel) -> Path:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +347,27 @@ def test_ctrl_c_leaves_all_as_it_is_and_the_same_command_goes_on(served: MiniHub
     assert json.loads(done.stdout)["done"] == 4
     ranges = sorted(asked.range for asked in served.requests if asked.path.startswith("/lfs/") and asked.range)
     assert ranges == sorted(f"bytes={n}-" for n in kept.values())
+
+
+@pytest.mark.usefixtures("committed")
+def test_in_a_terminal_each_file_on_its_way_has_a_bar(served: MiniHub, listed: Path) -> None:
+    served.fault("/lfs/", "rate", 60_000, times=None)
+    served.repos["models/lab/saes"] |= {f"layer_{n}/sae_weights.safetensors": padded(n, 100_000) for n in range(4)}
+    near, far = pty.openpty()
+    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    command = [sys.executable, str(ROOT / "manage.py"), "download_saes", "--spec", str(listed), "--jobs", "2"]
+    child = subprocess.Popen(command, env=child_environment(), stdout=far, stderr=far, close_fds=True)
+    os.close(far)
+    shown = b""
+    with contextlib.suppress(OSError):  # how the end of a terminal reads
+        while piece := os.read(near, 65536):
+            shown += piece
+    os.close(near)
+    text = shown.decode("utf-8", "replace")
+    assert child.wait(30) == 0, text
+    bars = {name: re.findall(rf"{re.escape(name)}:\s+(\d+)%", text) for name in ("  sae_weights.safetensors", "all")}
+    assert all(len(set(percents)) > 2 for percents in bars.values()), bars
+    assert "layer_3" in text and "4 of 4 are here" in text
 
 
 def padded(seed: int, length: int) -> bytes:

@@ -4,9 +4,10 @@ import json
 import shutil
 
 import pytest
+from django.utils import timezone
 
 from saehub.jobs.models import State
-from saes.models import LanguageModel
+from saes.models import SAE, LanguageModel
 
 pytestmark = pytest.mark.django_db
 
@@ -32,7 +33,20 @@ def test_a_folder_is_described_without_being_copied(add, tiny_model_dir):
     assert row.has_bos and not row.has_chat and row.ready
     assert row.hook("blocks.1.hook_resid_post")["d"] == 32
     assert row.load_from == str(tiny_model_dir) and not row.folder.exists()
-    assert job.result == {"model": row.pk, "folder": str(tiny_model_dir)}
+    assert job.result == {"model": row.pk, "folder": str(tiny_model_dir), "saes": 0}
+
+
+def test_saes_that_were_here_first_are_linked(add, tiny_model_dir):
+    def sae(model_name, **fields):
+        given = {"name": model_name, "source": "file", "ready_at": timezone.now()} | fields
+        return SAE.objects.create(model_name=model_name, **given)
+
+    meant = [sae("tiny"), sae("Lab/Tiny"), sae("tiny-small")]
+    others = [sae("tiny-it"), sae(""), sae("tiny", ready_at=None), sae("shiny")]
+    row, job = add(source="folder", location=str(tiny_model_dir))
+    assert job.result["saes"] == 3
+    assert set(row.saes.all()) == set(meant)
+    assert not SAE.objects.filter(pk__in=[other.pk for other in others], model__isnull=False).exists()
 
 
 def test_parameters_are_counted_as_torch_counts_them(add, tiny_model_dir):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ class Command(BaseCommand):
 
 
 class Bars:
-    """A bar for each SAE that is on its way, and below them one for all, in bytes."""
+    """A bar for each SAE and each of its files that is on its way, and one for all, in bytes."""
 
     def __init__(self, parts: list[Part], hidden: bool, say: Callable[[str], Any]) -> None:
         self.parts, self.say = parts, say
@@ -171,7 +171,8 @@ class Bars:
         total = sum(part.size or 0 for part in parts)
         self.all = tqdm(total=total, desc="all", unit="B", unit_scale=True, dynamic_ncols=True, disable=off)
         self.plain = not hidden and self.all.disable
-        self.bars: dict[int, Any] = {}
+        self.bars: dict[int, Any] = {}  # by job
+        self.files: dict[tuple[int, str], Any] = {}  # by job and file
         self.told: set[int] = set()
         self.off = off
 
@@ -179,7 +180,7 @@ class Bars:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for bar in [*self.bars.values(), self.all]:
+        for bar in [*self.files.values(), *self.bars.values(), self.all]:
             bar.close()
 
     def show(self) -> None:
@@ -199,18 +200,36 @@ class Bars:
     def _draw(self, part: Part, job: Job) -> None:
         if job.unit != "bytes" and job.pk not in self.bars:
             return
-        bar = self.bars.get(job.pk)
-        if bar is None:
-            bar = self.bars[job.pk] = tqdm(
-                desc=part.row.name[-40:], unit="B", unit_scale=True, leave=False, dynamic_ncols=True, disable=self.off
-            )
-        bar.set_postfix_str(job.step.rpartition(": ")[2].rpartition("/")[2][-30:], refresh=False)  # the file
+        if job.pk not in self.bars:
+            self.bars[job.pk] = self._bar(part.row.name[-40:])
+        bar = self.bars[job.pk]
+        bar.set_postfix_str(job.step.partition(": ")[0][:30], refresh=False)
         if job.unit == "bytes":
             bar.total, bar.n = job.total, job.done
         bar.refresh()
+        self._draw_files(part, job)
+
+    def _draw_files(self, part: Part, job: Job) -> None:
+        coming = {} if self.all.disable else part.on_the_way()
+        for path, (have, total) in coming.items():
+            key = (job.pk, path)
+            if key not in self.files:
+                self.files[key] = self._bar(f"  {path.rpartition('/')[2][-38:]}")
+            bar = self.files[key]
+            bar.total, bar.n = total, have
+            bar.refresh()
+        self._close_files(job, keep=coming)
+
+    def _close_files(self, job: Job, keep: Collection[str] = ()) -> None:
+        for key in [key for key in self.files if key[0] == job.pk and key[1] not in keep]:
+            self.files.pop(key).close()
+
+    def _bar(self, what: str) -> Any:
+        return tqdm(desc=what, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, disable=self.off)
 
     def _end(self, part: Part, job: Job) -> None:
         self.told.add(job.pk)
+        self._close_files(job)
         if bar := self.bars.pop(job.pk, None):
             bar.close()
         if self.plain:
