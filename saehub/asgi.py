@@ -10,11 +10,15 @@ django_app = get_asgi_application()
 from channels.auth import AuthMiddlewareStack  # noqa: E402  (Django has to be set up first)
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
+from django.conf import settings  # noqa: E402
 from django.urls import path  # noqa: E402
 
+from saehub.body_limit import BodyLimit  # noqa: E402
 from saehub.jobs.consumers import JobConsumer  # noqa: E402
 
 sockets = URLRouter([path("ws/jobs/<int:pk>/", JobConsumer.as_asgi())])
+FORM_FIELDS = 16 * 2**20  # what a form may send beside its files
+pages = BodyLimit(django_app, max(settings.UPLOAD_LIMIT, settings.SAE_UPLOAD_LIMIT) + FORM_FIELDS)
 application = ProtocolTypeRouter(
-    {"http": django_app, "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(sockets))}
+    {"http": pages, "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(sockets))}
 )
