@@ -294,7 +294,10 @@ def run(args: argparse.Namespace, folder: Path) -> None:
             time.sleep(PAUSE)
             print("step", file=child.stdin, flush=True)
             seconds[name].append(float(child.stdout.readline()))  # type: ignore[union-attr]
-    fastest = min((statistics.median(seconds[name]) for name in names if name in STOCK), default=None)
+    peers = [name for name in names if "ours" not in name]
+    compared = [name for name in peers if name in STOCK] or peers
+    fastest = min((statistics.median(seconds[name][2:]) for name in compared), default=None)
+    label = "the fastest stock peer" if compared != peers else "the fastest peer"
     print(
         f"{args.architecture}, {args.d} x {args.d_sae}, k {args.k}, batch {args.batch}, {args.rounds} steps, seed {args.seed}"
     )
@@ -303,7 +306,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         quality = json.loads(child.stdout.readline())  # type: ignore[union-attr]
         child.wait()
         median = statistics.median(seconds[name][2:])
-        ratio = f"{fastest / median:6.2f} x the fastest stock peer" if fastest else ""
+        ratio = f"{fastest / median:6.2f} x {label}" if fastest else ""
         print(
             f"{name:20} {args.batch / median:9,.0f} rows/s {ratio}   FVU {quality['fvu']:.4f}  L0 {quality['l0']:.1f}",
             flush=True,
