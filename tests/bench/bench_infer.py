@@ -34,8 +34,11 @@ def main(model: str, sae_path: str, hook_name: str) -> None:
     steering = [Steering(sae, hook_name, [Edit(7, "clamp", 5.0)])]
     prompt = "The best way to spend a Sunday is"
 
+    def read_along(x: Any) -> None:
+        read(sae, x[0])
+
     def forward_read() -> None:
-        with hooked(lm, {hook_name: lambda x: read(sae, x[0]) and None}):
+        with hooked(lm, {hook_name: read_along}):
             lm.model(input_ids=ids, use_cache=False)
 
     calls: dict[str, Callable[[], Any]] = {
@@ -54,8 +57,8 @@ def main(model: str, sae_path: str, hook_name: str) -> None:
     ms = {name: 1000 * median(one[name] for one in rounds) for name in calls}
     for name, value in ms.items():
         print(f"{name:32} {value:8.1f} ms")
-    read = median(r["forward read by the SAE"] / (r["plain forward"] + r["SAE's own encode"]) for r in rounds)
-    print(f"read / (plain forward + encode)  {read:8.2f}")
+    ratio = median(r["forward read by the SAE"] / (r["plain forward"] + r["SAE's own encode"]) for r in rounds)
+    print(f"read / (plain forward + encode)  {ratio:8.2f}")
     for name in ("generation with one edit", "generation with one edit, add"):
         print(f"{name} / plain {median(r[name] / r['plain generation'] for r in rounds):8.2f}")
 
