@@ -84,12 +84,15 @@ def search(request: HttpRequest) -> HttpResponse:
         )
         if text and allowed(request.user, permission)
     ]
-    found = [(title, rows) for title, rows in found if rows and not (rows[0]._meta.model is SAE and meant.saes)]
+    same_words = any(rows and rows[0]._meta.model is SAE for _, rows in found)
+    said = bool(meant.saes or meant.nearest)  # then the SAEs with the same words are one link
+    found = [(title, rows) for title, rows in found if rows and not (rows[0]._meta.model is SAE and said)]
     rows: list[Any] = [row for _, group in found for row in group]
-    if len(rows) == 1 and not meant.saes and not meant.place:
+    if len(rows) == 1 and not said and not meant.place:
         return redirect(rows[0].get_absolute_url())
     more = len(found) > 0 and found[0][0] == "SAEs" and len(found[0][1]) == SEARCH_ROWS
-    return render(request, "search.html", {"q": text, "found": found, "meant": meant, "more_saes": more})
+    context = {"q": text, "found": found, "meant": meant, "more_saes": more, "same_words": same_words}
+    return render(request, "search.html", context)
 
 
 def _opened(request: HttpRequest, sae: SAE, meant: Resolution) -> HttpResponse:
