@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.contrib import admin
 
-from inference.models import Generation, Inference, PromptBatch
+from inference.models import Generation, Inference, PromptBatch, Resident, Sweep
 from saehub.accounts.admin import MadeByJobs
 
 
@@ -56,3 +56,27 @@ class PromptBatchAdmin(MadeByJobs):
         "n_tokens", "n_rows", "size_bytes", "facts", "policy", "versions", "seconds", "created_at", "ready_at", "job",
     )  # fmt: skip
     readonly_fields = tuple(name for name in fields if name not in ("name", "owner"))
+
+
+@admin.register(Sweep)
+class SweepAdmin(MadeByJobs):
+    """A generation at several strengths: only its name and owner can be changed."""
+
+    list_display = ("name", "generation", "seconds", "owner", "created_at", "page")
+    list_filter = ("owner",)
+    search_fields = ("name", "generation__prompt")
+    list_select_related = ("generation", "owner")
+    date_hierarchy = "created_at"
+    fields = (
+        "name", "owner", "page", "generation", "factors", "points", "versions", "seconds", "created_at", "ready_at", "job",
+    )  # fmt: skip
+    readonly_fields = tuple(name for name in fields if name not in ("name", "owner"))
+
+
+@admin.register(Resident)
+class ResidentAdmin(MadeByJobs):
+    """What each live worker keeps warm; written by the workers."""
+
+    list_display = tuple(field.name for field in Resident._meta.fields)
+    fields = list_display
+    readonly_fields = list_display
