@@ -77,6 +77,8 @@ class SweepAdmin(MadeByJobs):
 class ResidentAdmin(MadeByJobs):
     """What each live worker keeps warm; written by the workers."""
 
-    list_display = tuple(field.name for field in Resident._meta.fields)
-    fields = list_display
-    readonly_fields = list_display
+    list_display = ("name", "kind", "n_bytes", "budget", "host", "pid", "used_at")
+    list_filter = ("host", "kind")
+    search_fields = ("name", "host")
+    fields = ("name", "kind", "n_bytes", "budget", "host", "pid", "used_at")
+    readonly_fields = fields
