@@ -63,6 +63,10 @@ class Capture(Made):
         BF16 = "bfloat16", "bfloat16 (half the disk)"
         FP16 = "float16", "float16"
 
+    class Compute(models.TextChoices):
+        FP32 = "float32", "float32 (exact)"
+        BF16 = "bfloat16", "bfloat16 autocast (faster)"
+
     model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="captures")
     corpus = models.ForeignKey(Corpus, on_delete=models.PROTECT, related_name="captures")
     hook_names = models.JSONField(default=list)
@@ -71,7 +75,19 @@ class Capture(Made):
     store_special = models.BooleanField(default=False)
     dtype = models.CharField(max_length=10, choices=Storage.choices, default=Storage.FP32)
     max_tokens = models.BigIntegerField(null=True, blank=True)
+    packed = models.BooleanField(
+        default=True, help_text="Contexts filled without padding; else one document, padded and masked"
+    )
+    chat_template = models.BooleanField(default=False, help_text="Documents go through the model's chat template first")
+    compute_dtype = models.CharField(max_length=10, choices=Compute.choices, default=Compute.FP32)
+    max_norm_ratio = models.FloatField(
+        null=True, blank=True, help_text="Rows whose norm is so many times the median are left out (attention sinks)"
+    )
+    stored = models.BooleanField(default=True, help_text="False: nothing is kept, runs stream from the model itself")
+    location = models.CharField(max_length=400, blank=True, help_text="Path of a mi_crow LocalStore run that was read")
+    parts = models.PositiveSmallIntegerField(default=1, help_text="Jobs that share the work, on as many workers")
 
+    n_masked = models.BigIntegerField(null=True, editable=False, help_text="Rows left out for their norm")
     n_tokens = models.BigIntegerField(null=True, editable=False)
     n_contexts = models.BigIntegerField(null=True, editable=False)
     size_bytes = models.BigIntegerField(null=True, editable=False)
@@ -89,6 +105,24 @@ class Capture(Made):
         return row["d"] if row else None
 
 
+class Sweep(Made):
+    """Several runs on one capture, trained side by side on one stream of activations."""
+
+    KIND = "train_sweep"
+    FOLDER = "sweeps"
+
+    capture = models.ForeignKey(Capture, on_delete=models.PROTECT, related_name="sweeps")
+    grid = models.JSONField(default=dict, help_text="Values of each axis: k or a coefficient, d_sae, hook point, seed")
+    config = models.JSONField(default=dict, help_text="What all of its runs share")
+    seconds = models.FloatField(null=True, editable=False)
+
+    class Meta:
+        ordering = ("-pk",)
+
+    def get_absolute_url(self) -> str:
+        return reverse("training:sweep_detail", args=[self.pk])
+
+
 class Run(Made):
     """One training of one SAE on one hook point of a capture."""
 
@@ -96,7 +130,13 @@ class Run(Made):
     FOLDER = "runs"
 
     capture = models.ForeignKey(Capture, on_delete=models.PROTECT, related_name="runs")
+    sweep = models.ForeignKey(
+        Sweep, null=True, blank=True, on_delete=models.CASCADE, related_name="runs", editable=False
+    )
     hook_name = models.CharField(max_length=200)
+    hook_name_out = models.CharField(
+        max_length=200, blank=True, help_text="Transcoders: where their output is compared"
+    )
     architecture = models.CharField(max_length=40)
     config = models.JSONField(default=dict, help_text="What the trainer is given, and d_sae, k or the L1 coefficient")
     sae = models.OneToOneField(
@@ -104,8 +144,14 @@ class Run(Made):
     )
     evaluate_after = models.BooleanField(default=True)
     harvest_after = models.BooleanField(default=True)
+    processes = models.PositiveSmallIntegerField(
+        default=1, help_text="Devices, or CPU processes, that share each batch"
+    )
     stop_at = models.DateTimeField(
         null=True, editable=False, help_text="When somebody asked to stop here and keep what is trained."
+    )
+    pause_at = models.DateTimeField(
+        null=True, editable=False, help_text="When somebody asked to pause; a paused run goes on from its checkpoint."
     )
     seconds = models.FloatField(null=True, editable=False)
     tokens = models.BigIntegerField(null=True, editable=False)
@@ -139,7 +185,12 @@ class Evaluation(Made):
     KIND = "evaluate"
 
     sae = models.ForeignKey(SAE, on_delete=models.CASCADE, related_name="evaluations")
-    capture = models.ForeignKey(Capture, on_delete=models.CASCADE, related_name="evaluations")
+    capture = models.ForeignKey(Capture, null=True, blank=True, on_delete=models.CASCADE, related_name="evaluations")
+    corpus = models.ForeignKey(
+        Corpus, null=True, blank=True, on_delete=models.PROTECT, related_name="evaluations",
+        help_text="A corpus of choice, instead of a capture's held-out contexts",
+    )  # fmt: skip
+    max_tokens = models.BigIntegerField(null=True, blank=True, help_text="Of the corpus of choice")
     max_contexts = models.PositiveIntegerField(
         default=64, help_text="Held-out contexts run through the model for CE and KL"
     )
