@@ -17,7 +17,7 @@ up: .venv/.installed
 	$(RUN) up --host $(HOST) --port $(PORT)
 
 test: .venv/.installed .venv/.dev .venv/.demo lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/.installed .venv/.dev
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Loaded before Django's settings: the tests have a data folder and an embedded PostgreSQL of their own.
 
-The folder is kept between runs (the database cluster need not be made again); a second run beside the first gets its own.
+The folder is kept between runs (the database cluster need not be made again). A second run beside the first gets its own,
+and so does every process of a run that pytest-xdist spreads over several.
 """
 
 import fcntl
@@ -8,14 +9,18 @@ import os
 import tempfile
 from pathlib import Path
 
-root = Path(__file__).resolve().parent.parent
-data = root / ".test-data"
+worker = os.environ.get("PYTEST_XDIST_WORKER")
+if worker:  # one of several processes of one run: beside the folder the run took
+    data = Path(os.environ["SAEHUB_DATA"]) / worker
+else:
+    data = Path(__file__).resolve().parent.parent / ".test-data"
+    data.mkdir(exist_ok=True)
+    lock = (data / "tests.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        data = Path(tempfile.mkdtemp(prefix="saehub-tests-"))
 data.mkdir(exist_ok=True)
-lock = (data / "tests.lock").open("w")
-try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except BlockingIOError:
-    data = Path(tempfile.mkdtemp(prefix="saehub-tests-"))
 os.environ["SAEHUB_DATA"] = str(data)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("SAEHUB_JOB_LEASE", "6")
