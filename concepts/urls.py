@@ -1,11 +1,11 @@
 from django.urls import path
 
-from concepts import config_views, dictionary_views, import_views, views
+from concepts import config_views, dictionary_views, feature_views, import_views, views
 
 app_name = "concepts"
 urlpatterns = [
     path("saes/<int:pk>/features/", views.feature_list, name="feature_list"),
-    path("saes/<int:pk>/features/<int:index>/", views.feature_detail, name="feature_detail"),
+    path("saes/<int:pk>/features/<int:index>/", feature_views.feature_detail, name="feature_detail"),
     path("saes/<int:pk>/features/<int:index>/label/", import_views.label_create, name="label_create"),
     path("saes/<int:pk>/labels/", import_views.label_files, name="label_files"),
     path("saes/<int:pk>/labels/import/", import_views.label_import, name="label_import"),

@@ -1,5 +1,5 @@
 // Single-key shortcuts, rows that open on a click, and Ctrl+Enter. All of them only press what is on the page anyway:
-//   [data-go="s"]    pressed by g s          [data-key="n"]   pressed by n (links, buttons) or focused (fields)
+//   [data-go="s"]    pressed by g s          [data-key="n j"] pressed by n or j (links, buttons) or focused (fields)
 //   table[data-keys] j and k move between its rows' .rowlink, x ticks the row's box; Enter is the link's own
 const typing = (element) => element?.closest("input:not([type=checkbox], [type=radio], [type=range]), textarea, select, [contenteditable]");
 const off = () => localStorage.getItem("keys") === "off";
@@ -44,7 +44,7 @@ function single(key) {
   }
   if (key === "g") return Boolean((went = Date.now()));
   const keys = { "/": () => press(document.getElementById("omnibox")), "?": help, j: () => move(1), k: () => move(-1), x: tick };
-  return keys[key]?.() || press(document.querySelector(`[data-key="${CSS.escape(key)}"]`));
+  return keys[key]?.() || press(document.querySelector(`[data-key~="${CSS.escape(key)}"]`));
 }
 
 document.addEventListener("keydown", (event) => {

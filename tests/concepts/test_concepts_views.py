@@ -159,8 +159,8 @@ def test_a_damaged_view_says_what_is_wrong(rows: Rows, view: FeatureView, client
     assert (
         "it was not finished; harvest it again" in page.content.decode() and "Harvest features" in page.content.decode()
     )
-    followed = client_of("researcher").get(feature(rows, 3), follow=True)
-    assert followed.redirect_chain and "it was not finished" in followed.content.decode()
+    page = client_of("researcher").get(feature(rows, 3)).content.decode()
+    assert "This view cannot be shown" in page and "it was not finished" in page
 
 
 # -- one feature
@@ -213,10 +213,18 @@ def test_a_feature_out_of_range_names_the_range(rows: Rows, client_of: Any) -> N
     assert "There is no feature 96; tiny-sae has features 0 to 95." in response.content.decode()
 
 
-def test_a_feature_without_a_view_leads_to_the_harvest(rows: Rows, client_of: Any) -> None:
-    response = client_of("researcher").get(feature(rows, 3), follow=True)
-    assert response.redirect_chain[0][0] == features(rows)
-    assert "have not been harvested yet" in response.content.decode()
+def test_a_feature_has_its_page_and_can_be_named_before_a_harvest(rows: Rows, client_of: Any) -> None:
+    client = client_of("researcher")
+    page = client.get(feature(rows, 3)).content.decode()
+    assert "Not harvested yet" in page and features(rows) in page and "Your own text" in page
+    assert (
+        client.post(reverse("concepts:label_create", args=[rows.sae.pk, 3]), {"text": "about cats"}).status_code == 302
+    )
+    response = client.get(feature(rows, 3))
+    assert response.context["accepted"].text == "about cats"
+    assert set(response.context["step"]) == {"previous", "next", "random"}
+    found = client.get(feature(rows, 3, "?format=json")).json()
+    assert found["labels"][0]["text"] == "about cats" and "density" not in found
 
 
 def test_the_python_on_the_page_finds_the_same_number(

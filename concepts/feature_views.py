@@ -1,0 +1,163 @@
+"""The page of one feature: what is known of it, its labels, and a field for a text of one's own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import get_object_or_404, render
+
+from concepts import featurefile
+from concepts.chosen import chosen_view, columns_of, feature_url, kept, no_feature, views_of
+from concepts.concept_forms import LabelForm
+from concepts.models import Concept, FeatureView, Label, name_of
+from concepts.snippets import CONTEXTS, SCALES, Snippet, as_python, snippet
+from saehub.accounts.access import needs
+from saehub.charts import Chart, histogram
+from saes.abilities import why_not
+from saes.models import SAE
+
+SHOWN_TOP = 8
+SHOWN_SAMPLES = 2
+SHOWN_CONCEPTS = 20
+
+
+@needs("concepts.view_featureview")
+def feature_detail(request: HttpRequest, pk: int, index: int) -> HttpResponse:
+    """Also before a harvest: a feature can be named, tried on a text and steered by its number alone."""
+    sae = get_object_or_404(SAE.objects.select_related("model", "run__capture"), pk=pk)
+    if index >= sae.n_features:
+        raise Http404(no_feature(sae, index))
+    views = views_of(sae)
+    view = chosen_view(request, sae, views)
+    columns, fault = columns_of(view)
+    labels = list(Label.objects.filter(sae=sae, feature=index).select_related("owner"))
+    record = columns.feature(index) if columns is not None else None
+    if request.GET.get("format") == "json":
+        numbers = _as_json(view, columns, record) if view and columns and record else {}
+        own = {"sae": sae.pk, "feature": index, "labels": [_label(label) for label in labels]}
+        return JsonResponse(own | numbers)
+    in_concepts = Concept.objects.filter(dictionary__sae=sae, members__feature=index).select_related("dictionary")
+    context = {
+        "section": "saes",
+        "sae": sae,
+        "index": index,
+        "views": views,
+        "view": view,
+        "fault": fault,
+        "labels": labels,
+        "accepted": next((label for label in labels if label.accepted), None),
+        "label_form": LabelForm(auto_id="label_%s"),
+        "in_concepts": in_concepts[:SHOWN_CONCEPTS],
+        "kept": kept(request),
+        "cannot_read": why_not(sae, "harvest"),
+        "text": request.GET.get("text", ""),
+        "step": _steps(sae, columns, index, kept(request)),
+    }
+    if view is not None and columns is not None and record is not None:
+        context |= _harvested(request, sae, view, columns, record)
+    return render(request, "concepts/feature_detail.html", context)
+
+
+def _harvested(
+    request: HttpRequest,
+    sae: SAE,
+    view: FeatureView,
+    columns: featurefile.FeatureView,
+    record: featurefile.FeatureRecord,
+) -> dict[str, Any]:
+    """What the page shows of a feature in a view."""
+    others = Label.objects.accepted_of(sae, (other.feature for other in record.neighbours))
+    around, scale = _choice(request, "around", CONTEXTS), _choice(request, "scale", SCALES)
+    return {
+        "lens": columns.logit_lens,
+        "feature": record,
+        "name": name_of(columns, record.feature),
+        "around": around,
+        "contexts": CONTEXTS,
+        "scale": scale,
+        "scales": SCALES,
+        "steer_value": f"{record.maximum:.4g}" if record.n_fires else "",
+        "groups": _groups(record, around, scale),
+        "fires": _fires(record),
+        "neighbours": [
+            (other, others.get(other.feature), name_of(columns, other.feature)) for other in record.neighbours
+        ],
+        "python": as_python(sae, view, record),
+    }
+
+
+def _fires(record: featurefile.FeatureRecord) -> Chart | None:
+    if not record.n_fires:
+        return None
+    found, n = record.histogram, f"{record.n_fires:,} tokens"
+    return histogram(
+        found.counts, found.edges, title="Activations", x_title="activation", n=n, log_y=True, size=(340, 190)
+    )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Examples under one heading: the first few, and the rest under a fold."""
+
+    interval: featurefile.Interval | None  # None: the top contexts
+    shown: list[Snippet]
+    folded: list[Snippet]
+
+    @property
+    def n(self) -> int:
+        return len(self.shown) + len(self.folded)
+
+
+def _groups(record: featurefile.FeatureRecord, around: str, scale: str) -> list[Group]:
+    def group(examples: list[featurefile.Example], interval: featurefile.Interval | None, n: int) -> Group:
+        made = [snippet(example, around, record.maximum if scale == "feature" else None) for example in examples]
+        return Group(interval, made[:n], made[n:])
+
+    intervals = [group(i.examples, i, SHOWN_SAMPLES) for i in record.intervals]
+    return [group(record.top, None, SHOWN_TOP), *intervals] if record.top else []
+
+
+def _choice(request: HttpRequest, name: str, choices: Collection[str]) -> str:
+    """A parameter of the URL that is one of `choices`, else the default: the first."""
+    value = request.GET.get(name, "")
+    return value if value in choices else next(iter(choices))
+
+
+def _steps(sae: SAE, columns: featurefile.FeatureView | None, index: int, keep: dict[str, str]) -> dict[str, str]:
+    """Where previous, next and random lead. Random is a feature that fires, so that there is something to see."""
+    where = {"previous": index - 1, "next": index + 1}
+    alive = np.flatnonzero(columns.summary["n_fires"]) if columns is not None else range(sae.n_features)
+    if len(alive):
+        where["random"] = int(alive[random.randrange(len(alive))])
+    return {name: feature_url(sae, i, keep) for name, i in where.items() if 0 <= i < sae.n_features}
+
+
+def _label(label: Label) -> dict[str, Any]:
+    return {
+        "text": label.text, "accepted": label.accepted, "source": label.source, "by": label.by, "method": label.method,
+        "owner": label.owner.username if label.owner else None, "score": label.score, "confidence": label.confidence,
+    }  # fmt: skip
+
+
+def _as_json(view: FeatureView, columns: featurefile.FeatureView, record: featurefile.FeatureRecord) -> dict[str, Any]:
+    alive = record.n_fires > 0
+    return {
+        "view": view.pk,
+        "name": name_of(columns, record.feature),
+        "n_tokens": record.n_tokens,
+        "n_fires": record.n_fires,
+        "density": record.density,
+        "maximum": record.maximum if alive else None,
+        "mean": record.mean if alive else None,
+        "decoder_norm": record.decoder_norm,
+        "layer_norm": view.layer_norm,
+        "top_tokens": [{"id": t.id, "text": t.text, "count": t.count, "sum": t.total} for t in record.top_tokens],
+        "raised": [{"id": t.id, "text": t.text, "value": t.value} for t in record.raised],
+        "lowered": [{"id": t.id, "text": t.text, "value": t.value} for t in record.lowered],
+        "neighbours": [{"feature": n.feature, "cosine": n.cosine} for n in record.neighbours],
+    }
