@@ -129,10 +129,11 @@ class BatchTopKSAE(SAE):
     def parameter_shapes(cls, config: SAEConfig) -> dict[str, tuple[int, ...]]:
         return super().parameter_shapes(config) | {"threshold": (config.d_sae,)}
 
-    def activation(self, z: Tensor) -> Tensor:
+    def activation(self, z: Tensor, count: int | None = None) -> Tensor:
+        """Of z (..., d_sae); `count`, how many codes are kept, is k * rows unless this is a part of the batch."""
         acts = z.relu()
         rows = acts.numel() // self.config.d_sae
-        values, indices = acts.flatten().topk(int(self.k * rows), sorted=False)
+        values, indices = acts.flatten().topk(int(self.k * rows) if count is None else count, sorted=False)
         return torch.zeros_like(acts).flatten().scatter(-1, indices, values).view_as(acts)
 
     def for_inference(self) -> JumpReLUSAE:

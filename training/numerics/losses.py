@@ -19,6 +19,7 @@ from saes.numerics.sae import SAE
 from saes.numerics.standard import StandardSAE
 from saes.numerics.topk import BatchTopKSAE, TopKSAE
 from training.numerics.dense import Penalty, as_rows, dense_step
+from training.numerics.ranks import ALONE, Ranks
 from training.numerics.sparse import (
     Encoder,
     PairGradients,
@@ -40,7 +41,8 @@ class Terms:
 
     dead: (m,) int64, the features counted dead, or empty. scale, variance: the units of the loss (see above). l1, l0,
     aux: coefficients. bandwidth: width, in units of scale, of the window in which JumpReLU's thresholds learn.
-    target_l0: with it, JumpReLU's penalty is quadratic around that L0 instead of proportional to it.
+    target_l0: with it, JumpReLU's penalty is quadratic around that L0 instead of proportional to it. ranks: the processes
+    that share the batch, of which x is then this one's rows.
     """
 
     dead: Tensor
@@ -51,6 +53,7 @@ class Terms:
     l0: float = 0.0
     bandwidth: float = 0.05
     target_l0: float | None = None
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def l1_penalty(acts: Tensor, W_dec: Tensor) -> Tensor:
     return (acts.abs() @ W_dec.norm(dim=-1)).mean()
 
 
-def auxk(error: Tensor, z_dead: Tensor, W_dead: Tensor, k_aux: int) -> Tensor:
+def auxk(error: Tensor, z_dead: Tensor, W_dead: Tensor, k_aux: int, ranks: Ranks = ALONE) -> Tensor:
     """How badly the dead features alone reconstruct what the live ones left over; 0 at best.
 
         A = min(m / k_aux, 1) * sum |e - e_hat|^2 / sum |e|^2,   e_hat = topk(z_dead, k_aux) @ W_dead
@@ -102,7 +105,7 @@ def auxk(error: Tensor, z_dead: Tensor, W_dead: Tensor, k_aux: int) -> Tensor:
     m = z_dead.shape[-1]
     values, indices = z_dead.topk(min(k_aux, m), dim=-1, sorted=False)
     e_hat = torch.zeros_like(z_dead).scatter(-1, indices, values) @ W_dead
-    size = error.square().sum(-1).mean().clamp_min(torch.finfo(error.dtype).tiny)
+    size = ranks.mean(error.square().sum(-1).mean()).clamp_min(torch.finfo(error.dtype).tiny)
     return min(m / k_aux, 1.0) * squared_error(e_hat, error) / size
 
 
@@ -237,8 +240,16 @@ def forward_pass(sae: SAE, x: Tensor, terms: Terms) -> Pass:
         z = z + sae.b_enc
     jump = sae.config.architecture == "jumprelu"
     eps = terms.bandwidth * terms.scale
-    acts = Jump.apply(z, sae.tensor("threshold"), eps) if jump else sae.activation(z)  # type: ignore[no-untyped-call]
+    if isinstance(sae, BatchTopKSAE):
+        acts = sae.activation(z, _kept(sae, z, terms.ranks))
+    else:
+        acts = Jump.apply(z, sae.tensor("threshold"), eps) if jump else sae.activation(z)  # type: ignore[no-untyped-call]
     return Pass(x, z, acts, acts @ sae.W_dec + sae.b_dec)
+
+
+def _kept(sae: BatchTopKSAE, z: Tensor, ranks: Ranks) -> int:
+    """How many of the codes of z (n, d_sae) are among the k * rows largest of the whole batch."""
+    return ranks.keep(z.detach().relu().flatten(), int(sae.k * ranks.total(len(z))))
 
 
 def trained(sae: SAE) -> dict[str, torch.nn.Parameter]:
@@ -253,7 +264,7 @@ def dead_part(sae: SAE, centred: Tensor, error: Tensor, terms: Terms) -> dict[st
         return {}
     bias = sae.tensor("b_gate" if sae.config.architecture == "gated" else "b_enc")
     z_dead = centred @ sae.W_enc[:, terms.dead] + bias[terms.dead]
-    return {"aux": terms.aux * auxk(error, z_dead, sae.W_dec[terms.dead], k_aux(sae))}
+    return {"aux": terms.aux * auxk(error, z_dead, sae.W_dec[terms.dead], k_aux(sae), terms.ranks)}
 
 
 # ---------------------------------------------------------------------------------------------------- gradients
@@ -310,7 +321,7 @@ def pair_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outco
     n, d_sae = len(x), sae.config.d_sae
     x, fast = x.contiguous(), products_are_rounded()
     encoder = Encoder(sae, x, fast, scratch)
-    pairs = choose(sae, encoder, n, scratch)
+    pairs = choose(sae, encoder, n, scratch, terms.ranks)
     scale, widths = 2 / (n * terms.variance), matryoshka_widths(sae)
     residual, totals, errors, dz = decode(sae, x, pairs, widths, scale, scratch)
     ordered = by_feature(pairs, dz, d_sae)
@@ -428,7 +439,8 @@ def dead_gradients(sae: SAE, x: Tensor, error: Tensor, terms: Terms) -> tuple[di
     slices = {"W_enc": sae.W_enc.t()[dead], "b_enc": sae.b_enc[dead], "W_dec": sae.W_dec[dead]}
     with torch.enable_grad():
         W_enc, b_enc, W_dec = leaves = [part.detach().requires_grad_() for part in slices.values()]
-        part = terms.aux * auxk(error, _centred(sae, x).detach() @ W_enc.t() + b_enc, W_dec, k_aux(sae))
+        z_dead = _centred(sae, x).detach() @ W_enc.t() + b_enc
+        part = terms.aux * auxk(error, z_dead, W_dec, k_aux(sae), terms.ranks)
         found = torch.autograd.grad(part, leaves)
     return {"aux": part.item()}, dict(zip(slices, found, strict=True))
 

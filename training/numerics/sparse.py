@@ -19,6 +19,7 @@ from torch import Tensor
 
 from saes.numerics.sae import SAE
 from saes.numerics.topk import TopKSAE
+from training.numerics.ranks import ALONE, Ranks
 
 CHUNK_ROWS = 256  # whose pre-activations stay in a core's second cache between the product and the choice
 CHUNK_FEATURES = 256
@@ -118,11 +119,26 @@ class Encoder:
         return (*_as_both(z), not self.fast, self.bias)
 
 
-def choose(sae: SAE, encoder: Encoder, n: int, scratch: Scratch) -> Pairs:
-    """The codes of n rows of a TopK or BatchTopK SAE."""
+def choose(sae: SAE, encoder: Encoder, n: int, scratch: Scratch, ranks: Ranks = ALONE) -> Pairs:
+    """The codes of n rows of a TopK or BatchTopK SAE; for the latter, of n rows of the batch that `ranks` share."""
     if isinstance(sae, TopKSAE):
         return topk_pairs(encoder, n, sae.k, scratch)
-    return batchtopk_pairs(encoder, n, int(sae.config.k * n), scratch)
+    k = int(sae.config.k * ranks.total(n))
+    pairs = batchtopk_pairs(encoder, n, min(k, n * encoder.d_sae), scratch)
+    return pairs if ranks.size == 1 else _of_all(pairs, k, ranks)
+
+
+def _of_all(pairs: Pairs, k: int, ranks: Ranks) -> Pairs:
+    """Those of this rank's pairs that are among the k largest of all ranks'."""
+    total = int(pairs.counts.sum())
+    cols, values = pairs.cols[:total], pairs.values[:total]
+    kept = ranks.keep(values, k)
+    if kept == total:
+        return pairs
+    if not kept:
+        return Pairs(torch.zeros_like(pairs.starts), torch.zeros_like(pairs.counts), cols, values)
+    least = kernels().keep_largest(*_numpy(pairs.starts, pairs.counts, cols, values), kept)
+    return Pairs(pairs.starts, pairs.counts, cols, values, float(least))
 
 
 def topk_pairs(encoder: Encoder, n: int, k: int, scratch: Scratch) -> Pairs:

@@ -18,6 +18,7 @@ from training.numerics.checkpoint import TrainingError, load_checkpoint, save_ch
 from training.numerics.evaluate import explained_variance
 from training.numerics.losses import LOSSES, Outcome, Terms, gradients, variance
 from training.numerics.optim import Optimizer, matmul_precision, ramp
+from training.numerics.ranks import ALONE, Ranks
 from training.numerics.shards import Capture
 from training.numerics.sparse import Scratch
 
@@ -181,6 +182,7 @@ def train(
     checkpoint_dir: str | Path | None = None,
     held_out: Tensor | None = None,
     should_stop: Callable[[], bool] | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train `sae` in place until the config's last step, the end of the batches, or should_stop().
 
@@ -190,6 +192,8 @@ def train(
     stops with a checkpoint. With `checkpoint_dir`, a checkpoint found there is continued, to the bit on a CPU: the
     result is that of training without the interruption.
     The decoder's bias starts at the mean of the first batch unless it is already set.
+    With several `ranks` each of them makes this call with the same arguments and batches, computes on its share of every
+    batch, and ends with the same SAE; the first one alone reports, asks should_stop and writes checkpoints.
 
     Raises TrainingError: unknown architecture, other settings than the checkpoint's, batches of a wrong width, a loss
     that is not finite, a full disk.
@@ -197,31 +201,35 @@ def train(
     _check(sae)
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     state, moments = _resume(folder, sae, config)
+    folder = folder if ranks.first else None
     stream = _rows(sae, batches, state.tokens)
     if state.step == 0:
         stream = _start(sae, stream, state)
     optimizer = Optimizer(sae, config.betas, state.scale)
     optimizer.load_state(moments)
+    ranks.equal(optimizer.tensors)
     clock, scratch = _Clock(state), Scratch()
     stopped = False
     try:
         while state.step < config.total_steps:
-            x = None if should_stop is not None and should_stop() else next(stream, None)
+            stop = ranks.told(ranks.first and should_stop is not None and should_stop())
+            x = None if stop else next(stream, None)
             if x is None:
                 stopped = True
                 break
             lr = config.lr_at(state.step, sae.config.d_sae)
             with matmul_precision(config.precision):
-                outcome = gradients(sae, x, _terms(config, state), scratch)
+                share = ranks.share(x)
+                outcome = ranks.sum(gradients(sae, share, _terms(config, state, ranks), scratch))
             if not math.isfinite(outcome.loss):
                 raise TrainingError(_diverged(state, lr, folder))
             optimizer.step(outcome.grads, lr, config.clip)
             follow_codes(sae, outcome.least, state.step)
             state.count(outcome.fired, len(x))
             if state.step % config.log_every == 0 or state.step == config.total_steps:
-                report = _report(sae, x, config, state, outcome, lr, held_out, clock)
+                report = _report(sae, x, config, state, outcome, lr, held_out if ranks.first else None, clock)
                 state.history.append(report)
-                if on_step is not None:
+                if on_step is not None and ranks.first:
                     on_step(report)
             if folder is not None and state.step % config.checkpoint_every == 0:
                 _save(folder, config, state, optimizer, clock)
@@ -277,7 +285,7 @@ def _start(sae: SAE, stream: Iterator[Tensor], state: TrainState) -> Iterator[Te
     return itertools.chain([x], stream)
 
 
-def _terms(config: TrainConfig, state: TrainState) -> Terms:
+def _terms(config: TrainConfig, state: TrainState, ranks: Ranks) -> Terms:
     risen = ramp(state.step, config.total_steps, config.l1_warmup)
     return Terms(
         dead=(state.silent >= config.dead_after).nonzero().flatten(),
@@ -288,6 +296,7 @@ def _terms(config: TrainConfig, state: TrainState) -> Terms:
         aux=config.aux_coefficient,
         bandwidth=config.bandwidth,
         target_l0=config.target_l0,
+        ranks=ranks,
     )
 
 
