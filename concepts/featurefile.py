@@ -18,7 +18,7 @@ examples, A activations of those examples, C contexts they come from, L tokens a
   vocabulary_start (V + 1,) int64, vocabulary_bytes uint8    token texts as UTF-8, end to end
 Written by the logit lens, together with `logit_lens.json`:
   logits_pos_ids, logits_neg_ids (F, 10) int32;  logits_pos_values, logits_neg_values (F, 10) float32
-  neighbour_ids (F, 10) int32, neighbour_cosines (F, 10) float32;  decoder_norm (F,) float32
+  neighbour_ids (F, 50) int32, neighbour_cosines (F, 50) float32;  decoder_norm (F,) float32
 """
 
 import json
@@ -37,6 +37,7 @@ LENS_FACTS = "logit_lens.json"
 HISTOGRAM_BINS = 50
 SORT_KEYS = ("feature", "density", "n_fires", "n_contexts", "max", "mean")
 BINS_PER_DECADE = 4
+SHOWN_NEIGHBOURS = 10  # of a record; the columns hold more
 
 
 class ViewError(ValueError):
@@ -226,7 +227,7 @@ class FeatureView:
             top_tokens=self._top_tokens(i),
             raised=self._logits("pos", i),
             lowered=self._logits("neg", i),
-            neighbours=self._neighbours(i),
+            neighbours=self.feature_neighbours(i)[:SHOWN_NEIGHBOURS],
             decoder_norm=float(self.column("decoder_norm")[i]) if self.logit_lens else None,
         )
 
@@ -277,7 +278,8 @@ class FeatureView:
         rows = zip(self.column(f"logits_{side}_ids")[i], self.column(f"logits_{side}_values")[i], strict=True)
         return [Logit(int(id), self.token_text(id), float(value)) for id, value in rows]
 
-    def _neighbours(self, i: int) -> list[Neighbour]:
+    def feature_neighbours(self, i: int) -> list[Neighbour]:
+        """The features nearest by cosine that the lens kept, nearest first; none without it."""
         if not self.logit_lens:
             return []
         rows = zip(self.column("neighbour_ids")[i], self.column("neighbour_cosines")[i], strict=True)
@@ -333,6 +335,34 @@ class FeatureView:
         wanted = text.casefold()
         chosen = np.array([wanted in token for token in self._folded_vocabulary] + [False])  # -1: no token
         return chosen[np.minimum(ids, len(chosen) - 1)].any(1)
+
+    def token_ids(self, text: str) -> np.ndarray:
+        """Ids of the tokens that are this text, but for case and spaces around; without one, of those that hold it."""
+        wanted = text.strip().casefold()
+        if not wanted:
+            return np.empty(0, np.int64)
+        found = [i for i, token in enumerate(self._folded_vocabulary) if wanted in token]
+        same = [i for i in found if self._folded_vocabulary[i].strip() == wanted]
+        return np.array(same or found, dtype=np.int64)
+
+    def writing(self, ids: np.ndarray, *, lowered: bool = False, n: int = 50) -> list[tuple[int, Logit]]:
+        """The features that raise (or lower) one of these tokens most, with that token, strongest first.
+
+        Only the tokens that the logit lens kept of a feature are known. Raises ViewError without a logit lens.
+        """
+        if not self._has_logits:
+            raise ViewError(f"The feature view {self.path.name} has no logits; run the logit lens first.")
+        side = "neg" if lowered else "pos"
+        kept, values = self.column(f"logits_{side}_ids"), self.column(f"logits_{side}_values")
+        rows, places = np.nonzero(np.isin(kept, ids))  # a feature's tokens lie strongest first
+        rows, first = np.unique(rows, return_index=True)
+        places = places[first]
+        strength = np.abs(values[rows, places])
+        best = np.argsort(-strength, kind="stable")[:n]
+        return [
+            (int(i), Logit(int(kept[i, j]), self.token_text(int(kept[i, j])), float(values[i, j])))
+            for i, j in zip(rows[best], places[best], strict=True)
+        ]
 
     def density_histogram(self) -> DensityHistogram:
         """Alive features in bins of log10 density, a quarter of a decade wide, from one fire in n_tokens up to 1."""

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from django.conf import settings
+from django.contrib.postgres.indexes import GinIndex
+from django.contrib.postgres.search import SearchVector
 from django.db import models, transaction
 from django.urls import reverse
 
@@ -17,6 +19,7 @@ from concepts import featurefile
 from concepts.interchange import LONGEST_BY, LONGEST_METHOD, LONGEST_NAME, Facts
 from saehub.jobs.made import Made
 from saes.models import SAE
+from saes.registry import search_query
 from training.models import Capture
 
 
@@ -139,6 +142,12 @@ class LabelQuerySet(models.QuerySet):
         found = self.filter(sae=sae, accepted=True, feature__in=wanted) if wanted else self.none()
         return dict(found.values_list("feature", "text"))
 
+    def with_words(self, text: str) -> Self:
+        """Labels with every word of the text as the beginning of one of theirs; without such, those that hold the text."""
+        query = search_query(text)
+        found = self.annotate(words=SearchVector("text", config="simple")).filter(words=query) if query else self.none()
+        return found if query and found.exists() else self.filter(text__icontains=text)
+
     def name_feature(self, sae: SAE, feature: int, text: str, user: Any) -> Label:
         """What a person calls a feature: a label of theirs, accepted unless another person's is."""
         with transaction.atomic():
@@ -182,6 +191,7 @@ class Label(models.Model):
 
     class Meta:
         ordering = ("-accepted", "-pk")
+        indexes = [GinIndex(SearchVector("text", config="simple"), name="label_words")]
         constraints = [
             models.UniqueConstraint(fields=["sae", "feature", "text", "by", "method"], name="one_label_of_a_text"),
             models.UniqueConstraint(

@@ -1,9 +1,10 @@
 from django.urls import path
 
-from concepts import config_views, dictionary_views, feature_views, import_views, views
+from concepts import config_views, dictionary_views, feature_views, import_views, search_views, views
 
 app_name = "concepts"
 urlpatterns = [
+    path("features/", search_views.feature_search, name="feature_search"),
     path("saes/<int:pk>/features/", views.feature_list, name="feature_list"),
     path("saes/<int:pk>/features/<int:index>/", feature_views.feature_detail, name="feature_detail"),
     path("saes/<int:pk>/features/<int:index>/label/", import_views.label_create, name="label_create"),

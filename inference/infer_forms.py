@@ -15,6 +15,7 @@ from saes.models import SAE, LanguageModel
 from training.models import Corpus
 
 MAX_SAES = 8
+MOST_SEARCHED = 64  # SAEs that read one text when features are looked for
 MOST_CHARACTERS = 200_000  # of a text for a model that sets no limit of its own
 MOST_TOP = 10_000
 
@@ -36,6 +37,7 @@ class ReadersForm(forms.ModelForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.able = Able("harvest")
+        self.most = MAX_SAES
         self.able.fit(self.fields["saes"], SelectMultiple(attrs={"size": min(6, max(2, len(self.able.rows)))}))
 
     def clean_saes(self) -> Any:
@@ -45,8 +47,8 @@ class ReadersForm(forms.ModelForm):
                 raise ValidationError(f"{sae.name} cannot read a text here. {reason}")
         if len({sae.model_id for sae in saes}) > 1:
             raise ValidationError("Choose SAEs of one model: a text is read by one model at a time.")
-        if len(saes) > MAX_SAES:
-            raise ValidationError(f"Choose at most {MAX_SAES} SAEs at a time.")
+        if len(saes) > self.most:
+            raise ValidationError(f"Choose at most {self.most} SAEs at a time.")
         return saes
 
     @property

@@ -117,7 +117,7 @@ def infer(progress: Progress, inference: int) -> dict[str, Any]:
     saes = in_order(row.saes.all())
     progress.start(f"Loading {row.model.name}", unit="tokens")
     lm = warm_lm(row.model)
-    readers = [Reader(warm_sae(sae), sae.hook_name) for sae in saes]
+    readers = [_WarmReader(sae) for sae in saes]
     ids, policy = text_ids(lm, _asked(row), row.prepend_bos)
     progress.start("Reading the text", unit="tokens", total=len(ids))
     found = infer_text(lm, readers, ids, likely=LIKELY if row.probabilities else 0)
@@ -135,6 +135,19 @@ def infer(progress: Progress, inference: int) -> dict[str, Any]:
     )  # fmt: skip
     progress(len(ids), len(ids))
     return {"inference": row.pk, "tokens": len(ids), "fires": sum(fact["fires"] for fact in facts)}
+
+
+class _WarmReader(Reader):
+    """An SAE fetched when its turn comes, so that many of them need not fit into memory at once."""
+
+    def __init__(self, row: SAE) -> None:
+        object.__setattr__(self, "_row", row)
+        object.__setattr__(self, "hook_name", row.hook_name)
+
+    @property
+    def sae(self) -> Weights:  # type: ignore[override]
+        row: SAE = self._row  # type: ignore[attr-defined]
+        return warm_sae(row)
 
 
 def _mean(counts: Any) -> float | None:

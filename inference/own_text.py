@@ -12,7 +12,7 @@ from typing import Any
 from django.http import HttpRequest
 
 from concepts.models import FeatureView
-from inference.infer_forms import InferenceForm
+from inference.infer_forms import MAX_SAES, InferenceForm
 from inference.models import Inference
 from saes.models import SAE
 
@@ -60,10 +60,12 @@ def policy_of(view: FeatureView | None) -> bool:
     return view.capture.prepend_bos if view is not None else True
 
 
-def text_form(text: str, saes: Sequence[SAE], prepend_bos: bool) -> InferenceForm:
-    """The playground's form, filled: what it refuses is refused here in the same words."""
+def text_form(text: str, saes: Sequence[SAE], prepend_bos: bool, *, most: int = MAX_SAES) -> InferenceForm:
+    """The playground's form, filled: what it refuses is refused here in the same words. most: SAEs at a time."""
     data: dict[str, Any] = {"prompt": text, "saes": [sae.pk for sae in saes]}
-    return InferenceForm(data | ({"prepend_bos": "on"} if prepend_bos else {}))
+    form = InferenceForm(data | ({"prepend_bos": "on"} if prepend_bos else {}))
+    form.most = most
+    return form
 
 
 def link_to(row: Inference) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from inference import feature_views, infer_views, views
+from inference import feature_views, infer_views, search_views, views
 
 app_name = "inference"
 urlpatterns = [
@@ -11,6 +11,7 @@ urlpatterns = [
     path("playground/batches/new/", infer_views.promptbatch_create, name="promptbatch_create"),
     path("playground/batches/<int:pk>/", infer_views.promptbatch_detail, name="promptbatch_detail"),
     path("playground/batches/<int:pk>/features.parquet", infer_views.promptbatch_file, name="promptbatch_file"),
+    path("features/text/", search_views.text_search, name="text_search"),
     path("playground/saes/<int:pk>/features/<int:index>/", feature_views.feature_text, name="feature_text"),
     path("steering/", views.generation_list, name="generation_list"),
     path("steering/new/", views.generation_create, name="generation_create"),

@@ -39,7 +39,7 @@ def logit_lens(
     view_dir: str | Path,
     *,
     k: int = 10,
-    neighbours: int = 10,
+    neighbours: int = 50,
     progress: Progress = lambda done, total, step: None,
 ) -> dict[str, Any]:
     """Add logits, neighbours and decoder norms of every feature to a harvested view; returns what was done.

@@ -1,0 +1,66 @@
+"""The page that looks for features of all SAEs: by label, by a token they write, by where they point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.paginator import Paginator
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+
+from concepts.models import FeatureView
+from concepts.search import SearchError, alike, by_label, by_promoted
+from saehub.accounts.access import needs
+from saes.models import SAE
+
+PAGE = 25
+WAYS = {
+    "label": ("By label", "What people and files call them"),
+    "raises": ("That raise a token", "Features whose direction adds most to a token's logit"),
+    "lowers": ("That lower a token", "Features whose direction takes most from a token's logit"),
+    "like": ("Like another feature", "Features of the same SAE by the cosine of their decoder directions"),
+}
+
+
+@needs("concepts.view_featureview")
+def feature_search(request: HttpRequest) -> HttpResponse:
+    way = request.GET.get("by", "") if request.GET.get("by") in WAYS else "label"
+    text = request.GET.get("q", "").replace("\0", "")[:200]
+    saes = list(SAE.objects.filter(pk__in=FeatureView.objects.ready().values("sae")).order_by("-pk")[:400])
+    sae = _sae(request)
+    context: dict[str, Any] = {
+        "section": "features", "ways": WAYS, "way": way, "about": WAYS[way][1], "q": text, "saes": saes, "sae": sae,
+    }  # fmt: skip
+    try:
+        if text.strip():
+            context |= _found(request, way, text, sae)
+    except SearchError as error:
+        context["fault"] = str(error)
+    return render(request, "concepts/feature_search.html", context)
+
+
+def _sae(request: HttpRequest) -> SAE | None:
+    pk = request.GET.get("sae", "")
+    return SAE.objects.filter(pk=int(pk)).first() if pk.isdecimal() and len(pk) < 10 else None
+
+
+def _found(request: HttpRequest, way: str, text: str, sae: SAE | None) -> dict[str, Any]:
+    if way == "label":
+        page: Any = Paginator(by_label(text, sae), PAGE).get_page(request.GET.get("page"))
+        return {"labels": page}
+    if way != "like":
+        return {"found": by_promoted(text, [sae] if sae else None, lowered=way == "lowers")}
+    name, _, index = text.strip().rpartition("/")
+    chosen = _named(name) if name else sae
+    if chosen is None:
+        raise SearchError(
+            f"There is no SAE {name[:60]} here." if name else "Choose the SAE, or write the feature as SAE/number."
+        )
+    if not (index.isdecimal() and len(index) < 10):
+        raise SearchError("Write the feature's number, or SAE/number.")
+    return {"found": alike(chosen, int(index)), "sae": chosen, "origin": int(index)}
+
+
+def _named(name: str) -> SAE | None:
+    by_number = SAE.objects.filter(pk=int(name)).first() if name.isdecimal() and len(name) < 10 else None
+    return by_number or SAE.objects.filter(name__iexact=name.strip()).first()

@@ -1,0 +1,114 @@
+"""Looking for features of all SAEs: by label, by token, by direction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from django.urls import reverse
+
+from concepts.models import FeatureView, Label
+from concepts.search import SearchError, alike, by_label, by_promoted
+from saes.models import SAE
+from saes.numerics.formats import load_sae
+from saes.numerics.lm import load_lm
+from tests.steering_rows import Rows
+
+PAGE_QUERIES = 9
+
+
+def search(client: Any, **query: Any) -> Any:
+    return client.get(reverse("concepts:feature_search"), query)
+
+
+def logits(rows: Rows) -> tuple[Any, np.ndarray]:
+    """Tokenizer, and what unit directions add to every logit (d_sae, V), by the model's own norm and head."""
+    lm, sae = load_lm(rows.model.location), load_sae(rows.sae.files)
+    W = sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)
+    with torch.no_grad():
+        gained = (W * lm.model.model.norm.weight) @ lm.model.lm_head.weight.T
+    return lm.tokenizer, gained.numpy()
+
+
+def test_features_that_raise_or_lower_a_token(rows: Rows, view: FeatureView) -> None:
+    tokenizer, gained = logits(rows)
+    for lowered, sign in ((False, 1), (True, -1)):
+        order = np.argsort(-sign * gained, axis=1)[:, :10]
+        token = int(np.bincount(order[:, 0]).argmax())
+        text = tokenizer.decode([token])
+        found = by_promoted(text, lowered=lowered, n=200)
+        same = {i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip().casefold() == text.strip().casefold()}
+        expected = {int(i) for i in np.flatnonzero(np.isin(order, list(same)).any(1))}
+        assert {one.feature for one in found} == expected and expected
+        values = [one.logit.value for one in found if one.logit]
+        assert values == sorted(values, key=lambda value: -sign * value)
+        for one in found:
+            assert one.logit and one.logit.value == pytest.approx(gained[one.feature, one.logit.id], abs=1e-4)
+
+
+def test_features_alike_are_those_of_the_largest_cosine(rows: Rows, view: FeatureView) -> None:
+    W = load_sae(rows.sae.files).W_dec
+    W = (W / W.norm(dim=1, keepdim=True)).detach().numpy()
+    cosine = W @ W[5]
+    cosine[5] = -2
+    found = alike(rows.sae, 5)
+    assert [one.feature for one in found] == np.argsort(-cosine)[:50].tolist()
+    np.testing.assert_allclose([one.cosine for one in found], np.sort(cosine)[::-1][:50], atol=1e-5)
+
+
+def test_labels_are_found_by_the_beginnings_of_their_words_over_all_saes(rows: Rows, client_of: Any) -> None:
+    other = SAE.objects.create(name="other", model=rows.model, d_sae=50, path="saes/other")
+    names = {
+        (rows.sae, 1): "cats and dogs",
+        (rows.sae, 2): "catholic saints",
+        (other, 3): "Dogs, then cats",
+        (other, 4): "猫と犬",
+    }
+    for (sae, i), text in names.items():
+        Label.objects.name_feature(sae, i, text, rows.owner)
+    assert {label.feature for label in by_label("cat")} == {1, 2, 3}
+    assert {label.feature for label in by_label("DOG cat")} == {1, 3}
+    assert {label.feature for label in by_label("cat", rows.sae)} == {1, 2}
+    assert {label.feature for label in by_label("atholi")} == {2}, "inside of a word, where no word begins so"
+    assert {label.feature for label in by_label("と犬")} == {4}
+    assert not by_label("' & !:*").exists()
+    page = search(client_of("viewer"), q="dog").content.decode()
+    assert "cats and dogs" in page and "Dogs, then cats" in page and "catholic" not in page
+
+
+def test_what_cannot_be_looked_for_is_one_sentence(rows: Rows, client_of: Any, view: FeatureView) -> None:
+    client = client_of("viewer")
+    for query, said in (
+        ({"by": "raises", "q": "zzzzqqqq"}, "No token holds “zzzzqqqq”"),
+        ({"by": "like", "q": "x", "sae": rows.sae.pk}, "Write the feature&#x27;s number"),
+        ({"by": "like", "q": "96", "sae": rows.sae.pk}, "There is no feature 96"),
+        ({"by": "like", "q": "9"}, "Choose the SAE"),
+        ({"by": "like", "q": "nobody/9"}, "There is no SAE nobody here."),
+        ({"by": "nonsense", "q": "<script>alert(1)</script>", "sae": "9" * 30}, "No label holds these words"),
+    ):
+        response = search(client, **query)
+        assert response.status_code == 200 and said in response.content.decode(), query
+        assert "<script>alert" not in response.content.decode()
+    assert "fault" not in search(client, by="like", q=f"{rows.sae.name}/5").content.decode()
+    assert "Top tokens" in search(client, by="raises", q="a").content.decode()
+
+
+def test_without_a_view_there_are_no_logits(rows: Rows) -> None:
+    with pytest.raises(SearchError, match="harvest"):
+        by_promoted("Paris")
+    with pytest.raises(SearchError, match="harvest its features"):
+        alike(rows.sae, 3)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_page_asks_the_same_queries_for_one_and_three_labels(
+    n: int, rows: Rows, client_of: Any, django_assert_num_queries: Any
+) -> None:
+    for i in range(n):
+        Label.objects.name_feature(rows.sae, i, f"cats {i}", rows.owner)
+    client = client_of("viewer")
+    search(client, q="cats")
+    with django_assert_num_queries(PAGE_QUERIES):
+        assert search(client, q="cats").status_code == 200
