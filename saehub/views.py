@@ -18,8 +18,8 @@ from saehub.accounts.access import LOGIN, PUBLIC, allowed, needs
 from saehub.fragments import part
 from saehub.jobs.models import Job
 from saehub.styleguide import samples
+from saes.filters import search_query
 from saes.models import SAE, LanguageModel
-from saes.registry import search_query
 from saes.resolve import Resolution, resolve
 from training.models import Capture, Corpus, Run
 

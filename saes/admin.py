@@ -19,10 +19,10 @@ from saehub.accounts.admin import HouseAdmin, MadeByJobs
 from saehub.jobs.models import State
 from saes.dependents import users
 from saes.facets import FACET_FIELDS, SEPARATOR
+from saes.filters import search_query
 from saes.history import curate_all, note_all
 from saes.models import SAE, LanguageModel, Release
 from saes.one_sae import start
-from saes.registry import search_query
 from saes.removal import InUse, remove
 
 MOST_JOBS = 500

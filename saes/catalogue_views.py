@@ -21,9 +21,10 @@ from saes import gemma_scope
 from saes.basket import MOST, basket_of, put_in, take_out
 from saes.batch import BatchSpec
 from saes.fetching import Fetched, fetch, row_at
+from saes.filters import number
 from saes.listing import PAGE
 from saes.models import SAE
-from saes.registry import Row, number, registry
+from saes.registry import Row, registry
 from saes.repository import StillAsking, known_gemma_scope, listing_of, places, variants
 from saes.resolve import Place, place_of
 
