@@ -18,9 +18,10 @@ from saes.listing import Column, listing
 from saes.models import SAE
 from training.curves import config_rows, curves, now, snippet
 from training.estimates import free_bytes
-from training.forms import CaptureForm, CorpusForm, EvaluationForm, RunForm, like
+from training.forms import CaptureForm, CorpusForm, EvaluationForm
 from training.models import Capture, Corpus, Run
 from training.preview import preview
+from training.run_form import RunForm, like
 
 CORPUS_COLUMNS = (
     Column("name", "Corpus", "name"),

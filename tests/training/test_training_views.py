@@ -12,8 +12,9 @@ from django.utils import timezone
 
 from saehub.jobs.models import Job, State
 from saes.models import SAE, LanguageModel
-from training.forms import ARCHITECTURES, CaptureForm, RunForm
+from training.forms import CaptureForm
 from training.models import Capture, Corpus, Evaluation, Run, RunPoint
+from training.run_form import ARCHITECTURES, RunForm
 
 pytestmark = pytest.mark.django_db
 HOOK = "blocks.1.hook_resid_post"

@@ -166,12 +166,12 @@ class ExplainedVariance:
 def explained_variance(sae: SAE, x: Tensor) -> float:
     """Explained variance (see DEFINITIONS) of x (n, d_in), computed in blocks of bounded size."""
     running = ExplainedVariance()
-    for part in _blocks(sae, x):
+    for part in blocks(sae, x):
         running.add(part, sae(part))
     return running.value
 
 
-def _blocks(sae: SAE, x: Tensor) -> Iterator[Tensor]:
+def blocks(sae: SAE, x: Tensor) -> Iterator[Tensor]:
     device = sae.W_dec.device
     for part in x.split(max(1, MAX_DENSE // sae.config.d_sae)):
         yield part.to(device, sae.W_dec.dtype)
@@ -185,7 +185,7 @@ def _reconstruction(
     sums: dict[str, float] = dict.fromkeys(("l0", "l1", "cosine", "l2_ratio", "norm", "dot"), 0.0)
     fired = torch.zeros(sae.config.d_sae, dtype=torch.int64, device=sae.W_dec.device)
     for batch in x_batches:
-        for x in _blocks(sae, batch):
+        for x in blocks(sae, batch):
             acts = sae.encode(x)
             x_hat = sae.decode(acts, x)
             variance.add(x, x_hat)

@@ -53,6 +53,11 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return pool
 
 
+def warm_up() -> None:
+    """Make the pool of threads now: several threads that first need it at once would make several."""
+    _pool(os.getpid(), torch.get_num_threads())
+
+
 def products_are_rounded() -> bool:
     """Whether float32 products are computed from inputs rounded to bfloat16 now, see optim.matmul_precision."""
     return bool(torch.backends.mkldnn.matmul.fp32_precision == "bf16")  # type: ignore[attr-defined]

@@ -1,6 +1,5 @@
 """Train a sparse autoencoder on a stream of activations: one loop, resumable to the bit, safe to kill at any moment."""
 
-import itertools
 import json
 import math
 import time
@@ -15,105 +14,28 @@ from torch import Tensor
 from saes.numerics.sae import SAE
 from training.numerics.checkpoint import FILE as CHECKPOINT
 from training.numerics.checkpoint import TrainingError, load_checkpoint, save_checkpoint
-from training.numerics.evaluate import explained_variance
-from training.numerics.losses import LOSSES, Outcome, Terms, gradients, variance
+from training.numerics.live import look, memory_used
+from training.numerics.losses import LOSSES, Outcome, Terms, variance
+from training.numerics.micro import MICRO_ROWS, accumulate, is_out_of_memory
 from training.numerics.optim import Optimizer, matmul_precision, ramp
 from training.numerics.ranks import ALONE, Ranks
 from training.numerics.shards import Capture
 from training.numerics.sparse import Scratch
+from training.numerics.train_config import TrainConfig as TrainConfig
 
 THRESHOLD_RATE = 0.01  # of BatchTopK's threshold
+DIVERGED = 100  # times the first batch's squared error, or the variance: no run that is any good comes near it
 FIRST_THRESHOLD = 0.01  # of a JumpReLU SAE, in units of the activations' scale (SAELens)
 
+STATE = ("step", "tokens", "seconds", "scale", "variance", "first_error")  # what a checkpoint keeps as numbers
 Batches = Iterator[Tensor] | Callable[[int], Iterator[Tensor]]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How an SAE is trained (what it is, d_sae and k included, is its SAEConfig).
-
-    n_tokens: rows to train on, in batches of batch_size; `steps`, when given, is used instead.
-    lr: peak learning rate of Adam; None means 1e-3 / sqrt(d_sae / 2^14): the scaling of Gao et al. 2024 with a larger
-        constant than theirs (2e-4), which suits runs of 0.1 to 10 million tokens. Measured on 524k tokens, TopK 4,608,
-        held-out FVU: 0.147 with lr 1e-3, 0.125 with 2e-3 (the default there is 1.9e-3), 0.116 with 4e-3 but four times
-        as many features silent on the held-out tokens.
-    lr_warmup, lr_decay: shares of the steps in which the rate rises from 0 and falls back to 0, linearly.
-    l1_coefficient, l1_warmup: ReLU only; the penalty's weight (for activations of mean norm sqrt(d_in)) and the share
-        of the steps in which it rises from 0. Measured on the same tokens: 1 gives L0 219 and FVU 0.165, 2 gives 37 and
-        0.326; activations with a larger mean, for their spread, want a smaller one. Gated uses both as well.
-    l0_coefficient: JumpReLU only; weight of its L0 penalty, rising over l1_warmup too. target_l0: with it the penalty
-        is quadratic around that L0. bandwidth: see losses.Terms. (Names and defaults of SAELens.)
-    aux_coefficient: weight of the dead features' term. dead_after_tokens: a feature is dead after so many tokens
-        without firing; None means a quarter of the run, at most 10 million (the usual number). Much less takes rare
-        features for dead ones: the term then keeps them from firing.
-    clip: bound on the norm of the gradient, or None for none: Adam makes the step nearly independent of its scale.
-    precision: "fast" (see optim.matmul_precision) or "float32".
-    seed: the order of the rows, see `capture_batches`. The loop itself draws no random numbers.
-    log_every, checkpoint_every: in steps.
-    """
-
-    n_tokens: int = 1_000_000
-    steps: int | None = None
-    batch_size: int = 2048
-    lr: float | None = None
-    lr_warmup: float = 0.02
-    lr_decay: float = 0.2
-    betas: tuple[float, float] = (0.9, 0.999)
-    l1_coefficient: float = 2.0
-    l1_warmup: float = 0.05
-    l0_coefficient: float = 1.0
-    target_l0: float | None = None
-    bandwidth: float = 0.05
-    aux_coefficient: float = 1 / 32
-    dead_after_tokens: int | None = None
-    clip: float | None = None
-    precision: str = "fast"
-    seed: int = 0
-    log_every: int = 20
-    checkpoint_every: int = 500
-
-    def __post_init__(self) -> None:
-        for name in ("n_tokens", "steps", "batch_size", "dead_after_tokens", "log_every", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise TrainingError(f"{name} is {value}; it must be at least 1.")
-        for name in ("lr", "l1_coefficient", "l0_coefficient", "aux_coefficient", "clip"):
-            value = getattr(self, name)
-            if value is not None and not (0 <= value < math.inf):
-                raise TrainingError(f"{name} is {value}; it must be a number of at least 0.")
-        for name in ("target_l0", "bandwidth"):
-            value = getattr(self, name)
-            if value is not None and not (0 < value < math.inf):
-                raise TrainingError(f"{name} is {value}; it must be a number above 0.")
-        for name in ("lr_warmup", "lr_decay", "l1_warmup"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise TrainingError(f"{name} is {getattr(self, name)}; it is a share of the steps, from 0 to 1.")
-        if self.precision not in ("fast", "float32"):
-            raise TrainingError(f'precision is "{self.precision}"; choose "fast" or "float32".')
-        object.__setattr__(self, "betas", tuple(self.betas))
-
-    @property
-    def total_steps(self) -> int:
-        return self.steps or math.ceil(self.n_tokens / self.batch_size)
-
-    @property
-    def total_rows(self) -> int:
-        return self.steps * self.batch_size if self.steps else self.n_tokens
-
-    def lr_at(self, step: int, d_sae: int) -> float:
-        peak = self.lr if self.lr is not None else 1e-3 / math.sqrt(d_sae / 2**14)
-        return peak * ramp(step, self.total_steps, self.lr_warmup, self.lr_decay)
-
-    @property
-    def dead_after(self) -> int:
-        return self.dead_after_tokens or min(10_000_000, max(self.total_rows // 4, self.batch_size))
 
 
 @dataclass(frozen=True)
 class StepReport:
     """Where training stands after `step` steps. Loss, parts, l0 and explained_variance are of the last batch, before
-    its update; held_out_explained_variance is of the held-out tensor, after it (None without one). tokens_per_second is
-    since the last report."""
+    its update; what begins with held_out is of the held-out tensor, after it (None without one; see `live.look`).
+    tokens_per_second is since the last report; memory: bytes of the process, or of the GPU's peak."""
 
     step: int
     tokens: int
@@ -126,6 +48,9 @@ class StepReport:
     lr: float
     tokens_per_second: float
     seconds: float
+    held_out_explained_variance_per_dimension: float | None = None
+    held_out_cosine: float | None = None
+    memory: int | None = None
 
 
 @dataclass
@@ -133,7 +58,7 @@ class TrainState:
     """What training knows beside weights and Adam's moments.
 
     step and tokens (rows consumed); seconds spent; scale and variance: mean |x| / sqrt(d_in) and
-    mean |x - mean(x)|^2 of the first batch, the units of the loss; silent: (d_sae,)
+    mean |x - mean(x)|^2 of the first batch, the units of the loss; first_error: its squared error; silent: (d_sae,)
     int64, tokens since each feature fired; history: the reports so far.
     """
 
@@ -143,6 +68,7 @@ class TrainState:
     seconds: float = 0.0
     scale: float = 1.0
     variance: float = 1.0
+    first_error: float = 0.0
     history: list[StepReport] = field(default_factory=list)
 
     def count(self, fired: Tensor, n: int) -> None:
@@ -169,7 +95,9 @@ def capture_batches(capture: Capture, hook: str, config: TrainConfig) -> Callabl
     """The training rows of a capture in the config's order, from any row on: the `batches` that `train` can resume."""
 
     def batches(start_row: int) -> Iterator[Tensor]:
-        return capture.batches(hook, config.batch_size, seed=config.seed, n_rows=config.total_rows, start_row=start_row)
+        return capture.batches(
+            hook, config.batch_size, seed=config.order, n_rows=config.total_rows, start_row=start_row
+        )
 
     return batches
 
@@ -182,6 +110,7 @@ def train(
     checkpoint_dir: str | Path | None = None,
     held_out: Tensor | None = None,
     should_stop: Callable[[], bool] | None = None,
+    say: Callable[[str], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train `sae` in place until the config's last step, the end of the batches, or should_stop().
@@ -189,8 +118,8 @@ def train(
     batches: tensors (n, d_in) in the model's activation space; an iterator, or a function from the first row wanted to
     an iterator, which is what resuming needs (an iterator must already begin where the checkpoint stopped).
     on_step gets a report every `log_every` steps and may raise to stop at once; should_stop is asked at every step and
-    stops with a checkpoint. With `checkpoint_dir`, a checkpoint found there is continued, to the bit on a CPU: the
-    result is that of training without the interruption.
+    stops with a checkpoint. say gets sentences for the log. With `checkpoint_dir`, a checkpoint found there is
+    continued, to the bit on a CPU: the result is that of training without the interruption.
     The decoder's bias starts at the mean of the first batch unless it is already set.
     With several `ranks` each of them makes this call with the same arguments and batches, computes on its share of every
     batch, and ends with the same SAE; the first one alone reports, asks should_stop and writes checkpoints.
@@ -198,46 +127,194 @@ def train(
     Raises TrainingError: unknown architecture, other settings than the checkpoint's, batches of a wrong width, a loss
     that is not finite, a full disk.
     """
-    _check(sae)
-    folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
-    state, moments = _resume(folder, sae, config)
-    folder = folder if ranks.first else None
-    stream = _rows(sae, batches, state.tokens)
-    if state.step == 0:
-        stream = _start(sae, stream, state)
-    optimizer = Optimizer(sae, config.betas, state.scale)
-    optimizer.load_state(moments)
-    ranks.equal(optimizer.tensors)
-    clock, scratch = _Clock(state), Scratch()
+    training = Training(
+        sae, config, on_step=on_step, checkpoint_dir=checkpoint_dir, held_out=held_out, say=say, ranks=ranks
+    )
+    stream = iter(batches(training.state.tokens) if callable(batches) else batches)
     stopped = False
     try:
-        while state.step < config.total_steps:
-            stop = ranks.told(ranks.first and should_stop is not None and should_stop())
-            x = None if stop else next(stream, None)
+        while not training.done:
+            stopped = ranks.told(ranks.first and should_stop is not None and should_stop())
+            x = None if stopped else next(stream, None)
             if x is None:
+                training.check_begun(stopped)
                 stopped = True
                 break
-            lr = config.lr_at(state.step, sae.config.d_sae)
-            with matmul_precision(config.precision):
-                share = ranks.share(x)
-                outcome = ranks.sum(gradients(sae, share, _terms(config, state, ranks), scratch))
-            if not math.isfinite(outcome.loss):
-                raise TrainingError(_diverged(state, lr, folder))
-            optimizer.step(outcome.grads, lr, config.clip)
-            follow_codes(sae, outcome.least, state.step)
-            state.count(outcome.fired, len(x))
-            if state.step % config.log_every == 0 or state.step == config.total_steps:
-                report = _report(sae, x, config, state, outcome, lr, held_out if ranks.first else None, clock)
-                state.history.append(report)
-                if on_step is not None and ranks.first:
-                    on_step(report)
-            if folder is not None and state.step % config.checkpoint_every == 0:
-                _save(folder, config, state, optimizer, clock)
-        if folder is not None:
-            _save(folder, config, state, optimizer, clock)
+            training.step(x)
+        training.save()
     finally:
-        optimizer.release()
-    return TrainResult(sae, state.history, state.step, state.tokens, clock.seconds, state, stopped)
+        training.close()
+    return training.result(stopped)
+
+
+class Training:
+    """One SAE in training: its weights, Adam's moments, its counters, its checkpoint. `train` feeds one batch by batch,
+    `together.train_together` several from one stream. Arguments and errors as of `train`."""
+
+    def __init__(
+        self,
+        sae: SAE,
+        config: TrainConfig,
+        *,
+        on_step: Callable[[StepReport], None] | None = None,
+        checkpoint_dir: str | Path | None = None,
+        held_out: Tensor | None = None,
+        say: Callable[[str], None] | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        _check(sae)
+        self.sae, self.config, self.ranks = sae, config, ranks
+        self.on_step, self.held_out = (on_step, held_out) if ranks.first else (None, None)
+        self.say = say or (lambda sentence: None)
+        self.folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
+        self.state, self._moments = _resume(self.folder, sae, config)
+        self.folder = self.folder if ranks.first else None
+        self.micro_rows: int | None = None  # rows at once, where a whole batch does not fit into memory
+        self._unsaid: list[str] = []
+        self._clock, self._scratch = _Clock(self.state), Scratch()
+        self._optimizer: Optimizer | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.state.step >= self.config.total_steps
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return self.config.lr_at(self.state.step, self.sae.config.d_sae)
+
+    def step(self, x: Tensor) -> None:
+        """One update from a batch x (n, d_in) in the model's activation space."""
+        x = self.prepared(x)
+        with matmul_precision(self.config.precision):
+            outcome = self.gradients(x)
+        self.update(x, outcome)
+        self.after(x, outcome)
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """The batch on the SAE's device, in the space its encoder reads; the first one sets the units of the loss."""
+        if x.ndim != 2 or x.shape[1] != self.sae.config.d_in:
+            raise TrainingError(
+                f"The SAE takes activations of width {self.sae.config.d_in}, but a batch has shape {tuple(x.shape)}; "
+                "choose the hook point it is for."
+            )
+        with torch.no_grad():
+            x = self.sae.normalise(x.to(self.sae.W_dec.device))
+            if self._optimizer is None:
+                if self.state.step == 0:
+                    _start(self.sae, x, self.state)
+                self._optimizer = Optimizer(self.sae, self.config.betas, self.state.scale)
+                self._optimizer.load_state(self._moments)
+                self._moments = {}
+                self.ranks.equal(self._optimizer.tensors)
+        return x
+
+    def gradients(self, x: Tensor) -> Outcome:
+        """Of the loss on a prepared batch, within `matmul_precision`. Changes nothing but scratch memory.
+
+        When memory runs out the batch goes through in parts of half the rows, and so on down to MICRO_ROWS.
+        """
+        terms, share = _terms(self.config, self.state, self.ranks), self.ranks.share(x)
+        while True:
+            try:
+                outcome = accumulate(self.sae, share, terms, self._scratch, self.micro_rows or len(share))
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or self.ranks.size > 1:  # ranks take every step together, or none
+                    raise
+                self._halve(len(share))
+        outcome = self.ranks.sum(outcome)
+        self._check_finite(outcome)
+        return outcome
+
+    def _halve(self, rows: int) -> None:
+        """Half as many rows at once from here on."""
+        half = (self.micro_rows or rows) // 2
+        if half < MICRO_ROWS:
+            raise TrainingError(
+                f"Memory ran out at step {self.state.step + 1}, even with {self.micro_rows or rows} rows at once; "
+                "choose fewer features or free some memory, and resume."
+            )
+        self.micro_rows, self._scratch = half, Scratch()
+        self._unsaid.append(
+            f"Memory ran out at step {self.state.step + 1}: batches of {rows:,} go through in parts of {half:,} rows, "
+            "whose gradients are added up."
+        )
+
+    def update(self, x: Tensor, outcome: Outcome) -> None:
+        """Adam's step, and the counters."""
+        assert self._optimizer is not None, "a batch is prepared before it updates"
+        self._optimizer.step(outcome.grads, self.lr, self.config.clip)
+        follow_codes(self.sae, outcome.least, self.state.step)
+        self.state.count(outcome.fired, len(x))
+
+    def after(self, x: Tensor, outcome: Outcome) -> None:
+        """When it is time, a report and a checkpoint. Calls back, so that it belongs into the caller's own thread."""
+        while self._unsaid:
+            self.say(self._unsaid.pop(0))
+        if self.state.step % self.config.log_every == 0 or self.done:
+            report = self._report(x, outcome)
+            self.state.history.append(report)
+            if self.on_step is not None:
+                self.on_step(report)
+        if self.state.step % self.config.checkpoint_every == 0:
+            self.save()
+
+    def check_begun(self, stopped: bool) -> None:
+        """Raises TrainingError for a stream that ends before its first batch."""
+        if not stopped and self.state.step == 0:
+            raise TrainingError("There are no activations to train on; capture more text.")
+
+    def save(self) -> None:
+        """Write the checkpoint, where there is a folder for it and a step was made."""
+        if self.folder is not None and self._optimizer is not None:
+            _save(self.folder, self.config, self.state, self._optimizer, self._clock)
+
+    def close(self) -> None:
+        """Give the SAE its ordinary layout back."""
+        if self._optimizer is not None:
+            self._optimizer.release()
+
+    def result(self, stopped: bool) -> TrainResult:
+        state = self.state
+        return TrainResult(self.sae, state.history, state.step, state.tokens, self._clock.seconds, state, stopped)
+
+    def _report(self, x: Tensor, outcome: Outcome) -> StepReport:
+        state, total_variance = self.state, float(variance(x)) if len(x) > 1 else self.state.variance
+        seen = look(self.sae, self.held_out) if self.held_out is not None else None
+        return StepReport(
+            step=state.step,
+            tokens=state.tokens,
+            loss=outcome.loss,
+            parts=outcome.parts,
+            l0=int(outcome.fired.sum()) / len(x),
+            explained_variance=1 - outcome.squared_error / max(total_variance, 1e-30),
+            held_out_explained_variance=seen["explained_variance"] if seen else None,
+            held_out_explained_variance_per_dimension=seen["explained_variance_per_dimension"] if seen else None,
+            held_out_cosine=seen["cosine"] if seen else None,
+            dead=int((state.silent >= self.config.dead_after).sum()),
+            lr=self.config.lr_at(state.step - 1, self.sae.config.d_sae),
+            tokens_per_second=self._clock.rate(state.tokens),
+            seconds=self._clock.seconds,
+            memory=memory_used(self.sae.W_dec.device),
+        )
+
+    def _check_finite(self, outcome: Outcome) -> None:
+        """Raises TrainingError for a loss that is not a number, or an error far above the first one."""
+        if not math.isfinite(outcome.loss):
+            raise TrainingError(self._diverged("is not a finite number"))
+        state = self.state
+        if not state.first_error:
+            state.first_error = max(outcome.squared_error, state.variance)
+        if outcome.squared_error > DIVERGED * state.first_error:
+            times = outcome.squared_error / state.first_error
+            raise TrainingError(self._diverged(f"grew (the reconstruction is {times:,.0f} times worse than at first)"))
+
+    def _diverged(self, reason: str) -> str:
+        kept = (
+            " The last checkpoint is kept." if self.folder is not None and (self.folder / CHECKPOINT).exists() else ""
+        )
+        return f"The loss {reason} at step {self.state.step + 1}; lower the learning rate (now {self.lr:.2g}).{kept}"
 
 
 # ---------------------------------------------------------------------------------------------------- the pieces
@@ -255,25 +332,9 @@ def _check(sae: SAE) -> None:
         raise TrainingError("SAEs are trained with float32 weights; load this one as float32.")
 
 
-def _rows(sae: SAE, batches: Batches, start_row: int) -> Iterator[Tensor]:
-    """Batches on the SAE's device, in the space its encoder reads."""
-    for x in batches(start_row) if callable(batches) else batches:
-        if x.ndim != 2 or x.shape[1] != sae.config.d_in:
-            raise TrainingError(
-                f"The SAE takes activations of width {sae.config.d_in}, but a batch has shape {tuple(x.shape)}; choose "
-                "the hook point it is for."
-            )
-        with torch.no_grad():  # left before the yield: the mode would otherwise reach whoever asked for the batch
-            x = sae.normalise(x.to(sae.W_dec.device))
-        yield x
-
-
 @torch.no_grad()
-def _start(sae: SAE, stream: Iterator[Tensor], state: TrainState) -> Iterator[Tensor]:
-    """Set the scales, and b_dec unless it is already set, from the first batch; returns the stream with it."""
-    x = next(stream, None)
-    if x is None:
-        raise TrainingError("There are no activations to train on; capture more text.")
+def _start(sae: SAE, x: Tensor, state: TrainState) -> None:
+    """Set the scales, and b_dec unless it is already set, from the first batch."""
     state.scale = float(x.norm(dim=-1).mean()) / math.sqrt(sae.config.d_in)
     state.variance = float(variance(x))
     if not (0 < state.scale < math.inf and 0 < state.variance < math.inf):
@@ -282,7 +343,6 @@ def _start(sae: SAE, stream: Iterator[Tensor], state: TrainState) -> Iterator[Te
         sae.b_dec.copy_(x.mean(0))
     if sae.config.architecture == "jumprelu" and not sae.tensor("threshold").any():
         sae.tensor("threshold").fill_(FIRST_THRESHOLD * state.scale)
-    return itertools.chain([x], stream)
 
 
 def _terms(config: TrainConfig, state: TrainState, ranks: Ranks) -> Terms:
@@ -310,37 +370,6 @@ def follow_codes(sae: SAE, least: float | None, step: int) -> None:
     threshold.copy_(threshold + (least - threshold) * (THRESHOLD_RATE if step else 1.0))
 
 
-def _report(
-    sae: SAE,
-    x: Tensor,
-    config: TrainConfig,
-    state: TrainState,
-    outcome: Outcome,
-    lr: float,
-    held_out: Tensor | None,
-    clock: "_Clock",
-) -> StepReport:
-    total_variance = float(variance(x)) if len(x) > 1 else state.variance
-    return StepReport(
-        step=state.step,
-        tokens=state.tokens,
-        loss=outcome.loss,
-        parts=outcome.parts,
-        l0=int(outcome.fired.sum()) / len(x),
-        explained_variance=1 - outcome.squared_error / max(total_variance, 1e-30),
-        held_out_explained_variance=explained_variance(sae, held_out) if held_out is not None else None,
-        dead=int((state.silent >= config.dead_after).sum()),
-        lr=lr,
-        tokens_per_second=clock.rate(state.tokens),
-        seconds=clock.seconds,
-    )
-
-
-def _diverged(state: TrainState, lr: float, folder: Path | None) -> str:
-    kept = " The last checkpoint is kept." if folder is not None and (folder / CHECKPOINT).exists() else ""
-    return f"The loss is not a finite number at step {state.step + 1}; lower the learning rate (now {lr:.2g}).{kept}"
-
-
 class _Clock:
     """Seconds of a run, those before a resume included, and the rate since it was last asked."""
 
@@ -365,7 +394,7 @@ def _save(folder: Path, config: TrainConfig, state: TrainState, optimizer: Optim
     tensors = {f"sae.{name}": tensor for name, tensor in optimizer.tensors.items()} | optimizer.state()
     tensors["silent"] = state.silent
     state.seconds = clock.seconds
-    facts = {name: getattr(state, name) for name in ("step", "tokens", "seconds", "scale", "variance")}
+    facts = {name: getattr(state, name) for name in STATE}
     facts["history"] = [asdict(report) for report in state.history]
     save_checkpoint(folder, tensors, facts | _identity(optimizer.sae, config))
 
@@ -389,7 +418,7 @@ def _resume(folder: Path | None, sae: SAE, config: TrainConfig) -> tuple[TrainSt
             saved = tensors[f"sae.{name}"]
             parameter.copy_(saved.t() if name == "W_enc" else saved)
     history = [StepReport(**report) for report in facts["history"]]
-    numbers = {name: facts[name] for name in ("step", "tokens", "seconds", "scale", "variance")}
+    numbers = {name: facts.get(name, 0.0) for name in STATE}
     return TrainState(tensors["silent"].to(device), history=history, **numbers), tensors
 
 

@@ -1,0 +1,95 @@
+"""How an SAE is trained: one frozen record, the same for a notebook, a job and a checkpoint."""
+
+import math
+from dataclasses import dataclass
+
+from training.numerics.checkpoint import TrainingError
+from training.numerics.optim import ramp
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How an SAE is trained (what it is, d_sae and k included, is its SAEConfig).
+
+    n_tokens: rows to train on, in batches of batch_size; `steps`, when given, is used instead.
+    lr: peak learning rate of Adam; None means 1e-3 / sqrt(d_sae / 2^14): the scaling of Gao et al. 2024 with a larger
+        constant than theirs (2e-4), which suits runs of 0.1 to 10 million tokens. Measured on 524k tokens, TopK 4,608,
+        held-out FVU: 0.147 with lr 1e-3, 0.125 with 2e-3 (the default there is 1.9e-3), 0.116 with 4e-3 but four times
+        as many features silent on the held-out tokens.
+    lr_warmup, lr_decay: shares of the steps in which the rate rises from 0 and falls back to 0, linearly.
+    l1_coefficient, l1_warmup: ReLU only; the penalty's weight (for activations of mean norm sqrt(d_in)) and the share
+        of the steps in which it rises from 0. Measured on the same tokens: 1 gives L0 219 and FVU 0.165, 2 gives 37 and
+        0.326; activations with a larger mean, for their spread, want a smaller one. Gated uses both as well.
+    l0_coefficient: JumpReLU only; weight of its L0 penalty, rising over l1_warmup too. target_l0: with it the penalty
+        is quadratic around that L0. bandwidth: see losses.Terms. (Names and defaults of SAELens.)
+    aux_coefficient: weight of the dead features' term. dead_after_tokens: a feature is dead after so many tokens
+        without firing; None means a quarter of the run, at most 10 million (the usual number). Much less takes rare
+        features for dead ones: the term then keeps them from firing.
+    clip: bound on the norm of the gradient, or None for none: Adam makes the step nearly independent of its scale.
+    precision: "fast" (see optim.matmul_precision) or "float32".
+    seed: of the first weights, and of the order of the rows (see `capture_batches`) unless `order_seed` is given: SAEs
+        that share one stream have one order and seeds of their own. The loop itself draws no random numbers.
+    log_every, checkpoint_every: in steps.
+    """
+
+    n_tokens: int = 1_000_000
+    steps: int | None = None
+    batch_size: int = 2048
+    lr: float | None = None
+    lr_warmup: float = 0.02
+    lr_decay: float = 0.2
+    betas: tuple[float, float] = (0.9, 0.999)
+    l1_coefficient: float = 2.0
+    l1_warmup: float = 0.05
+    l0_coefficient: float = 1.0
+    target_l0: float | None = None
+    bandwidth: float = 0.05
+    aux_coefficient: float = 1 / 32
+    dead_after_tokens: int | None = None
+    clip: float | None = None
+    precision: str = "fast"
+    seed: int = 0
+    order_seed: int | None = None
+    log_every: int = 20
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("n_tokens", "steps", "batch_size", "dead_after_tokens", "log_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TrainingError(f"{name} is {value}; it must be at least 1.")
+        for name in ("lr", "l1_coefficient", "l0_coefficient", "aux_coefficient", "clip"):
+            value = getattr(self, name)
+            if value is not None and not (0 <= value < math.inf):
+                raise TrainingError(f"{name} is {value}; it must be a number of at least 0.")
+        for name in ("target_l0", "bandwidth"):
+            value = getattr(self, name)
+            if value is not None and not (0 < value < math.inf):
+                raise TrainingError(f"{name} is {value}; it must be a number above 0.")
+        for name in ("lr_warmup", "lr_decay", "l1_warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}; it is a share of the steps, from 0 to 1.")
+        if self.precision not in ("fast", "float32"):
+            raise TrainingError(f'precision is "{self.precision}"; choose "fast" or "float32".')
+        object.__setattr__(self, "betas", tuple(self.betas))
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps or math.ceil(self.n_tokens / self.batch_size)
+
+    @property
+    def total_rows(self) -> int:
+        return self.steps * self.batch_size if self.steps else self.n_tokens
+
+    def lr_at(self, step: int, d_sae: int) -> float:
+        peak = self.lr if self.lr is not None else 1e-3 / math.sqrt(d_sae / 2**14)
+        return peak * ramp(step, self.total_steps, self.lr_warmup, self.lr_decay)
+
+    @property
+    def order(self) -> int:
+        """The seed of the order of the rows."""
+        return self.seed if self.order_seed is None else self.order_seed
+
+    @property
+    def dead_after(self) -> int:
+        return self.dead_after_tokens or min(10_000_000, max(self.total_rows // 4, self.batch_size))
