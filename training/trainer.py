@@ -16,11 +16,13 @@ from saehub.jobs.progress import Cancelled, JobError, Progress
 from saes.numerics.sae import SAE
 from training.models import Run, RunPoint
 from training.numerics.checkpoint import load_checkpoint
+from training.numerics.several import RankKilled, Several, Task
 from training.numerics.shards import Capture as Shards
 from training.numerics.train import StepReport, TrainConfig, TrainResult, capture_batches, train
 
 HELD_OUT_ROWS = 512  # held-out rows behind the live curve; the evaluation afterwards uses all of them
 LOOK_SECONDS = 0.5  # between looks at the database
+LISTEN_SECONDS = 0.1  # between looks at what the ranks of a run in several processes say
 SAE_FILES = ("cfg.json", "sae_weights.safetensors", "history.json", "config.json", "metrics.json")
 
 
@@ -47,6 +49,8 @@ class Trainer:
         """Raises Cancelled once the checkpoint of the present step is written, so that a retry goes on from here."""
         self.progress.start(f"Training on {self.run.hook_name}", unit="tokens", total=self.config.total_rows)
         self._begin()
+        if self.run.processes > 1:
+            self._train_in_several(sae, source)
         result = train(
             sae,
             capture_batches(source, self.run.hook_name, self.config),
@@ -54,7 +58,7 @@ class Trainer:
             on_step=self.point,
             checkpoint_dir=checkpoints(self.run),
             held_out=_held_out(source, self.run.hook_name),
-            should_stop=self.should_stop,
+            should_stop=self.should_stop if self.run.processes == 1 else lambda: True,
         )
         if self.cancelled:
             raise self.cancelled
@@ -65,6 +69,42 @@ class Trainer:
         if result.stopped:
             self.progress.log(f"stopped at step {result.steps:,} of {self.config.total_steps:,}, and kept")
         return result
+
+    def _train_in_several(self, sae: SAE, source: Shards) -> None:
+        """Train in processes of their own up to a checkpoint, which is what is left to load of it."""
+        task = Task(
+            sae=asdict(sae.config),
+            config=asdict(self.config),
+            capture=str(source.path),
+            hook_name=self.run.hook_name,
+            checkpoints=str(checkpoints(self.run)),
+            held_out_rows=min(HELD_OUT_ROWS, source.split_rows("held_out")),
+        )
+        ranks = Several(task, self.run.processes, self.run.folder / "ranks")
+        self.progress.log(f"{self.run.processes} processes share each batch")
+        asked = False
+        try:
+            running = True
+            while running:
+                running = ranks.running()  # asked before listening: what was said last is then heard
+                for word in ranks.said():
+                    self._hear(word)
+                if running and not asked and self.asked_to_stop():
+                    asked = True
+                    ranks.stop()
+                time.sleep(LISTEN_SECONDS if running else 0)
+        finally:
+            ranks.kill()
+        try:
+            ranks.check()
+        except RankKilled as error:
+            raise JobError(str(error), "Press Retry to go on from the last checkpoint.") from error
+
+    def _hear(self, word: StepReport | int) -> None:
+        if isinstance(word, StepReport):
+            self.point(word)
+        else:
+            self.tokens = max(self.tokens, word)
 
     def _begin(self) -> None:
         """Where an earlier attempt left off, and no points of steps that will be done again."""
@@ -86,9 +126,14 @@ class Trainer:
 
     def should_stop(self) -> bool:
         """Asked before every step."""
+        stop = self.asked_to_stop()
+        self.tokens += self.config.batch_size
+        return stop
+
+    def asked_to_stop(self) -> bool:
+        """Whether somebody wants the run to end here; looks at the database now and then."""
         now = time.monotonic()
         if now - self.looked < LOOK_SECONDS:
-            self.tokens += self.config.batch_size
             return False
         self.looked = now
         try:
@@ -96,7 +141,6 @@ class Trainer:
         except Cancelled as cancelled:
             self.cancelled = cancelled
             return True
-        self.tokens += self.config.batch_size
         return Run.objects.filter(pk=self.run.pk, stop_at__isnull=False).exists()
 
     @staticmethod

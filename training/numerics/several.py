@@ -45,6 +45,10 @@ class Task:
     held_out_rows: int = 0
 
 
+class RankKilled(TrainingError):
+    """A process of the run ended without a word."""
+
+
 class Several:
     """A run in `processes` ranks, from its first process to its last. `folder` is emptied of an earlier attempt's words."""
 
@@ -86,15 +90,16 @@ class Several:
         (self.folder / STOP).touch()
 
     def check(self) -> None:
-        """Once it is not running any more: raises TrainingError, with the first rank's sentence, unless it ended well."""
+        """Once it is not running any more: raises TrainingError with the sentence of the rank that failed, RankKilled
+        where none had the time to say one."""
         if self.torchrun.returncode == 0:
             return
         error = self.folder / ERROR
         if error.exists():
             raise TrainingError(error.read_text(encoding="utf-8").strip())
-        raise TrainingError(
+        raise RankKilled(
             f"One of the run's {self.processes} processes was killed, by a person or because memory ran out, and the "
-            "others ended with it; press Retry to go on from the last checkpoint."
+            "others ended with it."
         )
 
     def kill(self) -> None:
@@ -120,7 +125,7 @@ def work(folder: Path) -> None:
                     task.hook_name, task.held_out_rows, split="held_out", shuffle=False, n_rows=task.held_out_rows
                 )
             )
-        voice = _Voice(folder) if ranks.first else None
+        voice = _Voice(folder, config.batch_size) if ranks.first else None
         train(
             build_sae(SAEConfig(**task.sae), seed=config.seed, device=ranks.device),
             capture_batches(source, task.hook_name, config),
@@ -136,8 +141,9 @@ def work(folder: Path) -> None:
 class _Voice:
     """The first rank's side of the folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.stop, self.tokens, self.last = folder / STOP, 0, time.monotonic()
+    def __init__(self, folder: Path, batch_size: int) -> None:
+        self.stop, self.batch_size = folder / STOP, batch_size
+        self.tokens, self.last = 0, time.monotonic()
         self.out = (folder / SAID).open("a", encoding="utf-8", buffering=1)
 
     def report(self, report: StepReport) -> None:
@@ -148,6 +154,7 @@ class _Voice:
         if time.monotonic() - self.last >= SAY_SECONDS:
             self.last = time.monotonic()
             self.out.write(f"{self.tokens}\n")
+        self.tokens += self.batch_size
         return self.stop.exists()
 
 
