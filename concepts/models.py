@@ -18,8 +18,8 @@ from concepts import compile as compiler
 from concepts import featurefile
 from concepts.interchange import LONGEST_BY, LONGEST_METHOD, LONGEST_NAME, Facts
 from saehub.jobs.made import Made
+from saes.filters import search_query
 from saes.models import SAE
-from saes.registry import search_query
 from training.models import Capture
 
 
