@@ -16,7 +16,7 @@ class GenerationAdmin(MadeByJobs):
     list_select_related = ("model", "sae", "owner")
     date_hierarchy = "created_at"
     fields = (
-        "name", "owner", "page", "model", "sae", "prompt", "chat", "edits", "scope", "max_new_tokens", "temperature",
+        "name", "owner", "page", "model", "sae", "prompt", "chat", "edits", "config", "config_fact", "scope", "max_new_tokens", "temperature",
         "seed", "baseline", "steered", "policy", "versions", "seconds", "created_at", "ready_at", "job",
     )  # fmt: skip
     readonly_fields = tuple(name for name in fields if name not in ("name", "owner"))
@@ -36,8 +36,9 @@ class InferenceAdmin(MadeByJobs):
     list_select_related = ("model", "owner")
     date_hierarchy = "created_at"
     fields = (
-        "name", "owner", "page", "model", "saes", "prompt", "chat", "prepend_bos", "probabilities", "n_tokens", "facts",
-        "policy", "versions", "seconds", "created_at", "ready_at", "job",
+        "name", "owner", "page", "model", "saes", "prompt", "more_prompts", "chat", "prepend_bos", "probabilities",
+        "top_next", "new_tokens", "temperature", "seed", "config", "config_fact", "edits", "top_features",
+        "save_top_texts", "n_tokens", "outputs", "facts", "policy", "versions", "seconds", "created_at", "ready_at", "job",
     )  # fmt: skip
     readonly_fields = tuple(name for name in fields if name not in ("name", "owner"))
 

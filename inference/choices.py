@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from django import forms
+from django.db.models import OuterRef, Subquery
 
+from concepts import compile as compiler
+from concepts.models import ConceptConfig
 from saes.abilities import why_not
-from saes.models import SAE
+from saes.models import SAE, LanguageModel
 
 MOST = 400  # rows in one list
 
@@ -71,3 +74,45 @@ class Able:
         field.widget = widget
         widget.reasons = self.reasons
         field.choices = [*([("", field.empty_label)] if getattr(field, "empty_label", None) else []), *self.options()]
+
+
+class ConfigField(forms.ModelChoiceField):
+    """A concept config: the newest version of each, and whichever version a link names."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ConceptConfig.objects.all(),
+            required=False,
+            label="Concept config",
+            empty_label="none",
+            error_messages={"invalid_choice": "There is no such concept config; choose one of the list."},
+        )
+
+    def offer(self, initial: dict[str, Any]) -> None:
+        """Any version is accepted; offered are the newest ones of SAEs whose model is here, and the one in `initial`."""
+        newest = ConceptConfig.objects.filter(sae=OuterRef("sae"), name=OuterRef("name")).order_by("-number")
+        rows = ConceptConfig.objects.filter(pk=Subquery(newest.values("pk")[:1]), sae__model__ready_at__isnull=False)
+        offered = list(rows.select_related("sae__model")[:MOST])
+        named = initial.get("config")
+        named = named if isinstance(named, ConceptConfig) else None
+        if named is not None and named not in offered:
+            offered.insert(0, named)
+        self.choices = [("", self.empty_label), *((row.pk, config_label(row)) for row in offered)]
+
+
+def config_label(config: ConceptConfig) -> str:
+    n = len(config.edits)
+    return f"{config.name} v{config.number} ({config.sae.name}, {n} edit{'' if n == 1 else 's'})"
+
+
+def fault_of(config: ConceptConfig, model: LanguageModel | None) -> str:
+    """Why a config cannot steer a generation of this model; "" when it can."""
+    if reason := why_not(config.sae, "steer"):
+        return f"{config.sae.name}, the SAE of {config}, cannot steer. {reason}"
+    if model is not None and config.sae.model_id != model.pk and config.sae.model:
+        return f"{config} is of {config.sae.model.name}, not of {model.name}; one generation has one model."
+    try:
+        config.compiled()
+    except compiler.ConfigError as error:
+        return f"{config} cannot be used. {error}"
+    return ""

@@ -8,9 +8,9 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from inference.choices import Able, SelectMultiple
-from inference.forms import CHARACTERS_A_TOKEN, title_of
-from inference.models import Inference, PromptBatch
+from inference.choices import Able, ConfigField, SelectMultiple, fault_of
+from inference.forms import CHARACTERS_A_TOKEN, MAX_NEW_TOKENS, title_of
+from inference.models import Inference, PromptBatch, Steered
 from saes.models import SAE, LanguageModel
 from training.models import Corpus
 
@@ -18,6 +18,8 @@ MAX_SAES = 8
 MOST_SEARCHED = 64  # SAEs that read one text when features are looked for
 MOST_CHARACTERS = 200_000  # of a text for a model that sets no limit of its own
 MOST_TOP = 10_000
+MOST_NEXT = 100
+DEFAULTED = ("top_next", "new_tokens", "temperature", "seed", "top_features")  # what is not said takes the default
 
 
 class ReadersForm(forms.ModelForm):
@@ -60,6 +62,8 @@ class ReadersForm(forms.ModelForm):
         with transaction.atomic():
             row = self.save(commit=False)
             row.model, row.owner, row.name = self.model_of, user, name
+            if isinstance(row, Steered):
+                row.use_config(self.cleaned_data.get("config"))
             row.save()
             row.saes.set(self.cleaned_data["saes"])
             row.start(user)
@@ -75,21 +79,89 @@ class InferenceForm(ReadersForm):
         label="Text",
         error_messages={"required": "Write the text to read."},
     )
-    advanced = ["chat", "prepend_bos", "probabilities"]
+    more_prompts = forms.JSONField(
+        required=False,
+        widget=forms.HiddenInput,
+        error_messages={"invalid": "More prompts must be a list of texts."},
+    )
+    config = ConfigField()
+    advanced = [
+        "chat", "prepend_bos", "probabilities", "top_next", "new_tokens", "config", "temperature", "seed",
+        "save_top_texts", "top_features",
+    ]  # fmt: skip
 
     class Meta:
         model = Inference
-        fields = ("prompt", "saes", "chat", "prepend_bos", "probabilities")
+        fields = (
+            "prompt", "more_prompts", "saes", "chat", "prepend_bos", "probabilities", "top_next", "new_tokens", "config",
+            "temperature", "seed", "save_top_texts", "top_features",
+        )  # fmt: skip
         labels = {
             "chat": "As a chat message",
             "prepend_bos": "Begin with BOS",
             "probabilities": "Likeliest next tokens",
+            "top_next": "How many next tokens",
+            "new_tokens": "Tokens to write first",
+            "temperature": "Temperature (0 takes the likeliest token)",
+            "save_top_texts": "Save top_texts.json",
+            "top_features": "Features named of every prompt and token",
         }
         help_texts = {
             "chat": "Puts the text into the model's chat template, as the user's turn.",
             "prepend_bos": "As captures do, so that codes agree with those of harvested features.",
-            "probabilities": "The ten likeliest tokens after every token, with their logits.",
+            "probabilities": "The likeliest tokens after every token, with their logits.",
+            "top_next": "",
+            "new_tokens": "The model goes on from the text before it is read, continuation included; 0 reads the text as it is.",
+            "save_top_texts": "A file for every SAE: the texts on which each feature fires most, and what fires on each token.",
+            "top_features": "In that file and in answers to scripts.",
         }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        config: Any = self.fields["config"]
+        config.offer(kwargs.get("initial") or {})
+        config.help_text = "Steers what the model writes; the text is always read by the plain model."
+        for name in DEFAULTED:
+            self.fields[name].required = False
+
+    def _number(self, name: str, least: float, most: float, what: str) -> Any:
+        """Nothing typed means the default."""
+        value = self.cleaned_data[name]
+        if value is None:
+            return getattr(Inference(), name)
+        if not least <= value <= most:  # NaN compares false
+            raise ValidationError(f"Choose {what} from {least:,} to {most:,}.")
+        return value
+
+    def clean_top_next(self) -> int:
+        found: int = self._number("top_next", 1, MOST_NEXT, "a number")
+        return found
+
+    def clean_new_tokens(self) -> int:
+        found: int = self._number("new_tokens", 0, MAX_NEW_TOKENS, "a length")
+        return found
+
+    def clean_temperature(self) -> float:
+        found: float = self._number("temperature", 0, 10, "a temperature")
+        return found
+
+    def clean_seed(self) -> int:
+        found: int = self._number("seed", 0, 2**63 - 1, "a seed")
+        return found
+
+    def clean_top_features(self) -> int:
+        found: int = self._number("top_features", 1, MOST_TOP, "a number")
+        return found
+
+    def clean_more_prompts(self) -> list[str]:
+        given = self.cleaned_data["more_prompts"] or []
+        if not isinstance(given, list) or not all(isinstance(text, str) and text.strip() for text in given):
+            raise ValidationError("More prompts must be a list of texts, none of them empty.")
+        if len(given) >= Inference.MOST_PROMPTS:
+            raise ValidationError(
+                f"At most {Inference.MOST_PROMPTS} prompts are read at once; read more as a batch of prompts."
+            )
+        return [text.replace("\r\n", "\n") for text in given]
 
     def clean_prompt(self) -> str:
         prompt: str = self.cleaned_data["prompt"]
@@ -104,16 +176,37 @@ class InferenceForm(ReadersForm):
             return data
         if data.get("chat") and not model.has_chat:
             self.add_error("chat", f"{model.name} has no chat template; leave this off to give it the plain text.")
-        n, limit = len(data.get("prompt", "")), model.context_length
+        for name, text in [
+            ("prompt", data.get("prompt", "")),
+            *(("more_prompts", t) for t in data.get("more_prompts", [])),
+        ]:
+            if too_long := self._too_long(model, text, data.get("new_tokens", 0)):
+                self.add_error(name, too_long)
+                break
+        self._check_config(model, data)
+        return data
+
+    def _too_long(self, model: LanguageModel, text: str, new_tokens: int) -> str:
+        n, limit = len(text), model.context_length
         most = limit * CHARACTERS_A_TOKEN if limit else MOST_CHARACTERS
         if n > most:
             reads = f"reads {limit:,} tokens" if limit else "sets no limit itself"
-            self.add_error(
-                "prompt",
+            return (
                 f"The text has {n:,} characters; {model.name} {reads}, and at most {most:,} characters are accepted. "
-                "Shorten it, or read it as a batch of prompts.",
+                "Shorten it, or read it as a batch of prompts."
             )
-        return data
+        if limit and new_tokens >= limit:
+            return f"{model.name} holds {limit:,} tokens in all, prompt included; ask for fewer new ones."
+        return ""
+
+    def _check_config(self, model: LanguageModel, data: dict[str, Any]) -> None:
+        config = data.get("config")
+        if config is None:
+            return
+        if reason := fault_of(config, model):
+            self.add_error("config", reason)
+        elif not data.get("new_tokens"):
+            self.add_error("config", "A config steers what the model writes: ask for tokens to write first.")
 
     def begin(self, user: Any) -> Inference:
         row: Inference = self.start(user, title_of(self.cleaned_data["prompt"]))

@@ -68,7 +68,7 @@ def _fork(request: HttpRequest) -> Inference | None:
 
 
 def _of(row: Inference) -> dict[str, Any]:
-    fields = ("prompt", "chat", "prepend_bos", "probabilities")
+    fields = [name for name in InferenceForm.Meta.fields if name != "saes"]
     return {name: getattr(row, name) for name in fields} | {"saes": [sae.pk for sae in row.saes.all()]}
 
 
@@ -82,8 +82,8 @@ def _prefill(request: HttpRequest) -> dict[str, Any]:
 
 
 @needs("inference.view_inference")
-def inference_detail(request: HttpRequest, pk: int) -> HttpResponse:
-    rows = Inference.objects.select_related("model", "owner", "job__owner").prefetch_related("saes")
+def inference_detail(request: HttpRequest, pk: int) -> HttpResponseBase:
+    rows = Inference.objects.select_related("model", "config", "owner", "job__owner").prefetch_related("saes")
     row = get_object_or_404(rows, pk=pk)
     if _over(request, row):
         return reload_page()
@@ -94,6 +94,8 @@ def inference_detail(request: HttpRequest, pk: int) -> HttpResponse:
         try:
             if (kind := request.GET.get("format", "")) in ("csv", "json"):
                 return _attachment(row, kind)
+            if kind == "top_texts":
+                return _top_texts(row, request.GET.get("sae", ""))
             context |= {"reading": Reading(row, request.GET), "python": as_python(row, context["saes"])}
         except CodesError as error:
             context["fault"] = str(error)
@@ -117,6 +119,16 @@ def _attachment(row: Inference, kind: str) -> HttpResponse:
         response = JsonResponse(record(row), json_dumps_params={"indent": 1, "ensure_ascii": False})
     response["Content-Disposition"] = f'attachment; filename="inference-{row.pk}.{kind}"'
     return response
+
+
+def _top_texts(row: Inference, asked: str) -> HttpResponseBase:
+    """top_texts.json of one SAE, of the first when none is named."""
+    found = [fact["sae"] for fact in row.facts if not asked or str(fact["sae"]) == asked]
+    if not found or not (file := row.top_texts_file(found[0])).is_file():
+        raise Http404("No top texts were saved of this SAE; read the text again with “Save top_texts.json”.")
+    return FileResponse(
+        file.open("rb"), as_attachment=True, filename=f"top_texts-{row.pk}-{found[0]}.json", content_type="application/json"
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- batches

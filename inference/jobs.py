@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,10 +20,11 @@ from django.conf import settings
 import saehub
 from concepts.numerics.token_text import token_texts
 from inference import codes
-from inference.models import Generation, Inference, PromptBatch, Sweep
+from inference.models import Generation, Inference, PromptBatch, Steered, Sweep
+from inference.neurons import top_texts
 from inference.numerics.generate import Generated
 from inference.numerics.generate import generate as generate_text
-from inference.numerics.infer import LIKELY, Reader, text_ids
+from inference.numerics.infer import Inferred, Reader, text_ids
 from inference.numerics.infer import infer as infer_text
 from inference.numerics.prompts import PromptReader
 from inference.numerics.quality import PlainReading, plain_reading, repetition, zlib_ratio
@@ -109,7 +111,8 @@ def sweep(progress: Progress, sweep: int) -> dict[str, Any]:
 
 
 def infer(progress: Progress, inference: int) -> dict[str, Any]:
-    """Read one text by the SAEs of an Inference and write what fires into its folder."""
+    """Read the texts of an Inference by its SAEs and write what fires into its folder; first let the model go on from
+    them, where that was asked for."""
     row = Inference.objects.select_related("model").filter(pk=inference).first()
     if row is None:
         raise JobError("The text is not there any more.", "It was deleted; start a new one.")
@@ -118,23 +121,79 @@ def infer(progress: Progress, inference: int) -> dict[str, Any]:
     progress.start(f"Loading {row.model.name}", unit="tokens")
     lm = warm_lm(row.model)
     readers = [_WarmReader(sae) for sae in saes]
-    ids, policy = text_ids(lm, _asked(row), row.prepend_bos)
-    progress.start("Reading the text", unit="tokens", total=len(ids))
-    found = infer_text(lm, readers, ids, likely=LIKELY if row.probabilities else 0)
-    next_ids = [] if found.likely is None else np.unique(found.likely.ids).tolist()
-    with whole_folder(row.folder, replaces=[path.name for path in row.folder.glob("*")]) as folder:
-        codes.write(folder, found, dict(zip(next_ids, token_texts(lm.tokenizer, next_ids), strict=True)))
-    counted = ~np.array(found.special)
-    facts = [
-        fact_of(sae) | {"fires": len(one.values), "l0": _mean(np.diff(one.start)[counted])}
-        for sae, one in zip(saes, found.codes, strict=True)
-    ]
+    steering, _ = _steering(row, warm_sae) if row.new_tokens else ([], [])
+    found: list[Inferred] = []
+    row.outputs = []
+    for number in range(len(row.prompts)):
+        made = _written(progress, row, lm, number, steering)
+        progress.start(f"Reading text {number + 1}", unit="tokens", total=len(made.ids))
+        found.append(infer_text(lm, readers, made.ids, likely=row.top_next if row.probabilities else 0))
+        row.outputs.append(made.output)
+    row.facts = [fact_of(sae) | _summary(number, found) for number, sae in enumerate(saes)]
+    _write_texts(row, lm, found)
+    n_tokens = sum(len(one.ids) for one in found)
     row.finish(
-        facts=facts, n_tokens=len(ids), policy=asdict(policy) | {"special": SPECIAL, "dtype": str(lm.dtype)},
-        versions=versions(), seconds=time.monotonic() - began,
+        facts=row.facts, outputs=row.outputs, n_tokens=n_tokens, versions=versions(), seconds=time.monotonic() - began,
+        policy=row.outputs[0]["policy"] | {"special": SPECIAL, "dtype": str(lm.dtype)},
     )  # fmt: skip
-    progress(len(ids), len(ids))
-    return {"inference": row.pk, "tokens": len(ids), "fires": sum(fact["fires"] for fact in facts)}
+    progress(n_tokens, n_tokens)
+    return {"inference": row.pk, "tokens": n_tokens, "fires": sum(fact["fires"] for fact in row.facts)}
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A text to read, and what the row says of it."""
+
+    ids: list[int]
+    output: dict[str, Any]
+
+
+def _written(progress: Progress, row: Inference, lm: LM, number: int, steering: list[Steering]) -> _Written:
+    """The number-th prompt, with what the model made of it."""
+    prompt, began = row.prompts[number], time.monotonic()
+    ids, policy = text_ids(lm, _asked(row, prompt), row.prepend_bos)
+    made = None
+    if row.new_tokens:
+        progress.start(f"Writing text {number + 1}", unit="tokens", total=row.new_tokens)
+        made = generate_text(
+            lm, _asked(row, prompt), steering=steering, max_new_tokens=row.new_tokens, temperature=row.temperature,
+            seed=row.seed, bos=row.prepend_bos, progress=progress,
+        )  # fmt: skip
+    whole = [*ids, *made.ids] if made else ids
+    text = prompt + (made.text if made else "")
+    if row.chat:
+        text = str(lm.tokenizer.decode(whole, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    output = {
+        "prompt": prompt, "text": text, "completion": made.text if made else "", "n_prompt_tokens": len(ids),
+        "n_tokens": len(whole), "stopped": made.stopped if made else "", "seconds": time.monotonic() - began,
+        "policy": asdict(policy),
+    }  # fmt: skip
+    return _Written(whole, output)
+
+
+def _summary(number: int, found: Sequence[Inferred]) -> dict[str, Any]:
+    """How much of the number-th SAE fires over all texts."""
+    counts = [np.diff(one.codes[number].start)[~np.array(one.special)] for one in found]
+    return {"fires": sum(len(one.codes[number].values) for one in found), "l0": _mean(np.concatenate(counts))}
+
+
+def _write_texts(row: Inference, lm: LM, found: Sequence[Inferred]) -> None:
+    """The files of all texts and top_texts.json, together or not at all."""
+    with whole_folder(row.folder, replaces=[path.name for path in row.folder.glob("*")]) as folder:
+        for number, one in enumerate(found):
+            next_ids = [] if one.likely is None else np.unique(one.likely.ids).tolist()
+            place = folder / row.text_folder(number).relative_to(row.folder)
+            place.mkdir(exist_ok=True)
+            codes.write(place, one, dict(zip(next_ids, token_texts(lm.tokenizer, next_ids), strict=True)))
+        if row.save_top_texts:
+            files = [
+                codes.CodesFile(folder / row.text_folder(number).relative_to(row.folder))
+                for number in range(len(found))
+            ]
+            for number, fact in enumerate(row.facts):
+                file = folder / row.top_texts_file(fact["sae"]).relative_to(row.folder)
+                file.parent.mkdir()
+                file.write_text(json.dumps(top_texts(row, files, number), ensure_ascii=False), encoding="utf-8")
 
 
 class _WarmReader(Reader):
@@ -241,20 +300,21 @@ def warm_budget() -> int:
     return psutil.virtual_memory().total // 2
 
 
-def _steering(row: Generation, load: Callable[[SAE], Weights]) -> tuple[list[Steering], list[tuple[int, int]]]:
-    """The edits by SAE, and for each edit of the row which Steering it is in and where there."""
+def _steering(row: Steered, load: Callable[[SAE], Weights]) -> tuple[list[Steering], list[tuple[int, int]]]:
+    """The edits by SAE and scope, and for each edit of the row which Steering it is in and where there."""
     saes = row.edited_saes()
-    by_sae: dict[int, list[Edit]] = {}
+    groups: dict[tuple[int, Any, int], list[Edit]] = {}
     places: list[tuple[int, int]] = []
     for edit in row.edit_rows():
         if edit["sae"] not in saes:
             raise JobError("An SAE of these edits is not there any more.", "Fork the generation and choose another.")
-        mine = by_sae.setdefault(edit["sae"], [])
-        places.append((list(by_sae).index(edit["sae"]), len(mine)))
+        place = (edit["sae"], edit["scope"], edit["first"])
+        mine = groups.setdefault(place, [])
+        places.append((list(groups).index(place), len(mine)))
         mine.append(Edit(edit["feature"], edit["mode"], edit["value"]))
-    scope: Any = row.scope
+    weights = {pk: load(saes[pk]) for pk in dict.fromkeys(pk for pk, _, _ in groups)}
     steering = [
-        Steering(load(saes[pk]), saes[pk].hook_name, edits, scope, row.scope_from) for pk, edits in by_sae.items()
+        Steering(weights[pk], saes[pk].hook_name, edits, scope, first) for (pk, scope, first), edits in groups.items()
     ]
     return steering, places
 

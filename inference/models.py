@@ -8,36 +8,103 @@ from typing import Any
 from django.db import models
 from django.urls import reverse
 
+from concepts.models import ConceptConfig
 from saehub.jobs.made import Made
 from saes.models import SAE, LanguageModel
 from training.models import Corpus
 
 
-class Generation(Made):
+class Scope(models.TextChoices):
+    """Which tokens edits act on (inference.numerics.steer.SCOPES)."""
+
+    ALL = "all", "all tokens"
+    GENERATED = "generated", "generated tokens only"
+    NOT_SPECIAL = "not_special", "all but control tokens"
+    FROM = "from", "from a position on"
+
+
+class Mode(models.TextChoices):
+    """What an edit makes of a code z; named by its formula (those of inference.numerics.steer.MODES)."""
+
+    ADD = "add", "add: z' = z + v"
+    SCALE = "scale", "scale: z' = z * v"
+    CLAMP = "clamp", "clamp: z' = v"
+    ABLATE = "ablate", "ablate: z' = 0"
+    CAP = "cap", "cap: z' = min(z, v)"
+
+
+class Steered(Made):
+    """Abstract. A row whose model runs with features edited, by hand or as a concept config says.
+
+    `edits` holds both: [{feature, mode, value}], each with `sae` where it is not of the row's own SAE, `scope` and `first`
+    where it acts on other tokens than the row says, and `config` where a concept config asks for it. What the config
+    compiled to is thus kept here, and stays when the config is deleted.
+    """
+
+    edits = models.JSONField(
+        default=list, blank=True, help_text="[{feature, mode, value; sae, scope, first, config where they have them}]"
+    )
+    config = models.ForeignKey(
+        ConceptConfig, null=True, blank=True, on_delete=models.SET_NULL, related_name="+", verbose_name="concept config"
+    )
+    config_fact = models.JSONField(
+        default=dict, editable=False, help_text="{id, name, version, sae} of the concept config, also when it is gone"
+    )
+
+    class Meta:
+        abstract = True
+
+    @property
+    def main_sae(self) -> int | None:
+        """The SAE of edits that name none."""
+        return None
+
+    def use_config(self, config: ConceptConfig | None) -> None:
+        """Take a concept config's compiled edits in place of those of another one; edits by hand stay.
+
+        Raises concepts.compile.ConfigError when it does not compile.
+        """
+        own = [edit for edit in self.edits if "config" not in edit]
+        self.config, self.config_fact, self.edits = config, {}, own
+        if config is not None:
+            self.config_fact = {
+                "id": config.pk, "name": config.name, "version": config.number, "sae": config.sae_id
+            }  # fmt: skip
+            self.edits = own + [{"sae": config.sae_id, "config": config.pk} | edit for edit in config.compiled()]
+
+    def edit_rows(self) -> list[dict[str, Any]]:
+        """The edits, each with its mode's words, its SAE's id and where it acts."""
+        words, places = dict(Mode.choices), dict(Scope.choices)
+        own = {
+            "sae": self.main_sae,
+            "scope": getattr(self, "scope", Scope.ALL),
+            "first": getattr(self, "scope_from", 0),
+        }
+        rows = []
+        for edit in self.edits:
+            row = own | edit
+            where = f"from position {row['first']} on" if row["scope"] == Scope.FROM else places[row["scope"]]
+            rows.append(row | {"formula": words[edit["mode"]].partition(": ")[2], "where": where})
+        return rows
+
+    def edited_saes(self) -> dict[int, SAE]:
+        """The SAEs of its edits that are still there, by id; its own is the first."""
+        ids = [pk for pk in dict.fromkeys([self.main_sae, *(edit["sae"] for edit in self.edit_rows())]) if pk]
+        found = SAE.objects.select_related("model").in_bulk(ids)
+        return {pk: found[pk] for pk in ids if pk in found}
+
+
+class Generation(Steered):
     """One prompt generated twice, plain and steered, with everything that decides the result."""
 
     KIND = "generate"
-
-    class Scope(models.TextChoices):
-        ALL = "all", "all tokens"
-        GENERATED = "generated", "generated tokens only"
-        NOT_SPECIAL = "not_special", "all but control tokens"
-        FROM = "from", "from a position on"
-
-    class Mode(models.TextChoices):
-        """What an edit makes of a code z; named by its formula (those of inference.numerics.steer.MODES)."""
-
-        ADD = "add", "add: z' = z + v"
-        SCALE = "scale", "scale: z' = z * v"
-        CLAMP = "clamp", "clamp: z' = v"
-        ABLATE = "ablate", "ablate: z' = 0"
-        CAP = "cap", "cap: z' = min(z, v)"
+    Scope = Scope
+    Mode = Mode
 
     model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="generations")
     sae = models.ForeignKey(SAE, null=True, blank=True, on_delete=models.CASCADE, related_name="generations")
     prompt = models.TextField()
     chat = models.BooleanField(default=False)
-    edits = models.JSONField(default=list, help_text="[{feature, mode, value}], and sae for an edit of another SAE")
     scope = models.CharField(max_length=12, choices=Scope.choices, default=Scope.ALL)
     scope_from = models.PositiveIntegerField(default=0, help_text="Position at which the edits begin, for scope `from`")
     instruction = models.TextField(blank=True, help_text="What is asked for in words in the prompt-only text")
@@ -58,17 +125,9 @@ class Generation(Made):
     def get_absolute_url(self) -> str:
         return reverse("inference:generation_detail", args=[self.pk])
 
-    def edit_rows(self) -> list[dict[str, Any]]:
-        """The edits, each with its mode's words and its SAE's id."""
-        words = dict(self.Mode.choices)
-        rows = [{"sae": self.sae_id, **edit} for edit in self.edits]
-        return [edit | {"formula": words[edit["mode"]].partition(": ")[2]} for edit in rows]
-
-    def edited_saes(self) -> dict[int, SAE]:
-        """The SAEs of its edits that are still there, by id; the first is its own."""
-        ids = [pk for pk in dict.fromkeys([self.sae_id, *(edit["sae"] for edit in self.edit_rows())]) if pk]
-        found = SAE.objects.select_related("model").in_bulk(ids)
-        return {pk: found[pk] for pk in ids if pk in found}
+    @property
+    def main_sae(self) -> int | None:
+        return self.sae_id
 
     @property
     def prompt_only(self) -> str:
@@ -113,20 +172,42 @@ class Resident(models.Model):
         return f"{self.name} in {self.host}:{self.pid}"
 
 
-class Inference(Made):
-    """One text read by one or more SAEs of its model: which features fire on which token. The codes are files."""
+class Inference(Steered):
+    """Texts read by one or more SAEs of their model: which features fire on which token. The codes are files.
+
+    With `new_tokens` the model first goes on from each prompt, with the edits if there are any (all tokens, temperature and
+    seed as given), and prompt and continuation are read together. The reading itself is always of the plain model, so
+    that the codes say what fires on the text and can be read again from it.
+    """
 
     KIND = "infer"
     FOLDER = "inferences"
+    MOST_PROMPTS = 64
 
     model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="inferences")
     saes = models.ManyToManyField(SAE, related_name="inferences")
     prompt = models.TextField()
+    more_prompts = models.JSONField(default=list, blank=True, help_text="Prompts after the first, read on their own")
     chat = models.BooleanField(default=False)
     prepend_bos = models.BooleanField(default=True)
-    probabilities = models.BooleanField(default=True)
+    probabilities = models.BooleanField(default=True, help_text="Keep the likeliest next tokens of every token")
+    top_next = models.PositiveSmallIntegerField(default=10, help_text="How many of them")
+    new_tokens = models.PositiveIntegerField(default=0, help_text="Tokens the model writes after each prompt; 0: none")
+    temperature = models.FloatField(default=0.0)
+    seed = models.BigIntegerField(default=0)
+    top_features = models.PositiveIntegerField(
+        default=5, help_text="Strongest features named of every prompt and token in answers and in top_texts.json"
+    )
+    save_top_texts = models.BooleanField(
+        default=False, help_text="Write top_texts.json of every SAE: the texts on which each feature fires most"
+    )
 
-    n_tokens = models.PositiveIntegerField(null=True, editable=False)
+    n_tokens = models.PositiveIntegerField(null=True, editable=False, help_text="Of all texts together")
+    outputs = models.JSONField(
+        default=list,
+        editable=False,
+        help_text="[{prompt, text, completion, n_prompt_tokens, n_tokens, stopped, seconds, policy}], one of each prompt",
+    )
     facts = models.JSONField(
         default=list,
         editable=False,
@@ -141,6 +222,18 @@ class Inference(Made):
 
     def get_absolute_url(self) -> str:
         return reverse("inference:inference_detail", args=[self.pk])
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt, *self.more_prompts]
+
+    def text_folder(self, number: int) -> Path:
+        """Where the codes of the number-th prompt are."""
+        return self.folder / f"text-{number}" if number else self.folder
+
+    def top_texts_file(self, sae: int) -> Path:
+        """Of one SAE; there when `save_top_texts` was asked for and the row is ready."""
+        return self.folder / f"sae-{sae}" / "top_texts.json"
 
 
 class PromptBatch(Made):

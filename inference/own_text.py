@@ -39,7 +39,7 @@ def reading_of(text: str, saes: Sequence[SAE], prepend_bos: bool) -> Inference |
     if not text or not saes:
         return None
     rows = Inference.objects.select_related("job", "model").prefetch_related("saes")
-    rows = rows.filter(model=saes[0].model_id, prompt=text, chat=False, prepend_bos=prepend_bos)
+    rows = rows.filter(model=saes[0].model_id, prompt=text, chat=False, prepend_bos=prepend_bos, new_tokens=0)
     rows = rows.filter(saes__in=[sae.pk for sae in saes]).distinct()
     found = [row for row in rows[:20] if _serves(row, saes)]
     return next((row for row in found if row.ready), None) or next((row for row in found if row.busy), None) or (

@@ -13,9 +13,10 @@ from django.http import QueryDict
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
-from concepts.models import Known, known_features
+from concepts.models import Known, Label, known_features
 from inference.codes import CodesFile, Fires, Next, Strong
 from inference.models import Inference
+from inference.neurons import open_files
 from saehub.figures import fig_text, level, token_markup
 
 FEATURES = 15  # of the text, and of a token
@@ -26,8 +27,9 @@ JSON_FEATURES = 50  # of every token; the CSV has all
 
 @dataclass(frozen=True)
 class Choice:
-    """What of a text is looked at: the number-th SAE, a token and a feature (None where nothing fires)."""
+    """What is looked at: a text, the number-th SAE, a token and a feature (None where nothing fires)."""
 
+    text: int
     number: int
     token: int
     feature: int | None
@@ -41,6 +43,7 @@ class Row:
     value: float
     known: Known | None
     strong: Strong | None = None
+    label: str = ""  # the accepted one
 
     @property
     def share(self) -> float | None:
@@ -69,18 +72,18 @@ class Reading:
 
     def __init__(self, row: Inference, query: QueryDict) -> None:
         self.row = row
-        self.file = CodesFile(row.folder)
+        self.text = _number(query.get("text"), len(row.prompts)) or 0
+        self.file = CodesFile(row.text_folder(self.text))
+        self.n_prompt = row.outputs[self.text]["n_prompt_tokens"]
         self.number = next((i for i, fact in enumerate(row.facts) if str(fact["sae"]) == query.get("sae")), 0)
         self.fires: Fires = self.file.sae(self.number)
         self.strongest = self.fires.strongest(FEATURES)
         self.choice = self._chosen(query)
         shown = {one.feature for one in self.strongest} | {feature for feature, _ in self.at_token}
         shown |= set() if self.choice.feature is None else {self.choice.feature}
-        self.known = self._known(shown)
-
-    def _known(self, features: Iterable[Any]) -> dict[int, Known]:
-        sae = next((sae for sae in self.row.saes.all() if sae.pk == self.fact["sae"]), None)
-        return known_features(sae, features) if sae else {}
+        sae = next((sae for sae in row.saes.all() if sae.pk == self.fact["sae"]), None)
+        self.known: dict[int, Known] = known_features(sae, shown) if sae else {}
+        self.labels: dict[int, str] = Label.objects.accepted_of(sae, shown) if sae else {}
 
     def _chosen(self, query: QueryDict) -> Choice:
         feature = _number(query.get("feature"), self.fact["d_sae"])
@@ -89,7 +92,7 @@ class Reading:
             feature = self.strongest[0].feature
         if token is None:
             token = next((one.token for one in self.strongest if one.feature == feature), len(self.file) - 1)
-        return Choice(self.number, token, feature)
+        return Choice(self.text, self.number, token, feature)
 
     @property
     def fact(self) -> dict[str, Any]:
@@ -102,11 +105,21 @@ class Reading:
 
     @property
     def token_rows(self) -> list[Row]:
-        return [Row(feature, value, self.known.get(feature)) for feature, value in self.at_token]
+        return [
+            Row(feature, value, self.known.get(feature), label=self.labels.get(feature, ""))
+            for feature, value in self.at_token
+        ]
 
     @property
     def text_rows(self) -> list[Row]:
-        return [Row(one.feature, one.maximum, self.known.get(one.feature), one) for one in self.strongest]
+        return [
+            Row(one.feature, one.maximum, self.known.get(one.feature), one, self.labels.get(one.feature, ""))
+            for one in self.strongest
+        ]
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.file)
 
     @property
     def n_at_token(self) -> int:
@@ -129,6 +142,10 @@ class Reading:
         """exp of the mean -log p of all tokens but the first."""
         known = None if self.file.logprobs is None else self.file.logprobs[1:]
         return math.exp(min(-float(known.mean()), 700)) if known is not None and len(known) else None
+
+    @property
+    def chosen_label(self) -> str:
+        return self.labels.get(-1 if self.choice.feature is None else self.choice.feature, "")
 
     @property
     def chosen_known(self) -> Known | None:
@@ -159,13 +176,14 @@ class Reading:
             said += format_html(' aria-label="token {}, white space"', i)
         return format_html(
             '<a class="t{}{}" href="{}"{} tabindex="{}" data-v="{}">{}</a>',
-            css_of(value, maximum), " here" if here else "", self.link(token=i), said, 0 if here else -1,
+            css_of(value, maximum), (" here" if here else "") + (" new" if i >= self.n_prompt else ""), self.link(token=i), said, 0 if here else -1,
             fig_text(value) if value else "0", shown,
         )  # fmt: skip
 
     def link(self, **changes: Any) -> str:
         """This page with another token, feature or SAE."""
         kept: dict[str, Any] = {"sae": self.fact["sae"], "token": self.choice.token, "feature": self.choice.feature}
+        kept |= {"text": self.text} if self.text else {}
         query = "&amp;".join(f"{name}={value}" for name, value in (kept | changes).items() if value is not None)
         return mark_safe(f"?{query}#reading")  # numbers alone
 
@@ -202,9 +220,8 @@ def _finite(value: Any) -> float | None:
 
 
 def record(row: Inference) -> dict[str, Any]:
-    """What was asked and what fires, in JSON types: the strongest features of the text and of every token."""
-    file = CodesFile(row.folder)
-    logprobs = [None] * len(file) if file.logprobs is None else [_finite(p) for p in file.logprobs.tolist()]
+    """What was asked and what fires, in JSON types: the strongest features of the texts and of every token."""
+    files = open_files(row)
     return {
         "inference": row.pk,
         "made": row.created_at.isoformat(),
@@ -212,9 +229,23 @@ def record(row: Inference) -> dict[str, Any]:
         "model": {"name": row.model.name, "location": row.model.location, "revision": row.model.revision or None},
         "prompt": row.prompt,
         "chat": row.chat,
+        "new_tokens": row.new_tokens,
+        "temperature": row.temperature,
+        "seed": row.seed,
+        "edits": row.edit_rows(),
+        "concept_config": row.config_fact or None,
         "policy": row.policy,
         "versions": row.versions,
         "seconds": row.seconds,
+        **_text_record(row, files[0]),
+        "outputs": row.outputs,
+        "more_texts": [_text_record(row, file) for file in files[1:]],
+    }
+
+
+def _text_record(row: Inference, file: CodesFile) -> dict[str, Any]:
+    logprobs = [None] * len(file) if file.logprobs is None else [_finite(p) for p in file.logprobs.tolist()]
+    return {
         "tokens": [
             {
                 "token_index": i,
@@ -244,12 +275,13 @@ def _sae_record(fact: dict[str, Any], fires: Fires, n: int) -> dict[str, Any]:
 
 
 def as_csv(row: Inference) -> str:
-    """Every code: sae, token_index, token, special, feature, value."""
-    file, out = CodesFile(row.folder), io.StringIO()
+    """Every code: text, sae, token_index, token, special, feature, value."""
+    out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
-    writer.writerow(["sae", "token_index", "token", "special", "feature", "value"])
-    for number, fact in enumerate(row.facts):
-        writer.writerows(_cells(fact["sae"], file, file.sae(number)))
+    writer.writerow(["text", "sae", "token_index", "token", "special", "feature", "value"])
+    for i, file in enumerate(open_files(row)):
+        for number, fact in enumerate(row.facts):
+            writer.writerows((i, *cells) for cells in _cells(fact["sae"], file, file.sae(number)))
     return out.getvalue()
 
 
@@ -266,25 +298,34 @@ def neutral(text: str) -> str:
 
 
 def as_python(row: Inference, saes: Iterable[Any]) -> str:
-    """A script that reads the text again with the functions this site uses."""
-    prompt: Any = [{"role": "user", "content": row.prompt}] if row.chat else row.prompt
+    """A script that reads the texts again, as they came out, with the functions this site uses."""
+    readers = [
+        f"    Reader(load_sae({str(sae.files)!r}{f', facts={sae.facts!r}' if sae.facts else ''}), {sae.hook_name!r}),"
+        for sae in saes
+    ]
     lines = [
         "from inference.numerics.infer import Reader, infer, text_ids",
         "from saes.numerics.formats import load_sae",
         "from saes.numerics.lm import load_lm",
         "",
         f"lm = load_lm({row.model.load_from!r}, revision={row.model.revision or None!r})",
-        f"ids, policy = text_ids(lm, {prompt!r}, prepend_bos={row.prepend_bos})",
         "readers = [",
-        *(
-            f"    Reader(load_sae({str(sae.files)!r}{f', facts={sae.facts!r}' if sae.facts else ''}), {sae.hook_name!r}),"
-            for sae in saes
-        ),
+        *readers,
         "]",
-        f"found = infer(lm, readers, ids, likely={10 if row.probabilities else 0})",
-        "for codes in found.codes:",
-        "    for i, token in enumerate(found.tokens):",
-        "        own = slice(codes.start[i], codes.start[i + 1])",
-        "        print(i, repr(token), list(zip(codes.features[own][:5], codes.values[own][:5])))",
+        *_texts(row),
+        f"    found = infer(lm, readers, ids, likely={row.top_next if row.probabilities else 0})",
+        "    for codes in found.codes:",
+        "        for i, token in enumerate(found.tokens):",
+        "            own = slice(codes.start[i], codes.start[i + 1])",
+        "            print(i, repr(token), list(zip(codes.features[own][:5], codes.values[own][:5])))",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _texts(row: Inference) -> list[str]:
+    """The lines that give the ids of every text: from the prompts, or what the model made of them."""
+    if row.new_tokens:  # a continuation is read as it was written: the same text may have other tokens
+        ids = [file.ids for file in open_files(row)] if row.ready else []
+        return [f"for ids in {ids!r}:"]
+    prompts: list[Any] = [[{"role": "user", "content": text}] if row.chat else text for text in row.prompts]
+    return [f"for prompt in {prompts!r}:", f"    ids, policy = text_ids(lm, prompt, prepend_bos={row.prepend_bos})"]

@@ -73,18 +73,19 @@ def generate(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
+    bos: bool | None = None,
     on_token: OnToken = lambda token_id, piece: None,
     progress: Progress = lambda done, total, step: None,
 ) -> Generated:
     """Continue a text, or answer chat messages ({"role", "content"}) through the tokenizer's chat template.
 
     Temperature 0 takes the likeliest token; above it, tokens are drawn with a generator of this call's own, seeded with
-    `seed`. It ends after an end-of-sequence token or `max_new_tokens`. `on_token(id, piece)` is called for every token,
+    `seed`. `bos`: see `prompt_ids`. It ends after an end-of-sequence token or `max_new_tokens`. `on_token(id, piece)` is called for every token,
     `progress` too; what they raise ends the generation. Edits touch this call only, whoever else runs the model.
     Raises PromptError, GenerationError (settings; logits that are not numbers), SteeringError, UnknownHookPoint.
     """
     _check_settings(max_new_tokens, temperature, seed)
-    ids, policy = prompt_ids(lm, prompt)
+    ids, policy = prompt_ids(lm, prompt, bos)
     _check_length(lm, len(ids), max_new_tokens)
     state = _State(lm, ids, temperature, seed)
     stops = _stop_ids(lm)
@@ -119,11 +120,12 @@ def generate(
 # ---------------------------------------------------------------------------------------------------- the prompt
 
 
-def prompt_ids(lm: LM, prompt: str | Sequence[Message]) -> tuple[list[int], TokenPolicy]:
+def prompt_ids(lm: LM, prompt: str | Sequence[Message], bos: bool | None = None) -> tuple[list[int], TokenPolicy]:
     """Token ids of a prompt and how they came to be.
 
-    A text gets the special tokens its tokenizer adds by default; a chat gets those of its template and no others.
-    Raises PromptError for a prompt without text, or chat messages the template does not take.
+    A text gets the special tokens its tokenizer adds by default; with `bos` True or False it begins with the tokenizer's
+    BOS, where it has one, or without. A chat gets those of its template and no others. Raises PromptError for a prompt
+    without text, or chat messages the template does not take.
     """
     chat = not isinstance(prompt, str)
     text = _render(lm, prompt) if not isinstance(prompt, str) else prompt
@@ -136,7 +138,19 @@ def prompt_ids(lm: LM, prompt: str | Sequence[Message]) -> tuple[list[int], Toke
         raise PromptError(
             f"The prompt holds token {max(ids)}, which is outside the model's {lm.vocab_size:,} embeddings."
         )
+    ids = ids if chat or bos is None else _with_bos(lm, ids, bos)
     return ids, TokenPolicy(len(ids), ids[0] == lm.tokenizer.bos_token_id, chat)
+
+
+def _with_bos(lm: LM, ids: list[int], wanted: bool) -> list[int]:
+    own = lm.tokenizer.bos_token_id
+    if own is None or (ids[0] == own) == wanted:
+        return ids
+    if wanted:
+        return [own, *ids]
+    if len(ids) == 1:
+        raise PromptError("The text holds no token besides BOS; write at least one word.")
+    return ids[1:]
 
 
 def _render(lm: LM, messages: Sequence[Message]) -> str:

@@ -1,21 +1,20 @@
 """Which features fire on a text: one plain forward pass, read by every SAE on the way. Nothing is changed in the model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from concepts.numerics.token_text import token_texts
-from inference.numerics.generate import Message, PromptError, TokenPolicy, prompt_ids
+from inference.numerics.generate import Message, TokenPolicy, prompt_ids
 from saes.numerics.lm import LM, hooked
 from saes.numerics.sae import SAE
 from training.numerics.tokens import special_ids
 
 DENSE_NUMBERS = 1 << 24  # codes held densely at a time: 64 MB in float32
 MOST_LOGITS = 1 << 28  # logits held at a time: 1 GB in float32
-LIKELY = 10
 
 
 class InferError(ValueError):
@@ -202,11 +201,4 @@ def _likely(logits: Tensor, ids: Tensor, k: int) -> Likely:
 def text_ids(lm: LM, prompt: str | Sequence[Message], prepend_bos: bool) -> tuple[list[int], TokenPolicy]:
     """Token ids of a text to read. With `prepend_bos` a plain text begins with the tokenizer's BOS, where it has one, as
     the contexts of captures do; a chat gets the special tokens of its template. Raises PromptError."""
-    ids, policy = prompt_ids(lm, prompt)
-    bos = lm.tokenizer.bos_token_id
-    if policy.chat_template or bos is None or (ids[0] == bos) == prepend_bos:
-        return ids, policy
-    ids = [bos, *ids] if prepend_bos else ids[1:]
-    if not ids:
-        raise PromptError("The text holds no token besides BOS; write at least one word.")
-    return ids, replace(policy, n_prompt_tokens=len(ids), bos=prepend_bos)
+    return prompt_ids(lm, prompt, prepend_bos)

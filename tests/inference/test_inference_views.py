@@ -304,7 +304,8 @@ def test_the_json_holds_all_that_decided_it(made: Generation, client_of: Any) ->
     response = client_of("viewer").get(made.get_absolute_url() + "?format=json")
     assert response["Content-Disposition"] == f'attachment; filename="generation-{made.pk}.json"'
     found = json.loads(response.content)
-    assert found["edits"][0] == made.edits[0] | {"formula": "z' = z + v", "sae": made.sae_id}
+    words = {"formula": "z' = z + v", "sae": made.sae_id, "scope": "all", "first": 0, "where": "all tokens"}
+    assert found["edits"][0] == made.edits[0] | words
     assert found["model"]["name"] == "tiny-llama" and found["saes"][0]["hook_name"] == "blocks.1.hook_resid_post"
     assert found["steered"]["ids"] == made.steered["ids"] and found["policy"]["n_prompt_tokens"] > 1
     assert set(found["versions"]) == {"saehub", "torch", "transformers"} and found["seed"] == 0
