@@ -19,6 +19,7 @@ from concepts.models import Concept, ConceptDictionary, ConceptFeature, Known, L
 from concepts.snippets import Snippet, snippet
 from saehub.accounts.access import check, needs
 from saehub.fragments import part
+from saehub.streaming import attachment
 from saes.listing import Column, listing
 from saes.models import SAE
 
@@ -162,10 +163,7 @@ def exported(request: HttpRequest, what: ConceptDictionary | SAE, name: str) -> 
         raise Http404(f"There is no format {form[:40]}; choose one of {', '.join(interchange.FORMATS)}.")
     suffix = interchange.SUFFIXES[form]
     kind = "text/csv" if suffix == "csv" else "application/json"
-    response = StreamingHttpResponse(imports.export(form, what), content_type=f"{kind}; charset=utf-8")
-    response["Content-Disposition"] = f'attachment; filename="{name}.{suffix}"'
-    response["X-Content-Type-Options"] = "nosniff"
-    return response
+    return attachment(request, imports.export(form, what), name=f"{name}.{suffix}", kind=kind)
 
 
 # ------------------------------------------------------------------------------------------------------------ concepts

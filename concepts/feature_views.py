@@ -11,7 +11,7 @@ import numpy as np
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, render
 
-from concepts import featurefile
+from concepts import exports, featurefile
 from concepts.chosen import chosen_view, columns_of, feature_url, kept, no_feature, views_of
 from concepts.concept_forms import LabelForm
 from concepts.models import Concept, FeatureView, Label, name_of
@@ -87,6 +87,7 @@ def _harvested(
         "neighbours": [
             (other, others.get(other.feature), name_of(columns, other.feature)) for other in record.neighbours
         ],
+        "formats": exports.FORMATS,
         "python": as_python(sae, view, record),
     }
 

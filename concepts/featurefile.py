@@ -231,6 +231,11 @@ class FeatureView:
             decoder_norm=float(self.column("decoder_norm")[i]) if self.logit_lens else None,
         )
 
+    def top(self, i: int) -> list[Example]:
+        """The top contexts of feature i alone, largest first."""
+        start, end = self.column("example_start")[i : i + 2].tolist()
+        return [self._example(row) for row in range(start, end) if self.column("example_group")[row] == 0]
+
     def _examples(self, i: int) -> dict[int, list[Example]]:
         start, end = self.column("example_start")[i : i + 2]
         groups: dict[int, list[Example]] = {}

@@ -71,6 +71,7 @@ class FeatureFilterForm(forms.Form):
     )
     label = forms.CharField(max_length=100, required=False, label="Label holds")
     token = forms.CharField(max_length=60, required=False, strip=False, label="Top token holds")
+    raises = forms.CharField(max_length=60, required=False, strip=False, label="Raises a token that holds")
     density_low = _bound("Density at least, %", 100)
     density_high = _bound("Density at most, %", 100)
     max_low = _bound("Maximum at least")
@@ -111,8 +112,9 @@ class FeatureFilterForm(forms.Form):
         wanted: dict[str, Any] = {}
         if data.get("state"):
             wanted["alive"] = data["state"] == "alive"
-        if data.get("token"):
-            wanted["token"] = data["token"]
+        for name in ("token", "raises"):
+            if data.get(name):
+                wanted[name] = data[name]
         for name, unit in (("density", 100), ("max", 1)):
             low, high = data.get(f"{name}_low"), data.get(f"{name}_high")
             if low is not None or high is not None:

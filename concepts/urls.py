@@ -6,6 +6,7 @@ app_name = "concepts"
 urlpatterns = [
     path("features/", search_views.feature_search, name="feature_search"),
     path("saes/<int:pk>/features/", views.feature_list, name="feature_list"),
+    path("saes/<int:pk>/features/export/", views.feature_export, name="feature_export"),
     path("saes/<int:pk>/features/<int:index>/", feature_views.feature_detail, name="feature_detail"),
     path("saes/<int:pk>/features/<int:index>/label/", import_views.label_create, name="label_create"),
     path("saes/<int:pk>/labels/", import_views.label_files, name="label_files"),

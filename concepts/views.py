@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 from django.contrib import messages
 from django.core.paginator import Paginator
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 
-from concepts import featurefile
+from concepts import exports, featurefile
 from concepts.chosen import chosen_view, columns_of, feature_url, kept, no_feature, views_of
 from concepts.forms import FeatureFilterForm, HarvestForm
 from concepts.models import Label, name_of
 from saehub.accounts.access import check, needs
 from saehub.charts import Chart, density_histogram
 from saehub.fragments import part
+from saehub.streaming import attachment
 from saes.listing import Column, Header
 from saes.models import SAE
 
@@ -81,6 +82,35 @@ def _jump(request: HttpRequest, sae: SAE) -> HttpResponse:
     return redirect(feature_url(sae, int(text), kept(request)))
 
 
+@needs("concepts.view_featureview")
+def feature_export(request: HttpRequest, pk: int) -> HttpResponseBase:
+    """Features of a view as a file: those of `?feature=` (several), else those that the filters of the list leave."""
+    sae = get_object_or_404(SAE.objects.select_related("model", "run__capture"), pk=pk)
+    form = request.GET.get("format", "top_texts")
+    if form not in exports.FORMATS:
+        raise Http404(f"There is no format {form[:40]}; choose one of {', '.join(exports.FORMATS)}.")
+    view = chosen_view(request, sae, views_of(sae))
+    columns, fault = columns_of(view)
+    if view is None or columns is None:
+        raise Http404(fault or f"{sae.name} has no harvested features yet.")
+    chosen = _chosen_features(request, sae, columns)
+    kind = exports.FORMATS[form]
+    name = f"features-of-sae-{sae.pk}-view-{view.pk}{f'-{chosen[0]}' if len(chosen) == 1 else ''}-{form}.{kind.suffix}"
+    content_type = "text/csv" if kind.suffix == "csv" else "application/json"
+    return attachment(request, kind.write(view, columns, chosen), name=name, kind=content_type)
+
+
+def _chosen_features(request: HttpRequest, sae: SAE, columns: featurefile.FeatureView) -> list[int]:
+    given = request.GET.getlist("feature")
+    wrong = [text for text in given if not (text.isdecimal() and len(text) < 12 and int(text) < columns.n_features)]
+    if wrong:
+        raise Http404(no_feature(sae, wrong[0][:40]))
+    if given:
+        return sorted({int(text) for text in given})
+    found: list[int] = _ordered(request, sae, columns)[1].tolist()
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------- the table
 
 
@@ -102,17 +132,32 @@ class Row:
 
 
 def _listing(request: HttpRequest, sae: SAE, columns: featurefile.FeatureView) -> dict[str, Any]:
-    form = FeatureFilterForm(request.GET)
-    form.is_valid()
+    form, order = _ordered(request, sae, columns)
     key, descending = form.order
-    order = columns.sorted(key, descending, form.filters() | _by_label(sae, form, columns.n_features))
     page: Any = Paginator(order, form.page_size).get_page(request.GET.get("page"))
     keep = kept(request)
     labels = Label.objects.accepted_of(sae, page.object_list)
     page.object_list = [
         _row(columns, int(i), feature_url(sae, int(i), keep), labels.get(int(i))) for i in page.object_list
     ]
-    return {"filters": form, "page": page, "headers": _headers(key, descending), "n_features": columns.n_features}
+    return {
+        "filters": form,
+        "page": page,
+        "headers": _headers(key, descending),
+        "n_features": columns.n_features,
+        "formats": exports.FORMATS,
+        "has_logits": bool(columns.logit_lens and columns.logit_lens["logits"]),
+    }
+
+
+def _ordered(request: HttpRequest, sae: SAE, columns: featurefile.FeatureView) -> tuple[FeatureFilterForm, np.ndarray]:
+    """The filters of the URL, and the features they leave in the order of the URL."""
+    form = FeatureFilterForm(request.GET)
+    form.is_valid()
+    filters = form.filters() | _by_label(sae, form, columns.n_features)
+    if not (columns.logit_lens and columns.logit_lens["logits"]):
+        filters.pop("raises", None)
+    return form, columns.sorted(*form.order, filters)
 
 
 def _by_label(sae: SAE, form: FeatureFilterForm, n: int) -> dict[str, Any]:
