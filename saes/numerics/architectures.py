@@ -8,7 +8,7 @@ from saes.numerics.gated import GatedSAE
 from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.matching_pursuit import MatchingPursuitSAE
 from saes.numerics.sae import SAE, SAEConfig, SAEError
-from saes.numerics.standard import SkipSAE, StandardSAE
+from saes.numerics.standard import SkipSAE, StandardSAE, TanhReluSAE
 from saes.numerics.topk import TopKSAE
 
 ARCHITECTURES: dict[str, type[SAE]] = {
@@ -23,6 +23,7 @@ ARCHITECTURES: dict[str, type[SAE]] = {
         topk.DecoderNormTopKSAE,
         topk.GroupMaxSAE,
         SkipSAE,
+        TanhReluSAE,
         MatchingPursuitSAE,
         transcoders.Transcoder,
         transcoders.SkipTranscoder,
@@ -45,9 +46,7 @@ ENCODER_NORM = 0.58
 def sae_class(architecture: str) -> type[SAE]:
     """The class of an architecture's name. Raises SAEError, listing the known ones."""
     if architecture not in ARCHITECTURES:
-        raise SAEError(
-            f"The architecture {architecture!r} is not supported; the supported ones are {', '.join(ARCHITECTURES)}."
-        )
+        raise SAEError(f"The architecture {architecture!r} is not supported, only {', '.join(ARCHITECTURES)} are.")
     return ARCHITECTURES[architecture]
 
 

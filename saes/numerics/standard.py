@@ -1,4 +1,4 @@
-"""The standard SAE: ReLU codes, made sparse by an L1 penalty while training (Bricken et al. 2023)."""
+"""The standard SAE: ReLU codes, made sparse by an L1 penalty while training (Bricken et al. 2023); and its variants."""
 
 from torch import Tensor
 
@@ -24,3 +24,12 @@ class SkipSAE(StandardSAE):
 
     def decode_sparse(self, values: Tensor, indices: Tensor, x: Tensor | None = None) -> Tensor:
         return super().decode_sparse(values, indices, x) + self._required(x)
+
+
+class TanhReluSAE(StandardSAE):
+    """acts = tanh(relu(z)), between 0 and 1: SAELens 2 to 5 with `activation_fn` tanh-relu."""
+
+    architecture = "tanh_relu"
+
+    def activation(self, z: Tensor) -> Tensor:
+        return z.relu().tanh()

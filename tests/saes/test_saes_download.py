@@ -79,6 +79,12 @@ def test_only_its_own_files_are_fetched(stocked: MiniHub, bring: Any) -> None:
 
 
 @pytest.mark.django_db
+def test_gigabytes_that_could_not_be_opened_are_not_fetched(hub: MiniHub, bring: Any) -> None:
+    row, job = bring(format="gemma_scope_2", architecture="crosscoder")
+    assert (job.state, row.ready) == (State.FAILED, False) and "cannot be read here" in job.error
+    assert not hub.requests
+
+
 def test_a_second_time_nothing_is_asked(stocked: MiniHub, bring: Any) -> None:
     row, _ = bring()
     stocked.close()

@@ -48,6 +48,8 @@ SITES = {
 
 def detect(place: Place) -> bool:
     name = _weights(place)
+    if not name and _is_crosscoder(place):  # known, so that `load` can say why not
+        return True
     return bool(name) and {"w_enc", "w_dec", "threshold"} <= set(tensor_headers(place.folder / name))
 
 
@@ -58,7 +60,10 @@ def load(place: Place, facts: Mapping[str, Any], device: torch.device | str, dty
     name = _weights(place)
     stated = Stated(CONFIG, read_json(place.folder / CONFIG) if place.has(CONFIG) else {})
     if stated.text("type") == "crosscoder":
-        raise FormatError(f"{place.said} is a Gemma Scope 2 crosscoder, which cannot be read here.")
+        raise FormatError(
+            f"{place.said} is a Gemma Scope 2 crosscoder, which cannot be read here: its authors do not say how its layers' "
+            "biases and thresholds come together, and no reader of it is known that could be compared with."
+        )
     if stated.text("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
         raise FormatError(f"architecture in {CONFIG} is {stated.text('architecture')!r:.40}, but must be jump_relu.")
     stored = all_tensors(place.folder / name)
@@ -79,6 +84,13 @@ def load(place: Place, facts: Mapping[str, Any], device: torch.device | str, dty
     if one_layer:
         config = config.with_(metadata=config.metadata | {NOT_AN_AUTOENCODER: ONE_LAYER})
     return assemble(config, tensors, device, dtype)
+
+
+def _is_crosscoder(place: Place) -> bool:
+    """By its config; it has a file of weights for each of its layers."""
+    if place.entry or not place.has(CONFIG) or not any(map(LAYER_FILE.fullmatch, place.names)):
+        return False
+    return read_json(place.folder / CONFIG).get("type") == "crosscoder"
 
 
 def _weights(place: Place) -> str:

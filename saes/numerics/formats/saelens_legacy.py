@@ -2,8 +2,9 @@
 
 Versions 0 to 2 wrote the whole training run (`hook_point`, `activation_fn`, `normalize_activations: false`), 3 to 5 a
 list of their own (`hook_name`, `activation_fn_str`, `activation_fn_kwargs`). TopK is `activation_fn` topk, whatever
-`architecture` says. A `scaling_factor` (finetuned afterwards) multiplies the codes when they are decoded:
-x_hat = (acts * s) @ W_dec + b_dec, so it is folded: W_dec = s[:, None] * W_dec.
+`architecture` says; tanh-relu, which SAELens 6 passes over in silence, is an architecture of ours. A `scaling_factor`
+(finetuned afterwards) multiplies the codes when they are decoded: x_hat = (acts * s) @ W_dec + b_dec, so it is folded:
+W_dec = s[:, None] * W_dec.
 """
 
 from collections.abc import Mapping
@@ -99,6 +100,8 @@ def _architecture(cfg: Mapping[str, Any]) -> str:
     activation = field(cfg, "activation_fn", str, "relu")
     if activation == "topk" and architecture in ("standard", "topk"):
         return "topk"
+    if activation == "tanh-relu" and architecture == "standard":
+        return "tanh_relu"
     if activation != "relu" and architecture != "topk":
         raise FormatError(f"The activation function of this SAE is {activation!r:.40}, which is not supported.")
     return architecture

@@ -13,7 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from saes.numerics.architectures import build_sae
 from saes.numerics.folders import FolderError
-from saes.numerics.formats import FormatError, NotRepresentable, UnknownFormat, detect_format, load_sae, save_sae
+from saes.numerics.formats import (
+    FormatError,
+    NotRepresentable,
+    UnknownFormat,
+    detect_format,
+    finite,
+    load_sae,
+    save_sae,
+)
+from saes.numerics.formats.weights import refuse_non_finite
 from saes.numerics.sae import SAE, SAEConfig, SAEError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -123,6 +132,35 @@ def test_an_sae_with_another_target_has_no_saelens_form(tmp_path):
         save_sae(random_sae("standard", d_out=5, apply_b_dec_to_input=False), tmp_path / "sae")
     with pytest.raises(NotRepresentable, match="'npz'; they can be in saelens"):
         save_sae(random_sae(), tmp_path / "sae", format="npz")
+
+
+def test_a_sum_beyond_the_range_is_no_fault_of_the_weights(tmp_path):
+    for dtype, value in ((torch.float32, 3e38), (torch.bfloat16, 3e38), (torch.float16, 6e4), (torch.float64, 1e308)):
+        sae = random_sae("standard").to(dtype)
+        sae.W_dec.detach().fill_(value)
+        save_sae(sae, tmp_path / "sae")
+        assert torch.equal(load_sae(tmp_path / "sae", dtype=None).W_dec, sae.W_dec)
+
+
+def test_weights_of_large_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(finite, "LARGE", 1000)
+    monkeypatch.setattr(finite, "SETTLED", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    looked = []
+    monkeypatch.setattr(finite, "refuse_non_finite", lambda tensors: looked.append(refuse_non_finite(tensors)))
+    folder = tmp_path / "sae"
+    save_sae(random_sae("standard"), folder)
+    for _ in range(2):
+        finite._seen.clear()  # as another process would find it
+        load_sae(folder)
+    assert len(looked) == 1 and len(list((tmp_path / "cache/saehub/finite").iterdir())) == 1
+    edit_tensors(lambda t: t["W_dec"][0].fill_(float("nan")))(folder)
+    with pytest.raises(FormatError, match="W_dec holds 6 values"):
+        load_sae(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    save_sae(random_sae("standard"), folder)
+    load_sae(folder)
+    assert len(looked) == 2
 
 
 def test_decoder_norm_folds_even_where_a_row_is_zero(tmp_path):
@@ -250,7 +288,7 @@ WRONG: dict[str, tuple[Spoil, str]] = {
     "d_in true": (edit_cfg(lambda c: c.update(d_in=True)), "d_in in cfg.json must be of type int"),
     "d_in missing": (edit_cfg(lambda c: c.pop("d_in")), "does not say d_in"),
     "architecture missing": (edit_cfg(lambda c: c.pop("architecture")), "does not say architecture"),
-    "architecture unknown": (edit_cfg(lambda c: c.update(architecture="quantum")), "supported ones are .*topk"),
+    "architecture unknown": (edit_cfg(lambda c: c.update(architecture="quantum")), "is not supported, only standard, topk"),
     "dtype a number": (edit_cfg(lambda c: c.update(dtype=7)), "dtype in cfg.json must be of type str"),
     "metadata a list": (edit_cfg(lambda c: c.update(metadata=[])), "metadata in cfg.json must be an object"),
     "hook a number": (edit_cfg(lambda c: c["metadata"].update(hook_name=3)), "hook_name in cfg.json must be text"),

@@ -1,6 +1,7 @@
 """Gemma Scope 1 and 2 beyond the golden files: storage types, missing configs, facts, and numbers in plain numpy."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,15 @@ def test_scope_2_config_that_does_not_fit_is_refused(change, sentence, tmp_path)
     folder = scope_2(tmp_path / "resid_post" / "layer_1_width_16k_l0_big", made(), change)
     with pytest.raises(FormatError, match=sentence):
         load_sae(folder)
+
+
+def test_scope_2_crosscoder_of_several_files_is_refused_by_name(tmp_path):
+    folder = tmp_path / "crosscoder" / "layer_1_2_width_16k_l0_big"
+    scope_2(folder, made(), {"type": "crosscoder"}, name="params_layer_0.safetensors")
+    shutil.copy(folder / "params_layer_0.safetensors", folder / "params_layer_1.safetensors")
+    for entry in (folder, folder / "params_layer_1"):
+        with pytest.raises(FormatError, match="is a Gemma Scope 2 crosscoder, which cannot be read here"):
+            load_sae(entry)
 
 
 def test_scope_2_without_config_in_a_folder_that_says_nothing_asks(tmp_path):

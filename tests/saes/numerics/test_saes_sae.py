@@ -178,5 +178,5 @@ def test_an_sae_beyond_all_memory_is_refused_in_one_sentence():
 
 
 def test_unknown_architecture_names_the_known_ones():
-    with pytest.raises(SAEError, match="'quantum' is not supported; the supported ones are standard, topk"):
+    with pytest.raises(SAEError, match="'quantum' is not supported, only standard, topk"):
         build_sae(SAEConfig("quantum", D_IN, D_SAE))

@@ -40,7 +40,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     for name in ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 }  # fmt: skip
 HAS_NO_FORM = {
-    "groupmax": {"k": 4}, "topk_by_decoder_norm": {"k": 4}, "skip_sae": {},
+    "groupmax": {"k": 4}, "topk_by_decoder_norm": {"k": 4}, "skip_sae": {}, "tanh_relu": {},
     "topk_transcoder": {"k": 4, "apply_b_dec_to_input": False},
     "topk_skip_transcoder": {"k": 4, "apply_b_dec_to_input": False},
     "topk_by_decoder_norm_transcoder": {"k": 4, "apply_b_dec_to_input": False},
@@ -266,6 +266,21 @@ def test_the_oldest_names_are_understood_and_written_anew(tmp_path):
     assert_same_bits(sae, load_sae(tmp_path / "new"))
 
 
+@pytest.mark.parametrize("key", ["activation_fn", "activation_fn_str"])
+def test_tanh_relu_is_what_it_was_then(key, tmp_path):
+    sae = random_sae("standard")
+    cfg = {name: value for name, value in OLD.items() if name != "activation_fn"}
+    legacy(tmp_path / "old", sae, cfg | {key: "tanh-relu"})
+    found = load_sae(tmp_path / "old").requires_grad_(False)
+    x = 3 * torch.randn(50, 6)
+    codes = (((x - sae.b_dec) @ sae.W_enc) + sae.b_enc).clamp(min=0).tanh()
+    assert 0 < (codes != 0).float().mean() < 1
+    torch.testing.assert_close(found.encode(x), codes)
+    torch.testing.assert_close(found(x), codes @ sae.W_dec + sae.b_dec)
+    with pytest.raises(NotRepresentable, match="no architecture 'tanh_relu'"):  # SAELens 6 would drop the tanh
+        save_sae(found, tmp_path / "new")
+
+
 @pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor"])
 def test_finetuned_scales_multiply_what_is_decoded(name, tmp_path):
     sae, scale = random_sae("standard"), torch.linspace(0.5, 2, 20)
@@ -288,7 +303,8 @@ def test_hook_z_and_the_default_of_b_dec_of_then(tmp_path):
 @pytest.mark.parametrize(
     ("cfg", "error", "sentence"),
     [
-        ({"activation_fn": "tanh-relu"}, FormatError, "'tanh-relu', which is not supported"),
+        ({"activation_fn": "tanh-relu", "architecture": "gated"}, FormatError, "'tanh-relu', which is not supported"),
+        ({"activation_fn": "gelu"}, FormatError, "'gelu', which is not supported"),
         ({"activation_fn_str": "topk"}, MissingFact, "does not say k"),
         ({"activation_fn_str": "topk", "activation_fn_kwargs": [3]}, FormatError, "must be of type dict"),
         ({"architecture": "quantum"}, SAEError, "'quantum' is not supported"),
