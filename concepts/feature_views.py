@@ -149,6 +149,7 @@ def _as_json(view: FeatureView, columns: featurefile.FeatureView, record: featur
     alive = record.n_fires > 0
     return {
         "view": view.pk,
+        "label": Label.objects.accepted_of(view.sae, [record.feature]).get(record.feature, ""),
         "name": name_of(columns, record.feature),
         "n_tokens": record.n_tokens,
         "n_fires": record.n_fires,

@@ -10,14 +10,12 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from inference.choices import Able, Select
-from inference.models import Generation, Sweep
+from inference.choices import Able, ConfigField, Select, fault_of
+from inference.models import Generation, Mode, Sweep
 from saes.models import SAE, LanguageModel
 
-MAX_EDITS = 24
 CHARACTERS_A_TOKEN = 4  # a prompt longer than this many characters for every token of the context is refused unread
 MAX_NEW_TOKENS = 4096  # as inference.numerics.generate
-MAX_VALUE = 1e6
 MOST_INSTRUCTION = 2000
 MOST_FACTORS = 16
 MAX_FACTOR = 100.0
@@ -49,12 +47,13 @@ class GenerationForm(forms.ModelForm):
         label="The same in words",
         help_text="For a third text: this is put in front of the prompt of the plain model, to compare steering with asking.",
     )
+    config = ConfigField()
     advanced = ["max_new_tokens", "temperature", "seed"]
 
     class Meta:
         model = Generation
         fields = (
-            "sae", "prompt", "instruction", "chat", "scope", "scope_from", "max_new_tokens", "temperature", "seed",
+            "sae", "prompt", "instruction", "config", "chat", "scope", "scope_from", "max_new_tokens", "temperature", "seed",
         )  # fmt: skip
         labels = {
             "chat": "As a chat message",
@@ -73,6 +72,9 @@ class GenerationForm(forms.ModelForm):
         super().__init__(*args, **kwargs)
         self.able = Able("steer")
         self.able.fit(self.fields["sae"], Select())
+        config: Any = self.fields["config"]
+        config.offer(kwargs.get("initial") or {})
+        config.help_text = "Its edits are made beside those above, and kept with the generation."
         self.fields["scope_from"].required = False
 
     def clean_sae(self) -> SAE:
@@ -122,6 +124,8 @@ class GenerationForm(forms.ModelForm):
     def _check_against(self, model: LanguageModel, data: dict[str, Any]) -> None:
         if data.get("chat") and not model.has_chat:
             self.add_error("chat", f"{model.name} has no chat template; leave this off to give it the plain text.")
+        if (config := data.get("config")) is not None and (reason := fault_of(config, model)):
+            self.add_error("config", reason)
         limit = model.context_length
         if limit is None:
             return
@@ -138,131 +142,12 @@ class GenerationForm(forms.ModelForm):
             )
 
 
-class EditForm(forms.Form):
-    """One edit, of the generation's SAE unless it names another. A row without a feature is no edit.
-
-    Text fields: a number field drops what it cannot read, unseen.
-    """
-
-    feature = forms.IntegerField(
-        min_value=0,
-        required=False,
-        label="Feature",
-        widget=forms.TextInput(attrs={"inputmode": "numeric", "placeholder": "index", "autocomplete": "off"}),
-        error_messages={
-            "invalid": "Give the feature's index, a whole number.",
-            "min_value": "Features are counted from 0.",
-        },
-    )
-    sae = forms.TypedChoiceField(required=False, coerce=int, empty_value=None, label="SAE", widget=Select())
-    mode = forms.ChoiceField(choices=Generation.Mode.choices, initial=Generation.Mode.ADD, label="Mode")
-    value = forms.FloatField(
-        required=False,
-        label="Value v",
-        widget=forms.TextInput(attrs={"inputmode": "decimal", "placeholder": "v", "autocomplete": "off"}),
-        error_messages={"invalid": "The value must be a finite number such as 4.5, not nan or inf."},
-    )
-
-    def __init__(self, *args: Any, able: Able, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        sae: Any = self.fields["sae"]
-        sae.widget.reasons = able.reasons
-        sae.choices = [("", "the SAE above"), *able.options()]
-        sae.error_messages["invalid_choice"] = "That SAE cannot be used here: choose another."
-
-    def clean(self) -> dict[str, Any]:
-        data = self.cleaned_data
-        value, ablates = data.get("value"), data.get("mode") == Generation.Mode.ABLATE
-        if "feature" in data and data["feature"] is None and value is not None and not self.errors:
-            self.add_error("feature", "Which feature? Give its index, or clear this row.")
-        if data.get("feature") is not None and value is None and "value" not in self.errors and not ablates:
-            self.add_error("value", "Give the value v of this edit.")
-        if value is not None and abs(value) > MAX_VALUE:
-            self.add_error("value", f"The value must lie between -{MAX_VALUE:,.0f} and {MAX_VALUE:,.0f}.")
-        return data
-
-    def edit(self) -> dict[str, Any] | None:
-        """{feature, mode, value}, and sae where it has one of its own, of a clean row; or None."""
-        data = self.cleaned_data
-        if data.get("feature") is None:
-            return None
-        value = 0.0 if data["mode"] == Generation.Mode.ABLATE else data["value"]
-        own = {"sae": data["sae"]} if data.get("sae") else {}
-        return own | {"feature": data["feature"], "mode": data["mode"], "value": value}
-
-
-class EditRows(forms.BaseFormSet):
-    """All rows of edits, checked together and against the SAE."""
-
-    able: Able
-
-    def get_form_kwargs(self, index: Any) -> dict[str, Any]:
-        return super().get_form_kwargs(index) | {"able": self.able}
-
-    def check_against(self, main: SAE | None) -> None:
-        """Add what only the SAEs and the other rows can tell: features out of range or edited twice, SAEs that do not fit
-        together."""
-        by_id = {sae.pk: sae for sae in self.able.rows}
-        seen: set[tuple[int | None, int]] = set()
-        for form in self.forms:
-            data = getattr(form, "cleaned_data", {})
-            feature, own = data.get("feature"), by_id.get(data.get("sae") or 0)
-            if feature is None:
-                continue
-            if own is not None:
-                self._check_own(form, own, main)
-            sae = own or main
-            if sae is not None and feature >= sae.n_features:
-                form.add_error(
-                    "feature", f"There is no feature {feature}; {sae.name} has features 0 to {sae.n_features - 1}."
-                )
-            place = (sae.pk if sae else None, feature)
-            if place in seen:
-                form.add_error("feature", f"Feature {feature} is edited twice; keep one row of it.")
-            seen.add(place)
-
-    def _check_own(self, form: forms.Form, own: SAE, main: SAE | None) -> None:
-        if reason := self.able.why_not(own):
-            form.add_error("sae", f"{own.name} cannot steer. {reason}")
-        elif main is not None and own.model_id != main.model_id and own.model and main.model:
-            form.add_error(
-                "sae", f"{own.name} is of {own.model.name}, not of {main.model.name}; one generation has one model."
-            )
-        elif main is not None and own.pk == main.pk:
-            form.cleaned_data["sae"] = None
-
-    def edits(self) -> list[dict[str, Any]]:
-        return [edit for form in self.forms if (edit := form.edit())]
-
-    @property
-    def n_shown(self) -> int:
-        """Rows outside of the fold: those in use or with errors, and one to write in."""
-        used = [i for i, form in enumerate(self.forms) if _in_use(form)]
-        return max(1, min(MAX_EDITS, used[-1] + 1 if used else 1))
-
-
-def _in_use(form: forms.BaseForm) -> bool:
-    values = (form["feature"].value(), form["value"].value())
-    return bool(form.errors) or any(value not in (None, "") for value in values)
-
-
-EditFormSet = forms.formset_factory(EditForm, formset=EditRows, extra=MAX_EDITS, max_num=MAX_EDITS, validate_max=True)
-
-
-def prefilled(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Initial rows from values typed into a URL: what makes no sense is left out."""
-    rows = []
-    for row in values:
-        mode = row.get("mode")
-        rows.append(row | {"mode": mode if mode in Generation.Mode.values else Generation.Mode.ADD})
-    return rows[:MAX_EDITS]
-
-
 @transaction.atomic
 def start_generation(form: GenerationForm, edits: list[dict[str, Any]], user: Any) -> Generation:
-    """Save the row and queue its job."""
+    """Save the row, with the edits of its concept config beside these, and queue its job."""
     row: Generation = form.save(commit=False)
     row.model, row.owner, row.edits = form.cleaned_data["sae"].model, user, edits
+    row.use_config(form.cleaned_data.get("config"))
     row.name = title_of(row.prompt)
     row.save()
     row.start(user)
@@ -309,4 +194,4 @@ class SweepForm(forms.Form):
 
 def can_sweep(edits: Iterable[dict[str, Any]]) -> bool:
     """Is there an edit that has a strength?"""
-    return any(edit["mode"] != Generation.Mode.ABLATE for edit in edits)
+    return any(edit["mode"] != Mode.ABLATE for edit in edits)

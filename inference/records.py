@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from inference.models import Generation
+from inference.models import Generation, Scope
 from saes.models import SAE
 
 
@@ -20,6 +21,7 @@ def record(row: Generation) -> dict[str, Any]:
         "prompt": row.prompt,
         "chat": row.chat,
         "edits": row.edit_rows(),
+        "concept_config": row.config_fact or None,
         "scope": row.scope,
         "scope_from": row.scope_from,
         "instruction": row.instruction,
@@ -57,9 +59,7 @@ def as_python(row: Generation) -> str:
         f"baseline = generate(lm, prompt, {settings})",
     ]
     if saes:
-        lines += ["steering = ["]
-        for pk, sae in saes.items():
-            lines += _steering(row, pk, sae)
+        lines += ["steering = [", *(line for lines_ in _groups(row, saes) for line in lines_)]
         lines += ["]", f"steered = generate(lm, prompt, steering=steering, {settings})", "print(steered.text)"]
     lines += ["print(baseline.text)"]
     if row.instruction:
@@ -71,20 +71,22 @@ def _given(row: Generation, text: str) -> Any:
     return [{"role": "user", "content": text}] if row.chat else text
 
 
-def _steering(row: Generation, pk: int, sae: SAE) -> list[str]:
-    """The lines of one SAE's edits; none for an SAE without."""
-    edits = [edit for edit in row.edit_rows() if edit["sae"] == pk]
-    if not edits:
-        return []
-    facts = f", facts={sae.facts!r}" if sae.facts else ""
-    first = f", first={row.scope_from}" if row.scope == Generation.Scope.FROM else ""
-    return [
-        "    Steering(",
-        f"        load_sae({str(sae.files)!r}{facts}),",
-        f"        {sae.hook_name!r},",
-        "        [",
-        *(f"            Edit({e['feature']}, {e['mode']!r}, {e['value']!r}),  # {e['formula']}" for e in edits),
-        "        ],",
-        f"        scope={row.scope!r}{first},",
-        "    ),",
-    ]
+def _groups(row: Generation, saes: Mapping[int, SAE]) -> Iterator[list[str]]:
+    """The lines of the edits of each SAE at each choice of tokens."""
+    groups: dict[tuple[int, str, int], list[dict[str, Any]]] = {}
+    for edit in row.edit_rows():
+        groups.setdefault((edit["sae"], edit["scope"], edit["first"]), []).append(edit)
+    for (pk, scope, first), edits in groups.items():
+        if (sae := saes.get(pk)) is None:
+            continue
+        facts = f", facts={sae.facts!r}" if sae.facts else ""
+        yield [
+            "    Steering(",
+            f"        load_sae({str(sae.files)!r}{facts}),",
+            f"        {sae.hook_name!r},",
+            "        [",
+            *(f"            Edit({e['feature']}, {e['mode']!r}, {e['value']!r}),  # {e['formula']}" for e in edits),
+            "        ],",
+            f"        scope={scope!r}{f', first={first}' if scope == Scope.FROM else ''},",
+            "    ),",
+        ]

@@ -15,6 +15,7 @@ urlpatterns = [
     path("playground/saes/<int:pk>/features/<int:index>/", feature_views.feature_text, name="feature_text"),
     path("steering/", views.generation_list, name="generation_list"),
     path("steering/new/", views.generation_create, name="generation_create"),
+    path("steering/suggest/", views.edit_suggest, name="edit_suggest"),
     path("steering/<int:pk>/", views.generation_detail, name="generation_detail"),
     path("steering/<int:pk>/sweep/", views.sweep_create, name="sweep_create"),
     path("steering/sweeps/<int:pk>/", views.sweep_detail, name="sweep_detail"),

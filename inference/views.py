@@ -9,20 +9,12 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_POST
 
-from concepts.models import Known, known_features
+from concepts.models import Concept, ConceptConfig, Known, Label, known_features
 from inference.choices import Able
-from inference.forms import (
-    MAX_EDITS,
-    EditFormSet,
-    EditRows,
-    GenerationForm,
-    SweepForm,
-    can_sweep,
-    prefilled,
-    start_generation,
-)
+from inference.edit_forms import MAX_EDITS, EditFormSet, EditRows, prefilled
+from inference.forms import GenerationForm, SweepForm, can_sweep, start_generation
 from inference.infer_views import reload_page
-from inference.models import Generation, Sweep
+from inference.models import Generation, Mode, Sweep
 from inference.records import as_python, record
 from inference.residency import residency
 from inference.sides import sides
@@ -32,6 +24,7 @@ from saehub.fragments import part
 from saes.listing import Column, listing
 from saes.models import SAE
 
+SHOWN_EDITS = 50  # of a generation; the JSON has all
 GIVEN = 400  # characters of the prompt shown in front of each text
 COLUMNS = (
     Column("prompt", "Prompt", "name"),
@@ -71,8 +64,10 @@ def generation_create(request: HttpRequest) -> HttpResponse:
         initial, edits = _of(fork) if fork else _prefill(request, able)
         form = GenerationForm(initial=initial)
         rows = _rows(form, initial=edits)
-    known, n = _known_of(form, rows), rows.n_shown
-    numbered = [(row, known.get(_feature_of(form, row))) for row in rows]
+    n, places = rows.n_shown, [_feature_of(form, row) for row in rows]
+    saes = {sae.pk: sae for sae in form.able.rows}
+    known, labels = known_places(saes, places), labels_of(saes, places)
+    numbered = [(row, known.get(place), labels.get(place, "")) for row, place in zip(rows, places, strict=True)]
     advanced = [form[name] for name in form.advanced]
     context = {
         "section": "steering",
@@ -102,7 +97,7 @@ def _rows(form: GenerationForm, **given: Any) -> EditRows:
 def _valid(form: GenerationForm, rows: EditRows) -> bool:
     """Both are checked whatever the other says, so that one answer names everything that is wrong."""
     both = [form.is_valid(), rows.is_valid()]
-    rows.check_against(form.cleaned_data.get("sae"))
+    rows.check_against(form.cleaned_data.get("sae"), form.cleaned_data.get("config"))
     return all(both) and rows.is_valid()
 
 
@@ -123,8 +118,11 @@ def _of(row: Generation) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _prefill(request: HttpRequest, able: Able) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """From `?sae=&prompt=&feature=&mode=&value=`, the last three once for each edit."""
-    initial: dict[str, Any] = {"sae": request.GET.get("sae") or (able.first.pk if able.first else None)}
+    """From `?config=`, `?sae=&prompt=` and `?feature=&mode=&value=`, the last three once for each edit; `feature` may be a
+    label or the name of a concept."""
+    config = _config(request)
+    chosen = request.GET.get("sae") or (config.sae_id if config else None) or (able.first.pk if able.first else None)
+    initial: dict[str, Any] = {"sae": chosen, "config": config}
     if request.GET.get("prompt"):
         initial["prompt"] = request.GET["prompt"]
     names = ("feature", "mode", "value")
@@ -136,6 +134,11 @@ def _prefill(request: HttpRequest, able: Able) -> tuple[dict[str, Any], list[dic
     return initial, prefilled(edits)
 
 
+def _config(request: HttpRequest) -> ConceptConfig | None:
+    text = request.GET.get("config", "")
+    return get_object_or_404(ConceptConfig.objects.select_related("sae__model"), pk=_index(text)) if text else None
+
+
 Place = tuple[int, int]  # an SAE and one of its features
 
 
@@ -143,12 +146,6 @@ def _feature_of(form: GenerationForm, row: Any) -> Place:
     """What a row names as it stands, right or wrong."""
     main = form["sae"].value()
     return _index(row["sae"].value() or getattr(main, "pk", main)), _index(row["feature"].value())
-
-
-def _known_of(form: GenerationForm, rows: Any) -> dict[Place, Known]:
-    """What is known of the features in the rows."""
-    by_id = {sae.pk: sae for sae in form.able.rows}
-    return known_places(by_id, [_feature_of(form, row) for row in rows])
 
 
 def known_places(saes: Mapping[int, SAE], places: Iterable[Place]) -> dict[Place, Known]:
@@ -163,6 +160,39 @@ def known_places(saes: Mapping[int, SAE], places: Iterable[Place]) -> dict[Place
     }
 
 
+def labels_of(saes: Mapping[int, SAE], places: Iterable[Place]) -> dict[Place, str]:
+    """The accepted labels of these features, with one query for each SAE."""
+    wanted: dict[int, set[int]] = {}
+    for pk, feature in places:
+        if pk in saes and feature >= 0:
+            wanted.setdefault(pk, set()).add(feature)
+    return {
+        (pk, feature): text
+        for pk, features in wanted.items()
+        for feature, text in Label.objects.accepted_of(saes[pk], features).items()
+    }
+
+
+SUGGESTED = 12
+
+
+@needs("inference.add_generation")
+def edit_suggest(request: HttpRequest) -> JsonResponse:
+    """What can be edited of an SAE whose label or name holds `?q=`: [{value, text}], value being what the row takes."""
+    words = request.GET.get("q", "").replace("\0", "").strip()[:100]
+    sae = SAE.objects.ready().filter(pk=_index(request.GET.get("sae", ""))).first()
+    if sae is None or not words:
+        return JsonResponse({"found": []})
+    labels = Label.objects.filter(sae=sae, accepted=True, text__icontains=words).order_by("text", "feature")[:SUGGESTED]
+    concepts = Concept.objects.filter(dictionary__sae=sae, name__icontains=words).select_related("dictionary")
+    found = [{"value": str(label.feature), "text": f"{label.text} (feature {label.feature})"} for label in labels]
+    found += [
+        {"value": f"{concept.dictionary.name}/{concept.name}", "text": f"{concept.name} (concept)"}
+        for concept in concepts.order_by("name", "-pk")[:SUGGESTED]
+    ]
+    return JsonResponse({"found": found})
+
+
 def _index(value: Any) -> int:
     """A row's number or feature as typed; -1 for what is none."""
     text = str(value).strip()
@@ -171,7 +201,7 @@ def _index(value: Any) -> int:
 
 @needs("inference.view_generation")
 def generation_detail(request: HttpRequest, pk: int) -> HttpResponse:
-    rows = Generation.objects.select_related("model", "sae__model", "owner", "job__owner")
+    rows = Generation.objects.select_related("model", "sae__model", "config", "owner", "job__owner")
     row = get_object_or_404(rows, pk=pk)
     if request.GET.get("format") == "json":
         return _as_json(row)
@@ -181,11 +211,17 @@ def generation_detail(request: HttpRequest, pk: int) -> HttpResponse:
 
 def _page(row: Generation) -> dict[str, Any]:
     saes, edits = row.edited_saes(), row.edit_rows()
-    known = known_places(saes, ((edit["sae"], edit["feature"]) for edit in edits))
+    places = [(edit["sae"], edit["feature"]) for edit in edits[:SHOWN_EDITS]]
+    known, labels = known_places(saes, places), labels_of(saes, places)
     return {
         "section": "steering",
         "row": row,
-        "edits": [(saes.get(edit["sae"]), *_shown(edit, known.get((edit["sae"], edit["feature"])))) for edit in edits],
+        "edits": [
+            (saes.get(edit["sae"]), labels.get(place, ""), *_shown(edit, known.get(place)))
+            for edit, place in zip(edits, places, strict=False)
+        ],
+        "n_edits": len(edits),
+        "config": row.config,
         "saes": saes,
         "sides": sides(row),
         "given": row.prompt if len(row.prompt) <= GIVEN else f"…{row.prompt[-GIVEN:]}",
@@ -197,7 +233,7 @@ def _page(row: Generation) -> dict[str, Any]:
 
 def _shown(edit: dict[str, Any], known: Known | None) -> tuple[dict[str, Any], Known | None, Any, Any]:
     """An edit, its feature, and the value as a multiple of the maximum and a share of the layer's norm."""
-    if known is None or edit["mode"] not in (Generation.Mode.ADD, Generation.Mode.CLAMP):
+    if known is None or edit["mode"] not in (Mode.ADD, Mode.CLAMP):
         return edit, known, None, None
     times = edit["value"] / known.maximum if known.maximum else None
     return edit, known, times, None if known.per_norm is None else abs(edit["value"]) * known.per_norm
@@ -216,7 +252,9 @@ def _as_json(row: Generation) -> HttpResponse:
 @needs("inference.view_generation", post="inference.add_sweep")
 def sweep_create(request: HttpRequest, pk: int) -> HttpResponse:
     """From the page of a generation, which is shown again when the strengths make no sense."""
-    row = get_object_or_404(Generation.objects.select_related("model", "sae__model", "owner", "job__owner"), pk=pk)
+    row = get_object_or_404(
+        Generation.objects.select_related("model", "sae__model", "config", "owner", "job__owner"), pk=pk
+    )
     form = SweepForm(request.POST, auto_id="sweep_%s")
     if form.is_valid() and not can_sweep(row.edits):
         form.add_error("factors", "None of its edits has a strength; only add, scale, clamp and cap have one.")

@@ -36,6 +36,12 @@ class Row {
     this.times.addEventListener("input", () => this.from(this.times, number(this.root.dataset.max)));
     this.share.addEventListener("input", () => this.from(this.share, 0.01 / number(this.root.dataset.perNorm)));
     this.sae?.addEventListener("change", () => this.look());
+    this.scope = root.querySelector("[name$=-scope]");
+    this.first = root.querySelector("[data-first]");
+    this.scope.addEventListener("change", () => this.placed());
+    this.options = document.body.appendChild(Object.assign(document.createElement("datalist"), { id: `${this.feature.id}_options` }));
+    this.feature.setAttribute("list", this.options.id);
+    this.feature.addEventListener("input", () => this.suggest());
     const clear = root.querySelector("[data-clear]");
     clear.hidden = false;
     clear.addEventListener("click", () => this.clear());
@@ -44,7 +50,25 @@ class Row {
     this.mode.addEventListener("change", () => this.switched());
     this.feature.addEventListener("change", () => this.look());
     this.was = this.mode.value;
+    this.placed();
     this.show();
+  }
+
+  placed() { this.first.hidden = this.scope.value !== "from"; }
+
+  // Labels and concepts that hold what was typed; a choice puts the feature's number, or the concept's name, into the field.
+  suggest() {
+    clearTimeout(this.waiting);
+    const words = this.feature.value.trim(), sae = this.whose();
+    if (words.length < 2 || /^\d+$/.test(words) || !sae) return;
+    this.waiting = setTimeout(async () => {
+      const url = `${form.dataset.suggest}?${new URLSearchParams({ sae, q: words })}`;
+      let answer;
+      try { answer = await fetch(url, { headers: { Accept: "application/json" } }); } catch { return; }
+      if (!answer.ok || answer.redirected || this.feature.value.trim() !== words) return;
+      const { found } = await answer.json();
+      this.options.replaceChildren(...found.map(({ value, text }) => Object.assign(document.createElement("option"), { value, label: text, textContent: text })));
+    }, 150);
   }
 
   // A factor is no activation: between scale and the others the value starts anew.
@@ -105,12 +129,13 @@ class Row {
     const found = await answer.json();
     const perNorm = found.decoder_norm && found.layer_norm ? found.decoder_norm / found.layer_norm : "";
     if (found.maximum && this.value.value === "" && this.mode.value !== "scale") this.value.value = Number(found.maximum.toPrecision(4));
-    this.know(found.name.length ? found.name : "never fired", found.maximum ?? 0, perNorm);
+    this.know(found.name.length ? found.name : "never fired", found.maximum ?? 0, perNorm, found.label);
   }
 
-  know(name, max, perNorm) {
+  know(name, max, perNorm, label = "") {
     const tokens = typeof name === "string" ? [] : name;
-    this.name.replaceChildren(...tokens.map((text) => Object.assign(document.createElement("code"), { className: "tok", textContent: text.replaceAll(" ", "␣").replaceAll("\n", "↵") })));
+    const chip = label ? [Object.assign(document.createElement("span"), { className: "chip label", textContent: label })] : [];
+    this.name.replaceChildren(...chip, ...tokens.map((text) => Object.assign(document.createElement("code"), { className: "tok", textContent: text.replaceAll(" ", "␣").replaceAll("\n", "↵") })));
     if (!tokens.length && name) this.name.append(Object.assign(document.createElement("span"), { className: "sub", textContent: name }));
     Object.assign(this.root.dataset, { max, perNorm });
     this.show();

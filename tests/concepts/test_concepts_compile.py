@@ -26,7 +26,7 @@ def kin(mode: str, value: float = 0.0, *members: tuple[int, float, int]) -> dict
 def test_the_modes_are_those_of_steering() -> None:
     from concepts.concept_forms import ConfigEditForm
     from concepts.dictionary_views import STEERING_ROWS
-    from inference.forms import MAX_EDITS, MAX_VALUE
+    from inference.edit_forms import MAX_EDITS, MAX_VALUE
     from inference.models import Generation
     from inference.numerics.steer import MODES
 

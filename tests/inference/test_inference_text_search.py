@@ -44,7 +44,7 @@ def test_all_saes_of_the_model_read_at_once(rows: Rows, view: FeatureView, clien
 
 
 def test_rankings_are_those_of_the_dense_codes(rows: Rows, view: FeatureView, client_of: Any, run_job: Any) -> None:
-    row, _ = searched(rows, client_of("researcher"), run_job)
+    row, *_ = searched(rows, client_of("researcher"), run_job)
     _, codes = dense(rows)
     codes[0] = 0
     summary = view.opened().summary

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from django.urls import reverse
 
-from inference.forms import MAX_EDITS, MAX_NEW_TOKENS
+from inference.edit_forms import MAX_EDITS
+from inference.forms import MAX_NEW_TOKENS
 from inference.models import Generation
 from saehub.jobs.models import Job, State
 from tests.steering_rows import Rows
@@ -67,7 +68,8 @@ def test_a_generation_is_saved_and_queued(rows: Rows, client_of: Any, user_of: A
         ([(3, "add", "-2e6")], {}, "The value must lie between -1,000,000 and 1,000,000."),
         ([(3, "add", "")], {}, "Give the value v of this edit."),
         ([("", "add", "4")], {}, "Which feature? Give its index, or clear this row."),
-        ([("x", "add", "4")], {}, "Give the feature&#x27;s index, a whole number."),
+        ([("x", "add", "4")], {}, "a whole number: no label or concept of tiny-sae is “x”."),
+        ([("1.5", "add", "4")], {}, "Give the feature&#x27;s index, a whole number, or its label."),
         ([(-1, "add", "4")], {}, "Features are counted from 0."),
         ([(96, "add", "4")], {}, "There is no feature 96; tiny-sae has features 0 to 95."),
         ([(3, "add", "4"), (3, "scale", "2")], {}, "Feature 3 is edited twice; keep one row of it."),
@@ -169,7 +171,7 @@ def test_all_of_a_generation_is_kept_for_its_fork(rows: Rows, client_of: Any) ->
     row = Generation.objects.get()
     assert (row.scope, row.scope_from, row.instruction) == ("from", 5, "Talk of dogs.")
     response = client_of("researcher").get(f"{CREATE}?fork={row.pk}")
-    form, (shown, _) = response.context["form"], response.context["shown"][0]
+    form, (shown, *_) = response.context["form"], response.context["shown"][0]
     assert [form[name].value() for name in ("scope", "scope_from", "instruction")] == ["from", 5, "Talk of dogs."]
     assert shown["sae"].value() == other.pk and shown["feature"].value() == 3
 
@@ -202,7 +204,7 @@ def test_a_row_too_many_is_refused(rows: Rows, client_of: Any) -> None:
 def test_the_form_is_filled_from_the_url(rows: Rows, view: Any, client_of: Any) -> None:
     url = f"{CREATE}?sae={rows.sae.pk}&prompt=Paris&feature=3&mode=clamp&value=2.5&feature=5&mode=scale&value=0"
     response = client_of("researcher").get(url)
-    (first, known), (second, _) = response.context["shown"]
+    (first, known, _), (second, *_) = response.context["shown"]
     assert [first[name].value() for name in ("feature", "mode", "value")] == ["3", "clamp", "2.5"]
     assert [second[name].value() for name in ("feature", "mode", "value")] == ["5", "scale", "0"]
     assert known.maximum == view.opened().feature(3).maximum and len(response.context["folded"]) == MAX_EDITS - 2
@@ -246,12 +248,12 @@ def test_a_generation_shows_both_texts_and_its_edits(made: Generation, view: Any
     assert made.baseline["ids"] != made.steered["ids"] and any(differs for _, differs in steered.runs)
     first = made.edits[0]["feature"]
     assert f"/features/{first}/" in page
-    sae, _, known, times, share = response.context["edits"][0]
+    sae, _, _, known, times, share = response.context["edits"][0]
     assert sae == made.sae
     assert times == pytest.approx(40 / view.opened().feature(first).maximum) and share == pytest.approx(
         40 * known.per_norm
     )
-    assert response.context["edits"][1][3:] == (None, None), "a factor is no multiple of the maximum"
+    assert response.context["edits"][1][4:] == (None, None), "a factor is no multiple of the maximum"
     assert 'hx-trigger="every' not in page.partition('id="live"')[2], "at rest nothing polls"
 
 
@@ -283,7 +285,9 @@ def test_a_fork_begins_with_the_same_settings(made: Generation, client_of: Any) 
     response = client_of("researcher").get(f"{CREATE}?fork={made.pk}")
     form = response.context["form"]
     assert form["prompt"].value() == made.prompt and form["max_new_tokens"].value() == 8
-    rows = [(row["feature"].value(), row["mode"].value(), row["value"].value()) for row, _ in response.context["shown"]]
+    rows = [
+        (row["feature"].value(), row["mode"].value(), row["value"].value()) for row, *_ in response.context["shown"]
+    ]
     assert rows == [(edit["feature"], edit["mode"], edit["value"]) for edit in made.edits]
     assert f"generation {made.pk}" in response.content.decode()
     assert client_of("researcher").get(f"{CREATE}?fork=999").status_code == 404
