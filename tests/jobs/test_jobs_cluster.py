@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import pytest
+from django.db import connection
 
 from saehub.jobs.models import Job, State, enqueue
 from saehub.jobs.runner import sweep
@@ -109,3 +113,34 @@ def test_a_job_the_queue_lost_is_offered_again() -> None:
     assert sweep() == 1
     assert [task.name() for task in OrmQ.objects.all()] == [f"job-{job.pk}"]
     assert sweep() == 0, "what waits in the queue is not offered twice"
+
+
+@contextmanager
+def outage() -> Iterator[None]:
+    """The database takes no connections and has cut those there were, but this one."""
+    allow = "UPDATE pg_database SET datallowconn = %s WHERE datname = current_database()"
+    with connection.cursor() as cursor:
+        cursor.execute(allow, [False])
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        try:
+            yield
+        finally:
+            cursor.execute(allow, [True])
+
+
+def test_a_worker_outlives_an_outage_of_the_database_and_ends_in_another_when_asked_to() -> None:
+    with manage("work", "io") as work:
+        reaches(start(1), State.DONE)
+        with outage():
+            time.sleep(5)  # longer than a look of the worker
+        reaches(start(1), State.DONE, seconds=60)
+        children = psutil.Process(work.pid).children(recursive=True)
+        with outage():
+            time.sleep(5)
+            assert work.poll() is None
+            work.terminate()
+            assert work.wait(20) == 0
+        assert not [child for child in children if child.is_running()]

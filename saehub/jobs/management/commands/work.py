@@ -9,7 +9,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
-from django.db import connections
+from django.db import InterfaceError, OperationalError, connections
 from django.utils import timezone
 
 from saehub.jobs.models import Job, State
@@ -43,13 +43,31 @@ class Command(BaseCommand):
         cluster = self.start_cluster()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self.over.set())
-        while not self.over.wait(SWEEP_SECONDS):
-            sweep()
-            if self.stuck() or not cluster.sentinel.is_alive():
-                self.stderr.write(f"{self.worker}: the cluster is stuck or gone, starting it again")
-                self.stop_cluster()
-                cluster = self.start_cluster()
+        try:
+            while not self.over.wait(SWEEP_SECONDS):
+                try:
+                    cluster = self.look_after(cluster)
+                except (OperationalError, InterfaceError) as error:  # it may be back at the next look
+                    self.stderr.write(f"{self.worker}: the database does not answer: {str(error).strip()}")
+                    connections.close_all()
+        finally:
+            self.end()
+
+    def look_after(self, cluster: Any) -> Any:
+        """Take up what dead workers left; the cluster, started again where it is stuck or gone."""
+        sweep()
+        if not self.stuck() and cluster.sentinel.is_alive():
+            return cluster
+        self.stderr.write(f"{self.worker}: the cluster is stuck or gone, starting it again")
         self.stop_cluster()
+        return self.start_cluster()
+
+    def end(self) -> None:
+        """The cluster's processes first: Python would wait for them for ever, as they for the queue."""
+        try:
+            self.stop_cluster()
+        except (OperationalError, InterfaceError):  # without a database the lease runs out instead
+            self.stderr.write(f"{self.worker}: ended without a database to give its jobs back to")
 
     def start_cluster(self) -> Any:
         from django_q.cluster import Cluster
