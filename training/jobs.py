@@ -1,4 +1,4 @@
-"""Jobs on the way from text to an SAE: read a corpus, capture activations, train, evaluate."""
+"""Jobs on the way from text to an SAE: read a corpus, train, evaluate. Those of captures are in capture_jobs.py."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ from saes.numerics.lm import LM, load_lm, pick_device
 from saes.numerics.sae import SAEConfig
 from saes.numerics.topk import BatchTopKSAE
 from training import hub_dataset
-from training.models import Capture, Corpus, Evaluation, Run
+from training.models import Corpus, Evaluation, Run
 from training.numerics import evaluate as evaluating
-from training.numerics.capture import capture as capture_activations
 from training.numerics.shards import open_capture
-from training.numerics.tokens import CorpusError, TokenPolicy, read_texts
+from training.numerics.tokens import CorpusError, read_texts
 from training.numerics.train import TrainResult
 from training.trainer import SAE_FILES, Trainer, reproduction, trainer_config
 
@@ -126,50 +125,11 @@ def texts_of(row: Corpus) -> Iterator[str]:
     return read_texts(row.file, text_field=row.text_field or None)
 
 
-# ---------------------------------------------------------------------------------------------------- captures
-
-
-def capture(progress: Progress, capture: int) -> dict[str, Any]:
-    """Run the model over the corpus and store activations. Run again, it continues after its last whole shard."""
-    row = Capture.objects.select_related("model", "corpus").get(pk=capture)
-    texts = texts_of(row.corpus)
-    lm = _load(progress, row.model)
-    expected = row.max_tokens or (row.corpus.n_characters or 0) // CHARACTERS_PER_TOKEN or None
-    progress.start(f"Running {row.model.name} over {row.corpus.name}", unit="tokens", total=expected)
-    manifest = capture_activations(
-        lm,
-        texts,
-        row.hook_names,
-        row.folder,
-        policy=TokenPolicy(row.context_length, row.prepend_bos, row.store_special),
-        dtype=row.dtype,
-        max_tokens=row.max_tokens,
-        dataset=_dataset(row.corpus),
-        progress=lambda done, _total, step: progress(done, expected and max(expected, done), step),
-    )
-    row.finish(
-        n_tokens=manifest["n_tokens"],
-        n_contexts=manifest["n_contexts"],
-        size_bytes=size_of(row.folder),
-        seconds=manifest["seconds"],
-        manifest={key: value for key, value in manifest.items() if key != "shards"},
-    )
-    progress.log(f"{row.n_tokens:,} tokens in {row.n_contexts:,} contexts")
-    return {"capture": row.pk, "tokens": row.n_tokens, "path": str(row.folder)}
-
-
-def _load(progress: Progress, model: LanguageModel) -> LM:
+def load_model(progress: Progress, model: LanguageModel) -> LM:
     progress.start(f"Loading {model.name}", unit="steps")
     lm = load_lm(model.load_from, revision=model.revision or None)
     progress.log(f"{model.name} on {lm.device}, {str(lm.dtype).removeprefix('torch.')}")
     return lm
-
-
-def _dataset(row: Corpus) -> dict[str, Any]:
-    return {
-        "corpus": row.pk, "name": row.name, "source": row.source, "location": row.location, "revision": row.revision,
-        "subset": row.subset, "split": row.split, "text_field": row.text_field, "sha256": row.sha256,
-    }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -283,7 +243,7 @@ def evaluate(progress: Progress, sae: int, evaluation: int) -> dict[str, Any]:
     row = Evaluation.objects.select_related("sae", "capture__model").get(pk=evaluation, sae=sae)
     source = open_capture(row.capture.folder)
     weights = load_sae(row.sae.files, facts=row.sae.facts, device=pick_device(), checked=bool(row.sae.sha256))
-    lm = _load(progress, row.capture.model)
+    lm = load_model(progress, row.capture.model)
     progress.start("Measuring on held-out tokens", unit="tokens")
     stages: set[str] = set()
 

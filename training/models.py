@@ -100,6 +100,33 @@ class Capture(Made):
     def get_absolute_url(self) -> str:
         return reverse("training:capture_detail", args=[self.pk])
 
+    @property
+    def ended_early(self) -> bool:
+        """The corpus held fewer tokens than were asked for."""
+        found = (self.n_tokens or 0) + (self.n_masked or 0)
+        return bool(self.ready and self.max_tokens and not self.location and found < self.max_tokens)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.n_tokens / self.seconds if self.n_tokens and self.seconds else None
+
+    def start(self, user: Any, *, title: str = "") -> Any:
+        """Queue the job that makes it, or one for each of its parts; the row shows the first."""
+        if self.parts == 1 or self.location:
+            return super().start(user, title=title)
+        from saehub.jobs.models import enqueue
+
+        jobs = [
+            enqueue(
+                self.KIND, user, title=f"Capture activations: {self.name}, part {part + 1} of {self.parts}",
+                capture=self.pk, part=part,
+            )
+            for part in range(self.parts)
+        ]  # fmt: skip
+        self.job = jobs[0]
+        self.save(update_fields=["job"])
+        return self.job
+
     def d_in(self, hook_name: str) -> int | None:
         row = self.model.hook(hook_name)
         return row["d"] if row else None

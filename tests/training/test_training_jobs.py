@@ -65,7 +65,13 @@ def test_a_capture_stores_what_its_row_says(capture):
     assert (shards.n_rows, shards.n_contexts) == (capture.n_tokens, capture.n_contexts)
     assert capture.size_bytes == sum(file.stat().st_size for file in capture.folder.iterdir())
     assert capture.manifest["dataset"]["sha256"] == capture.corpus.sha256
-    assert capture.manifest["policy"] == {"context_length": 32, "prepend_bos": True, "store_special": False}
+    assert capture.manifest["policy"] == {
+        "context_length": 32,
+        "prepend_bos": True,
+        "store_special": False,
+        "packed": True,
+        "chat_template": False,
+    }
 
 
 def test_a_corpus_that_changed_since_is_refused(make_capture, corpus):
@@ -255,7 +261,7 @@ def test_a_path_is_read_where_it_lies(run_job, user_of, tmp_path):
 
 
 def test_an_unfinished_capture_goes_on_where_it_was_cancelled(make_capture, run_job, monkeypatch):
-    from training import jobs
+    from training import capture_jobs as jobs
 
     real = jobs.capture_activations
 

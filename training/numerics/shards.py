@@ -3,19 +3,20 @@
 A folder holds `manifest.json` and `shard-00000.safetensors`, ... Every shard has
   contexts (c, context_length) int32   every token the model saw, BOS included
   documents (c,) int32                 index of the document of each context's first text token
+  lengths (c,) int32                   tokens of each context that are not padding; only where contexts are padded
   row_context (n,) int32               global number of the context of each stored row
   row_position (n,) int32              position of the row's token in its context
   x/<hook name> (n, d)                 activations in the storage dtype, one tensor per hook point
-Rows of special tokens are absent unless the policy stores them. The manifest is written last: a folder without it is
-unfinished, and `unfinished.json` says which of its shards are whole. Shards are memory-mapped; reading touches only the
-rows asked for.
+Rows of special tokens are absent unless the policy stores them, rows of padding always, and so are outliers by norm
+where they were left out. The manifest is written last and holds the SHA-256 of every shard: a folder without it is
+unfinished, and `unfinished.json` says which of its shards are whole (shard_writer.py). Shards are memory-mapped; reading
+touches only the rows asked for. A capture that is streamed has no x: its model computes them again (stream.py).
 """
 
 import errno
 import functools
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -73,7 +74,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def open_capture(path: str | Path) -> "Capture":
-    """Open a finished capture. Raises CaptureError when it is missing, unfinished or not a capture."""
+    """Open a finished capture. Raises CaptureError when it is missing, unfinished or not a capture.
+
+    One that is streamed has the same interface; its model is loaded when the first activation is asked for.
+    """
     path = Path(path)
     if not path.is_dir():
         raise CaptureError(f"There is no capture folder {path}.")
@@ -81,12 +85,17 @@ def open_capture(path: str | Path) -> "Capture":
     if not file.exists():
         raise CaptureError(f"The capture {path.name} has no {MANIFEST}: it was not finished; run the capture again.")
     try:
-        return Capture(path, json.loads(file.read_text(encoding="utf-8")))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if manifest.get("stored", True):
+            return Capture(path, manifest)
+        from training.numerics.stream import StreamedCapture  # late: it reaches the language models
+
+        return StreamedCapture(path, manifest)
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CaptureError(f"{MANIFEST} of the capture {path.name} is damaged ({error}).") from error
 
 
-def _read_tensor(file: Path, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def read_tensor(file: Path, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A memory-mapped tensor of a shard, checked against what the manifest says."""
     try:
         with safe_open(file, framework="pt") as handle:
@@ -104,7 +113,12 @@ def _read_tensor(file: Path, key: str, shape: tuple[int, ...], dtype: torch.dtyp
 
 
 class Capture:
-    """A finished capture, read-only. Opening reads the manifest only; shards are mapped when they are needed."""
+    """A finished capture, read-only. Opening reads the manifest only; shards are mapped when they are needed.
+
+    window_rows: rows shuffled together by `batches`.
+    """
+
+    SHARDS_KEPT = 64  # mapped at a time
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -118,14 +132,24 @@ class Capture:
         self.n_rows = int(manifest["n_tokens"])
         self.dtype = DTYPES[manifest["dtype"]]
         self._rows_of = [(int(s["n_rows"]), int(s["n_held_out"])) for s in self.shards]
-        self._activations = functools.lru_cache(maxsize=64)(self._map)  # a page is faulted in once, not every batch
+        self.window_rows = int(manifest.get("window_rows") or WINDOW_ROWS)
+        self._activations = functools.lru_cache(self.SHARDS_KEPT)(
+            self._map
+        )  # a page is faulted in once, not every batch
 
     def split_rows(self, split: Split = "all") -> int:
         """Number of stored rows of a split."""
         return sum(self._shard_rows(i, split) for i in range(len(self.shards)))
 
     def shard_contexts(self, i: int) -> np.ndarray:
-        """Tokens (c, context_length) int32 of shard i; context j is global context shards[i]["first_context"] + j."""
+        """Tokens (c, context_length) int32 of shard i; context j is global context shards[i]["first_context"] + j.
+
+        Raises CaptureError for an imported capture whose tokens are not known."""
+        if not self.manifest.get("tokens_known", True):
+            raise CaptureError(
+                f"The tokens of the capture {self.path.name} are not known: it was read from a store that does not keep "
+                "them, and its corpus gives others."
+            )
         return self._read(i, "contexts", (self.shards[i]["n_contexts"], self.context_length), torch.int32).numpy()
 
     def contexts(self) -> np.ndarray:
@@ -136,6 +160,22 @@ class Capture:
         """Document index of every context, (n_contexts,) int32."""
         counts = [shard["n_contexts"] for shard in self.shards]
         return np.concatenate([self._read(i, "documents", (c,), torch.int32).numpy() for i, c in enumerate(counts)])
+
+    def shard_lengths(self, i: int) -> np.ndarray | None:
+        """Tokens of each context of shard i that are not padding, (c,) int32; None where nothing is padded."""
+        if self.manifest["policy"].get("packed", True):
+            return None
+        return self._read(i, "lengths", (self.shards[i]["n_contexts"],), torch.int32).numpy()
+
+    def lengths(self) -> np.ndarray | None:
+        """Tokens of every context that are not padding, (n_contexts,) int32; None where nothing is padded."""
+        found = [self.shard_lengths(i) for i in range(len(self.shards))]
+        return None if not found or found[0] is None else np.concatenate([one for one in found if one is not None])
+
+    def shard_rows(self, i: int, hook: str) -> Tensor:
+        """Activations (n, d) of shard i as they are stored."""
+        self._check(hook, "all")
+        return self._activations(i, hook)
 
     def rows(
         self, hook: str, split: Split = "all", *, chunk: int = 4096
@@ -216,10 +256,10 @@ class Capture:
         count = len(self.shards)
         order = range(count) if seed is None else np.random.default_rng([seed, epoch]).permutation(count).tolist()
         windows: list[list[int]] = []
-        size = WINDOW_ROWS
+        size = self.window_rows
         for i in order:
             rows = self._shard_rows(i, split)
-            if size + rows > WINDOW_ROWS:
+            if size + rows > self.window_rows:
                 windows.append([])
                 size = 0
             windows[-1].append(i)
@@ -263,7 +303,7 @@ class Capture:
         return context, self._read(i, "row_position", (n,), torch.int32).numpy()
 
     def _read(self, i: int, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return _read_tensor(self.path / self.shards[i]["file"], key, shape, dtype)
+        return read_tensor(self.path / self.shards[i]["file"], key, shape, dtype)
 
     def _check(self, hook: str, split: str) -> None:
         if hook not in self.d:
@@ -272,150 +312,3 @@ class Capture:
             )
         if split not in ("train", "held_out", "all"):
             raise CaptureError(f'There is no split "{split}"; choose train, held_out or all.')
-
-
-class ShardWriter:
-    """Writes a capture folder shard by shard; begins after the last whole shard of an unfinished folder.
-
-    facts: JSON description of what is captured; a folder begun with other facts is refused. hooks: {hook name: d}.
-    A shard is closed once it holds `shard_rows` rows, at the end of the batch that filled it.
-    """
-
-    def __init__(self, path: Path, facts: dict[str, Any], hooks: dict[str, int], dtype: str, shard_rows: int) -> None:
-        self.path, self.hooks, self.dtype, self.shard_rows = path, hooks, dtype, shard_rows
-        self._pending: list[dict[str, Tensor]] = []
-        self._pending_rows = 0
-        self._documents = 0
-        self.state: dict[str, Any] = {
-            "facts": facts,
-            "shards": [],
-            "n_contexts": 0,
-            "n_tokens": 0,
-            "n_documents": 0,
-            "norm_sums": dict.fromkeys(hooks, 0.0),
-            "seconds": 0.0,
-        }
-        self._begin(facts)
-        self._clock = time.monotonic()
-
-    @property
-    def n_contexts(self) -> int:
-        """Contexts in whole shards, safely on disk."""
-        return int(self.state["n_contexts"])
-
-    @property
-    def n_rows(self) -> int:
-        """Rows in whole shards and rows waiting for the next one."""
-        return int(self.state["n_tokens"]) + self._pending_rows
-
-    def whole_shards(self) -> Iterator[np.ndarray]:
-        """Tokens (c, context_length) int32 of every shard already on disk."""
-        length = self.state["facts"]["policy"]["context_length"]
-        for shard in self.state["shards"]:
-            file = self.path / shard["file"]
-            yield _read_tensor(file, "contexts", (shard["n_contexts"], length), torch.int32).numpy()
-
-    def add(self, contexts: np.ndarray, stored: np.ndarray, x: dict[str, Tensor], first: np.ndarray, last: int) -> None:
-        """Add contexts (b, t) int32 with the mask `stored` (b, t), the activations {hook: (rows, d)} of the stored
-        tokens, and the documents in which each context begins (b,) and the last one ends.
-
-        Raises CaptureError for activations that are NaN or infinite, in the model or once in the storage dtype.
-        """
-        row, position = np.nonzero(stored)
-        batch = {
-            "contexts": torch.from_numpy(contexts.astype(np.int32)),
-            "documents": torch.from_numpy(first.astype(np.int32)),
-            "row_context": torch.from_numpy((row + self._next_context()).astype(np.int32)),
-            "row_position": torch.from_numpy(position.astype(np.int32)),
-        }
-        for hook, values in x.items():
-            batch[f"x/{hook}"] = self._to_storage(hook, values)
-            self.state["norm_sums"][hook] += float(values.float().norm(dim=-1).double().sum())
-        self._pending.append(batch)
-        self._pending_rows += len(row)
-        self._documents = last + 1
-        if self._pending_rows >= self.shard_rows:
-            self._flush()
-
-    def finish(self, **more: Any) -> dict[str, Any]:
-        """Write what is left and then the manifest, which makes the folder a capture; returns the manifest."""
-        if self._pending:
-            self._flush()
-        sums, n = self.state.pop("norm_sums"), self.state["n_tokens"]
-        length = self.state["facts"]["policy"]["context_length"]
-        norms = {hook: total / max(n, 1) for hook, total in sums.items()}
-        manifest = self.state.pop("facts") | more | self.state
-        manifest |= {"norms": norms, "n_tokens_seen": self.n_contexts * length}
-        write_json(self.path / MANIFEST, manifest)
-        (self.path / UNFINISHED).unlink()
-        return manifest
-
-    def _begin(self, facts: dict[str, Any]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = self.path / UNFINISHED
-        if file.exists():
-            self._continue(file, facts)
-        elif any(self.path.iterdir()):
-            raise CaptureError(f"The folder {self.path.name} is not empty and holds no capture; choose a new folder.")
-        else:
-            write_json(file, self.state)
-
-    def _continue(self, file: Path, facts: dict[str, Any]) -> None:
-        try:
-            state = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise CaptureError(
-                f"{file.name} of the capture {self.path.name} is damaged; choose a new folder."
-            ) from error
-        changed = [key.replace("_", " ") for key in facts if state["facts"].get(key) != facts[key]]
-        if changed:
-            raise CaptureError(
-                f"The folder {self.path.name} holds an unfinished capture with another {' and '.join(changed)}; finish "
-                "that one or choose another folder."
-            )
-        self.state = state
-        self._documents = state["n_documents"]
-
-    def _next_context(self) -> int:
-        return self.n_contexts + sum(len(batch["contexts"]) for batch in self._pending)
-
-    def _to_storage(self, hook: str, values: Tensor) -> Tensor:
-        if not values.isfinite().all():
-            raise CaptureError(f"The model's activations at {hook} hold NaN or infinite values; run it in float32.")
-        stored = values.to("cpu", DTYPES[self.dtype]).contiguous()
-        if not stored.isfinite().all():
-            raise CaptureError(
-                f"Activations at {hook} are too large for {self.dtype}; store them as bfloat16 or float32."
-            )
-        return stored
-
-    def _flush(self) -> None:
-        shard = {key: torch.cat([batch[key] for batch in self._pending]) for key in self._pending[0]}
-        self._pending = []
-        number = len(self.state["shards"])
-        file = f"shard-{number:05d}.safetensors"
-        write_tensors(self.path / file, shard)
-        row_context = shard["row_context"].numpy()
-        entry = {
-            "file": file,
-            "first_context": self.n_contexts,
-            "n_contexts": len(shard["contexts"]),
-            "n_rows": len(row_context),
-            "n_held_out": int(is_held_out(row_context).sum()),
-        }
-        self.state["shards"].append(entry)
-        self.state["n_contexts"] += entry["n_contexts"]
-        self.state["n_tokens"] += entry["n_rows"]
-        self.state["n_documents"] = self._documents
-        self.state["seconds"] += time.monotonic() - self._clock
-        self._pending_rows, self._clock = 0, time.monotonic()
-        write_json(self.path / UNFINISHED, self.state)
-
-
-def discard(path: Path) -> None:
-    """Remove what an unfinished capture left in its folder, and the folder when nothing else is in it."""
-    for pattern in ("shard-*.safetensors", "*.tmp", UNFINISHED):
-        for file in path.glob(pattern):
-            file.unlink()
-    if path.is_dir() and not any(path.iterdir()):
-        path.rmdir()

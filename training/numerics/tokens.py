@@ -1,8 +1,14 @@
-"""From files to packed contexts: read documents, tokenise them, cut the token stream into equal pieces.
+"""From files to contexts: read documents, tokenise them, cut them into pieces of equal length.
 
-Packing: documents are tokenised without special tokens, joined by the tokenizer's EOS, and cut into contexts of
-`context_length` tokens, each beginning with BOS when the policy says so. There is no padding anywhere. A context may
+Packed (the default): documents are tokenised without special tokens, joined by the tokenizer's EOS, and cut into
+contexts of `context_length` tokens, each beginning with BOS when the policy says so. There is no padding. A context may
 hold the end of one document and the start of the next; attention is not masked between them (as in SAELens).
+
+Padded: a context holds one document only, from its start; a longer document goes on in further contexts, each beginning
+with BOS again. What is missing to `context_length` is padded at the end. Attention is causal, so padding at the end
+changes nothing before it, and its activations are never stored.
+
+With the chat template every document becomes the message of a user in the model's own chat format, before either.
 """
 
 import csv
@@ -32,11 +38,15 @@ class TokenPolicy:
     prepend_bos: every context starts with the tokenizer's BOS.
     store_special: keep the activations of BOS, EOS and other control tokens. Off by default: BOS is an attention sink
         whose norm is tens of times that of ordinary tokens and would dominate every squared error.
+    packed: contexts are filled from the stream of documents; else each holds one document and is padded.
+    chat_template: every document is put into the model's chat template first, as a user's message.
     """
 
     context_length: int = 128
     prepend_bos: bool = True
     store_special: bool = False
+    packed: bool = True
+    chat_template: bool = False
 
     def __post_init__(self) -> None:
         if not 2 <= self.context_length <= MAX_CONTEXT_LENGTH:
@@ -47,11 +57,13 @@ class TokenPolicy:
 
 @dataclass(frozen=True)
 class Context:
-    """One packed context: `ids` (context_length,) int32 and the documents of its first and last text token."""
+    """One context: `ids` (context_length,) int32, the documents of its first and last text token, and how many of its
+    tokens are not padding (None: all)."""
 
     ids: np.ndarray
     document: int
     last_document: int
+    length: int | None = None
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -228,15 +240,30 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(ids | ({tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}))
 
 
-def stored_mask(contexts: np.ndarray, policy: TokenPolicy, special: Iterable[int]) -> np.ndarray:
-    """True where the activation of a token is stored; same shape as `contexts`."""
-    if policy.store_special:
-        return np.ones(contexts.shape, dtype=bool)
-    return ~np.isin(contexts, np.fromiter(special, dtype=np.int64))
+def padding_id(tokenizer: Any) -> int:
+    """The token with which short contexts are filled: the tokenizer's own, else EOS, BOS or token 0."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
+    return int(next(token for token in known if token is not None))
 
 
-def iter_documents(texts: Iterable[str], tokenizer: Any) -> Iterator[np.ndarray]:
-    """Token ids (m,) int32 of every text, in order, without added special tokens; a text may give an empty array."""
+def stored_mask(
+    contexts: np.ndarray, policy: TokenPolicy, special: Iterable[int], lengths: np.ndarray | None = None
+) -> np.ndarray:
+    """True where the activation of a token is stored; same shape as `contexts` (c, t). `lengths` (c,) without padding."""
+    real = np.ones(contexts.shape, dtype=bool)
+    if lengths is not None:
+        real &= np.arange(contexts.shape[1]) < lengths[:, None]
+    return real if policy.store_special else real & ~np.isin(contexts, np.fromiter(special, dtype=np.int64))
+
+
+def iter_documents(texts: Iterable[str], tokenizer: Any, policy: TokenPolicy | None = None) -> Iterator[np.ndarray]:
+    """Token ids (m,) int32 of every text, in order, without added special tokens; a text may give an empty array.
+
+    With a policy that asks for it, each text goes through the chat template; a BOS that the template begins with is left
+    to `prepend_bos`. Raises CorpusError when the tokenizer has no such template.
+    """
+    if policy is not None and policy.chat_template:
+        texts = _chats(texts, tokenizer, policy)
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -249,23 +276,36 @@ def iter_documents(texts: Iterable[str], tokenizer: Any) -> Iterator[np.ndarray]
         yield from _tokenise(batch, tokenizer)
 
 
+def _chats(texts: Iterable[str], tokenizer: Any, policy: TokenPolicy) -> Iterator[str]:
+    if not tokenizer.chat_template:
+        raise CorpusError("This model's tokenizer has no chat template; turn off the chat template.")
+    for text in texts:
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False)
+        yield chat.removeprefix(tokenizer.bos_token or "") if policy.prepend_bos else chat
+
+
 def _tokenise(batch: list[str], tokenizer: Any) -> Iterator[np.ndarray]:
     encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return (np.asarray(ids, dtype=np.int32) for ids in encoded)
 
 
 def iter_contexts(texts: Iterable[str], tokenizer: Any, policy: TokenPolicy) -> Iterator[Context]:
-    """Packed contexts of a stream of texts (see the module's text). The last partial context is dropped.
+    """Contexts of a stream of texts (see the module's text). When packing, the last partial context is dropped.
 
-    A tokenizer without EOS joins documents with nothing between them. Raises CorpusError when BOS is asked for and the
-    tokenizer has none, and when the texts do not fill one context.
+    A tokenizer without EOS joins documents with nothing between them. Raises CorpusError when BOS or a chat template is
+    asked for and the tokenizer has none, and when the texts do not fill one context.
     """
+    documents = iter_documents(texts, tokenizer, policy)
+    return (_packed if policy.packed else _padded)(documents, tokenizer, policy)
+
+
+def _packed(documents: Iterator[np.ndarray], tokenizer: Any, policy: TokenPolicy) -> Iterator[Context]:
     bos = _bos(tokenizer, policy)
     length = policy.context_length - len(bos)
     pending = np.empty(0, dtype=np.int32)
     pending_documents = np.empty(0, dtype=np.int32)
     n_tokens, made = 0, False
-    for index, ids in enumerate(iter_documents(texts, tokenizer)):
+    for index, ids in enumerate(documents):
         if tokenizer.eos_token_id is not None and len(ids):
             ids = np.append(ids, np.int32(tokenizer.eos_token_id))
         n_tokens += len(ids)
@@ -282,6 +322,21 @@ def iter_contexts(texts: Iterable[str], tokenizer: Any, policy: TokenPolicy) -> 
             f"The texts give {n_tokens:,} tokens, fewer than one context of {policy.context_length}; add text or "
             "choose a shorter context length."
         )
+
+
+def _padded(documents: Iterator[np.ndarray], tokenizer: Any, policy: TokenPolicy) -> Iterator[Context]:
+    bos, padding = _bos(tokenizer, policy), padding_id(tokenizer)
+    made = False
+    for index, document in enumerate(documents):
+        step = policy.context_length - len(bos)
+        for start in range(0, len(document), step):
+            made = True
+            real = np.concatenate([bos, document[start : start + step]])
+            ids = np.full(policy.context_length, padding, dtype=np.int32)
+            ids[: len(real)] = real
+            yield Context(ids, index, index, len(real))
+    if not made:
+        raise CorpusError("The texts give no tokens; add text.")
 
 
 def _bos(tokenizer: Any, policy: TokenPolicy) -> np.ndarray:

@@ -12,7 +12,9 @@ import torch
 from saes.numerics.lm import LM, UnknownHookPoint, load_lm
 from tests.conftest import TEXT
 from training.numerics.capture import capture
+from training.numerics.shard_writer import verify
 from training.numerics.shards import MANIFEST, UNFINISHED, Capture, CaptureError, open_capture
+from training.numerics.stream import StreamedCapture
 from training.numerics.tokens import CorpusError, TokenPolicy
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.attn.hook_z"]
@@ -61,7 +63,13 @@ def test_rows_are_the_activations_of_the_stored_tokens(lm, tmp_path, store_speci
         assert np.array_equal(np.stack([context, position]), np.stack(np.nonzero(stored)))
         torch.testing.assert_close(x, expected(lm, made, hook)[context, position], rtol=1e-5, atol=1e-6)
     assert made.n_rows == stored.sum() and made.manifest["n_tokens_seen"] == tokens.size
-    assert made.manifest["policy"] == {"context_length": 16, "prepend_bos": True, "store_special": store_special}
+    assert made.manifest["policy"] == {
+        "context_length": 16,
+        "prepend_bos": True,
+        "store_special": store_special,
+        "packed": True,
+        "chat_template": False,
+    }
 
 
 def test_max_tokens_ends_with_the_context_that_reaches_it(lm, tmp_path):
@@ -130,6 +138,171 @@ def test_an_unfinished_capture_is_not_continued_with_something_else(lm, tmp_path
     assert (tmp_path / "c" / UNFINISHED).exists()
 
 
+# -- padded, masked, in parts, streamed -----------------------------------------------------
+
+
+def test_padded_contexts_hold_one_document_and_padding_is_never_stored(lm, tmp_path):
+    policy = TokenPolicy(context_length=16, packed=False)
+    texts = ["Short.", "A sentence of a few words.", TEXT, "", "The end"]
+    capture(lm, texts, HOOKS, tmp_path / "c", policy=policy, batch_contexts=2)
+    made = open_capture(tmp_path / "c")
+    lengths = made.lengths()
+    assert lengths is not None and lengths.max() == 16 and lengths.min() < 16
+    assert made.n_rows == lengths.sum() - len(lengths) == made.manifest["n_tokens_seen"] - len(lengths)
+    for hook in HOOKS:
+        x, context, position = all_rows(made, hook)
+        for number, (document, length) in enumerate(zip(made.documents(), lengths, strict=True)):
+            alone = torch.from_numpy(made.contexts()[number : number + 1, :length]).long()
+            exact = lm.activations(alone, [hook])[hook][0, 1:]
+            torch.testing.assert_close(x[context == number], exact, rtol=1e-4, atol=1e-5)
+            assert position[context == number].tolist() == list(range(1, length)) and texts[document]
+    tokens = [made.contexts()[number, 1:length] for number, length in enumerate(lengths)]
+    whole = np.concatenate([one for one, document in zip(tokens, made.documents(), strict=True) if document == 2])
+    assert lm.tokenizer.decode(whole) == TEXT
+
+
+def test_the_chat_template_comes_before_the_tokens(tiny_model_dir, tmp_path):
+    chatting = load_lm(tiny_model_dir, device="cpu")
+    policy = TokenPolicy(context_length=32, packed=False, chat_template=True)
+    with pytest.raises(CorpusError, match="has no chat template"):
+        capture(chatting, ["Hello"], HOOKS, tmp_path / "c", policy=policy)
+    chatting.tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
+    )
+    capture(chatting, ["Hello"], HOOKS, tmp_path / "c", policy=policy)
+    made = open_capture(tmp_path / "c")
+    ids = made.contexts()[0, : made.lengths()[0]]
+    assert chatting.tokenizer.decode(ids) == "<bos>[user] Hello" and made.manifest["policy"]["chat_template"] is True
+
+
+def test_outliers_by_norm_are_left_out_and_counted(lm, tmp_path):
+    capture(lm, TEXTS, HOOKS, tmp_path / "all", policy=POLICY, shard_tokens=96)
+    capture(lm, TEXTS, HOOKS, tmp_path / "some", policy=POLICY, shard_tokens=96, max_norm_ratio=1.2)
+    every, some = open_capture(tmp_path / "all"), open_capture(tmp_path / "some")
+    rows = {hook: all_rows(every, hook) for hook in HOOKS}
+    context = rows[HOOKS[0]][1]
+    norms = {hook: x.norm(dim=-1) for hook, (x, _, _) in rows.items()}
+    medians = {hook: float(norm[torch.from_numpy(context < 32)].median()) for hook, norm in norms.items()}
+    kept = torch.stack([norms[hook] <= 1.2 * medians[hook] for hook in HOOKS]).all(dim=0)
+    assert some.manifest["sample"]["median_norms"] == pytest.approx(medians)
+    assert 0 < some.manifest["n_masked"] == int((~kept).sum()) == every.n_rows - some.n_rows
+    for hook in HOOKS:
+        assert torch.equal(all_rows(some, hook)[0], rows[hook][0][kept])
+    assert np.array_equal(some.contexts(), every.contexts())
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"autocast": True, "max_norm_ratio": 1.3}, {"policy": TokenPolicy(16, packed=False)}]
+)
+def test_parts_write_the_files_that_one_would_have_written(lm, tmp_path, changes):
+    arguments = {"policy": POLICY, "shard_tokens": 96, "batch_contexts": 2} | changes
+    capture(lm, TEXTS, HOOKS, tmp_path / "one", **arguments)
+    with pytest.raises(Stop):
+        capture(lm, TEXTS, HOOKS, tmp_path / "three", part=1, parts=3, progress=stop_after(150), **arguments)
+    assert capture(lm, TEXTS, HOOKS, tmp_path / "three", part=2, parts=3, **arguments) is None
+    assert capture(lm, TEXTS, HOOKS, tmp_path / "three", part=0, parts=3, **arguments) is None
+    assert not (tmp_path / "three" / MANIFEST).exists()
+    manifest = capture(lm, TEXTS, HOOKS, tmp_path / "three", part=1, parts=3, **arguments)
+    one, three = (json.loads((tmp_path / name / MANIFEST).read_text()) for name in ("one", "three"))
+    assert three == manifest == capture(lm, iter(()), HOOKS, tmp_path / "three", part=0, parts=3, **arguments)
+    for facts in (one, three):
+        for key in ("run_id", "created", "seconds"):
+            facts.pop(key)
+    assert one == three and len(one["shards"]) > 4
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "three").iterdir())
+    for shard in one["shards"]:
+        assert (tmp_path / "one" / shard["file"]).read_bytes() == (tmp_path / "three" / shard["file"]).read_bytes()
+
+
+def test_a_part_that_fails_removes_its_own_files_only(lm, tmp_path):
+    arguments = {"policy": POLICY, "shard_tokens": 96, "parts": 2}
+    capture(lm, TEXTS, HOOKS, tmp_path / "c", part=0, **arguments)
+    before = sorted(path.name for path in (tmp_path / "c").iterdir())
+
+    def texts() -> Iterator[str]:
+        yield from TEXTS[:15]
+        raise CorpusError("The dataset broke off.")
+
+    with pytest.raises(CorpusError, match="broke off"):
+        capture(lm, texts(), HOOKS, tmp_path / "c", part=1, **arguments)
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"autocast": True}, {"policy": TokenPolicy(16, packed=False)}])
+def test_a_stream_gives_the_batches_of_the_same_capture_stored(lm, tmp_path, changes):
+    arguments = {"policy": POLICY, "shard_tokens": 96, "batch_contexts": 2} | changes
+    capture(lm, TEXTS, HOOKS, tmp_path / "stored", **arguments)
+    capture(lm, TEXTS, HOOKS, tmp_path / "stream", stored=False, **arguments)
+    stored, stream = open_capture(tmp_path / "stored"), open_capture(tmp_path / "stream")
+    assert isinstance(stream, StreamedCapture) and stream.split_rows("train") == stored.split_rows("train")
+    stored.window_rows = stream.window_rows = 200
+    stream._lm = lm
+    assert sum(file.stat().st_size for file in stream.path.glob("shard-*")) < 40 * stream.n_rows + 2048 * len(
+        stream.shards
+    )
+    for hook in HOOKS:
+        for start in (0, 333):
+            given = {"seed": 3, "n_rows": 1500, "start_row": start}
+            pairs = zip(stored.batches(hook, 64, **given), stream.batches(hook, 64, **given), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(all_rows(stored, hook), all_rows(stream, hook), strict=True)
+            if isinstance(a, torch.Tensor)
+        )
+
+
+def test_a_stream_loads_the_model_its_manifest_names(lm, tmp_path):
+    capture(lm, TEXTS, HOOKS, tmp_path / "c", policy=POLICY, stored=False, max_tokens=200)
+    x, _, _ = all_rows(open_capture(tmp_path / "c"), HOOKS[0])
+    assert x.shape == (open_capture(tmp_path / "c").n_rows, lm.d_model)
+
+
+def test_a_stream_replaces_outliers_by_ordinary_rows(lm, tmp_path):
+    capture(lm, TEXTS, HOOKS, tmp_path / "c", policy=POLICY, stored=False, max_norm_ratio=1.2, shard_tokens=96)
+    made = open_capture(tmp_path / "c")
+    x, _, _ = all_rows(made, HOOKS[0])
+    assert len(x) == made.n_rows and x.norm(dim=-1).max() <= 1.2 * made.manifest["sample"]["median_norms"][HOOKS[0]]
+
+
+def test_verify_finds_what_changed(lm, tmp_path):
+    capture(lm, TEXTS, HOOKS, tmp_path / "c", policy=POLICY, shard_tokens=96)
+    made = open_capture(tmp_path / "c")
+    assert [said for _, said in verify(made.path, made.manifest)] == [""] * len(made.shards)
+    names = [shard["file"] for shard in made.shards]
+    changed = bytearray((made.path / names[1]).read_bytes())
+    changed[-3] ^= 1
+    (made.path / names[1]).write_bytes(changed)
+    (made.path / names[2]).unlink()
+    found = dict(verify(made.path, made.manifest))
+    assert "SHA-256 differs" in found[names[1]] and "is gone" in found[names[2]]
+    assert [name for name, said in found.items() if said] == names[1:3]
+
+
+def test_the_fidelity_of_bfloat16_is_measured_and_the_model_is_left_as_it_was(lm, tmp_path):
+    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    capture(lm, TEXTS, HOOKS, tmp_path / "c", policy=POLICY, autocast=True)
+    made = open_capture(tmp_path / "c")
+    found = made.manifest["sample"]["fidelity"]
+    assert set(found) == set(HOOKS)
+    x, context, position = all_rows(made, HOOKS[0])
+    ids = torch.from_numpy(made.contexts()).long()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = lm.activations(ids, HOOKS[:1])[HOOKS[0]]
+    torch.testing.assert_close(x, plain.float()[context, position], rtol=1e-5, atol=1e-6)
+    begin = torch.from_numpy(context < 32)
+    exact = expected(lm, made, HOOKS[0])[context, position][begin]
+    error = ((x[begin] - exact).norm(dim=-1) / exact.norm(dim=-1)).mean()
+    assert (
+        found[HOOKS[0]]["relative_error"] == pytest.approx(float(error), rel=1e-3)
+        and found[HOOKS[0]]["n"] == begin.sum()
+    )
+    assert 0.99 < found[HOOKS[0]]["least_cosine"] <= found[HOOKS[0]]["cosine"] < 1
+    after = lm.model.state_dict()
+    assert all(after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items())
+
+
 # -- what cannot be captured -----------------------------------------------------
 
 
@@ -196,6 +369,7 @@ def test_a_folder_with_other_things_is_left_alone(lm, tmp_path):
         ({"dtype": "int8"}, 'cannot be stored as "int8"; choose float32, bfloat16, float16'),
         ({"batch_contexts": 0}, "batch_contexts is 0"),
         ({"shard_tokens": 2**30}, "shard_tokens is 1,073,741,824"),
+        ({"max_norm_ratio": 0.5}, "The largest norm is 0.5 times the median; choose a number above 1"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"policy": TokenPolicy(context_length=512)}, "512 is more than the 256 positions"),
         ({"hook_names": []}, "No hook point was chosen"),

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from training.numerics import shards
-from training.numerics.shards import Capture, CaptureError, ShardWriter, is_held_out, open_capture
+from training.numerics.shard_writer import ShardWriter
+from training.numerics.shards import Capture, CaptureError, is_held_out, open_capture
 
 HOOKS = {"a": 6, "b": 3}
 LENGTH = 8
@@ -118,6 +119,29 @@ def test_the_order_is_fixed_by_the_seed_and_can_be_resumed_anywhere(made, monkey
 def test_unshuffled_batches_are_in_stored_order(made):
     capture, rows = made
     assert torch.equal(torch.cat(list(capture.batches("b", 50, split="all", shuffle=False))), rows["b"])
+
+
+def test_a_batch_hardly_holds_two_rows_of_one_context(tmp_path):
+    """The documented mixing: the share of a batch in one context is (t - 1) / window, whatever the batch size is."""
+    hooks, t, n = {"a": 1}, 32, 512
+    facts = {"policy": {"context_length": t}, "hook_points": [{"name": "a", "d": 1}], "dtype": "float32"}
+    writer = ShardWriter(tmp_path / "c", facts, hooks, "float32", shard_rows=1024)
+    for start in range(0, n, 32):
+        numbers = np.arange(start, start + 32)
+        contexts = np.repeat(numbers[:, None], t, axis=1)
+        x = {"a": torch.from_numpy(contexts.reshape(-1, 1)).float()}  # a row holds the number of its context
+        writer.add(contexts, np.ones(contexts.shape, bool), x, numbers, start + 31)
+    writer.finish(run_id="c", held_out_fraction=0.05)
+    capture = open_capture(tmp_path / "c")
+    capture.window_rows = 8192
+
+    def shared(shuffle: bool) -> float:
+        """Mean share of pairs of rows of a batch that lie in one context."""
+        batches = [x.flatten() for x in capture.batches("a", 256, split="all", shuffle=shuffle)]
+        return float(np.mean([((x[:, None] == x).sum() - len(x)) / (len(x) * (len(x) - 1)) for x in batches]))
+
+    assert shared(True) == pytest.approx((t - 1) / 8192, rel=0.1)
+    assert shared(False) == pytest.approx((t - 1) / 255)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2**-8), ("float16", 2**-11)])

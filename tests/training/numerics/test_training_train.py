@@ -19,7 +19,8 @@ from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAE, SAEConfig
 from training.numerics.checkpoint import FILE, TrainingError, load_checkpoint, save_checkpoint
 from training.numerics.evaluate import explained_variance
-from training.numerics.shards import ShardWriter, open_capture
+from training.numerics.shard_writer import ShardWriter
+from training.numerics.shards import open_capture
 from training.numerics.train import StepReport, TrainConfig, capture_batches, train
 
 D, D_SAE, K = 16, 64, 3
