@@ -159,6 +159,48 @@ def density_histogram(
     return Chart(title, n, _svg(spec, size, f"{title}: features by density"), ("density from", "to", "features"), table)
 
 
+def scatter(
+    points: Sequence[tuple[float, float, str, str]],
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    n: str = "",
+    log_x: bool = False,
+    size: tuple[int, int] = (560, 280),
+) -> Chart:
+    """A labelled point for each (x, y, label, group); a thin line joins the points of a group from left to right.
+
+    Groups are told apart by colour and dash, at most four of them; further ones are drawn like the first. Points whose x
+    or y is not a number are left out, and on a log axis those with an x not above 0.
+    """
+    drawn = [
+        {"x": x, "y": y, "label": label, "s": group}
+        for x, y, label, group in points
+        if math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x)
+    ]
+    groups = dict.fromkeys(group for *_, group in points)
+    place = {group: index % len(SERIES) for index, group in enumerate(groups)}
+    colour = _lines(groups, range=[SERIES[place[group]] for group in groups])
+    dash = _lines(groups, range=[list(DASHES[place[group]]) for group in groups])
+    x_scale = {"zero": False, "type": "log" if log_x else "linear", "padding": 24}
+    at = {
+        "x": _axis("x", x_title, scale=x_scale, tickCount=6, labelExpr="format(datum.value, '~s')", labelOverlap=True),
+        "y": _axis("y", y_title, scale={"zero": False, "padding": 16}, tickCount=5),
+    }
+    layers = [
+        {"mark": {"type": "line", "strokeWidth": 1}, "encoding": {"color": colour, "strokeDash": dash}},
+        {"mark": {"type": "point", "filled": True, "size": 55, "opacity": 1}, "encoding": {"color": colour}},
+        {
+            "mark": {"type": "text", "dy": -9, "fontSize": 11, "color": SOFT, "limit": 120},
+            "encoding": {"text": {"field": "label", "type": "nominal"}},
+        },
+    ]
+    spec = {"data": {"values": drawn}, "encoding": at, "layer": layers}
+    svg = _svg(spec, size, f"{title}: {y_title} by {x_title}")
+    return Chart(title, n, svg, (x_title, y_title), [(_given(x), _given(y)) for x, y, *_ in points])
+
+
 # -- pieces of a spec -------------------------------------------------------------------------------------------------
 _LEGEND = {"title": None, "orient": "top", "symbolType": "stroke", "offset": 4}
 _BAR = {"type": "bar", "binSpacing": 1, "opacity": 0.85}

@@ -249,7 +249,7 @@ def moment(when: datetime | None) -> str:
 # -- states ------------------------------------------------------------------------------------------------------------
 _CHIPS = {
     "queued": "wait", "running": "run", "pending": "wait", "working": "run", "cancelling": "run",
-    "done": "ok", "ready": "ok", "finished": "ok", "failed": "bad", "cancelled": "off", "stale": "warn",
+    "done": "ok", "ready": "ok", "finished": "ok", "failed": "bad", "cancelled": "off", "stale": "warn", "paused": "warn",
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from django.contrib import admin
 
 from saehub.accounts.admin import MadeByJobs
-from training.models import Capture, Corpus, Evaluation, Run, RunPoint
+from training.models import Capture, Corpus, Evaluation, Run, RunPoint, Sweep
 
 MADE = ("owner", "created_at", "ready_at", "job")
 
@@ -65,9 +65,21 @@ class RunAdmin(MadeByJobs):
     list_select_related = ("capture", "sae", "owner")
     date_hierarchy = "created_at"
     fields = (
-        "name", "page", "capture", "hook_name", "architecture", "config", "evaluate_after", "harvest_after", "stop_at",
+        "name", "page", "capture", "hook_name", "architecture", "config", "evaluate_after", "harvest_after", "sweep", "stop_at",
+        "pause_at", "error",
         "sae", "tokens", "seconds", *MADE,
     )  # fmt: skip
+    readonly_fields = tuple(name for name in fields if name not in ("name", "owner"))
+
+
+@admin.register(Sweep)
+class SweepAdmin(MadeByJobs):
+    list_display = ("name", "capture", "seconds", "owner", "ready_at", "page")
+    list_filter = ("capture__model", "owner")
+    search_fields = ("name", "capture__name")
+    list_select_related = ("capture", "owner")
+    date_hierarchy = "created_at"
+    fields = ("name", "page", "capture", "grid", "config", "seconds", *MADE)
     readonly_fields = tuple(name for name in fields if name not in ("name", "owner"))
 
 

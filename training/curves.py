@@ -8,7 +8,8 @@ from typing import Any
 
 from saehub import charts
 from saehub.figures import count_text, exact_text, fig_text, percent_text, rate_text
-from training.models import Run, RunPoint
+from training.models import Run, RunPoint, Sweep
+from training.sweep_form import AXES
 
 VARIANCE = "1 − E|x − x̂|² / (E|x|² − |E x|²)"
 
@@ -59,6 +60,78 @@ def _losses(points: Sequence[RunPoint]) -> dict[str, list[Any]]:
     if len(parts) > 1:
         lines |= {name: [point.values.get("parts", {}).get(name) for point in points] for name in parts[:3]}
     return lines
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """A run in its sweep's table. `axes` are its values of what the runs differ in; figures of its evaluation where
+    there is one, else of its last point."""
+
+    run: Run
+    axes: list[Any]
+    step: int
+    tokens: int
+    loss: float | None
+    l0: float | None
+    explained_variance: float | None
+    dead: int | None
+    evaluated: bool
+
+
+def sweep_rows(sweep: Sweep) -> list[SweepRow]:
+    """The runs of a sweep as they stand, in two queries however many they are."""
+    runs = list(sweep.runs.select_related("job", "sae").order_by("pk"))
+    newest = RunPoint.objects.filter(run__sweep=sweep).order_by("run_id", "-step").distinct("run_id")
+    last = {point.run_id: point for point in newest}
+    return [_sweep_row(sweep, run, last.get(run.pk)) for run in runs]
+
+
+def _sweep_row(sweep: Sweep, run: Run, point: RunPoint | None) -> SweepRow:
+    values = point.values if point else {}
+    evaluated = run.sae is not None and run.sae.explained_variance is not None
+    given = run.config | {"hook_name": run.hook_name}
+    return SweepRow(
+        run=run,
+        axes=[given.get(name) for name in AXES if name in sweep.grid],
+        step=point.step if point else 0,
+        tokens=point.tokens if point else 0,
+        loss=values.get("loss"),
+        l0=run.sae.l0 if evaluated and run.sae else values.get("l0"),
+        explained_variance=run.sae.explained_variance
+        if evaluated and run.sae
+        else values.get("held_out_explained_variance", values.get("explained_variance")),
+        dead=values.get("dead"),
+        evaluated=evaluated,
+    )
+
+
+def pareto(sweep: Sweep, rows: Sequence[SweepRow]) -> charts.Chart | None:
+    """L0 against explained variance, a point for each run; lines join the runs of one hook point and width."""
+    known = [row for row in rows if row.l0 is not None and row.explained_variance is not None]
+    if not known:
+        return None
+    names = [name for name in AXES if name in sweep.grid]
+    along = [name for name in names if name in ("hook_name", "d_sae")]
+    points = []
+    for row in sorted(known, key=lambda row: row.l0 or 0):
+        said = dict(zip(names, row.axes, strict=True))
+        group = " · ".join(_said(name, said[name]) for name in along) or row.run.architecture
+        label = " ".join(_said(name, said[name]) for name in names if name not in along)
+        points.append((row.l0 or 0.0, row.explained_variance or 0.0, label, group))
+    measured = sum(row.evaluated for row in known)
+    return charts.scatter(
+        points,
+        title="L0 against explained variance",
+        x_title="L0, features per token",
+        y_title="explained variance",
+        n=f"{len(known)} runs, {measured} of them evaluated on all held-out tokens, the others by their last point",
+        log_x=True,
+    )
+
+
+def _said(name: str, value: Any) -> str:
+    short = {"d_sae": f"{count_text(value)} features", "hook_name": str(value)}
+    return short.get(name, f"{name.split('_')[0]} {value}")
 
 
 def now(run: Run, points: Sequence[RunPoint]) -> list[Figure]:

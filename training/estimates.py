@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.conf import settings
@@ -66,10 +67,23 @@ class RunEstimate:
     memory: int
     disk: int
     free: int
+    runs: int = 1
 
     @property
     def fits(self) -> bool:
         return self.disk <= self.free
+
+
+def together(each: Sequence[RunEstimate]) -> RunEstimate:
+    """Of runs side by side. Their time is the sum: what they share is small beside what each computes."""
+    known = [run.seconds for run in each if run.seconds is not None]
+    return replace(
+        each[0],
+        seconds=sum(known) if len(known) == len(each) else None,
+        memory=sum(run.memory for run in each),
+        disk=sum(run.disk for run in each),
+        runs=len(each),
+    )
 
 
 def estimate_run(capture: Capture, hook_name: str, architecture: str, d_sae: int, n_tokens: int) -> RunEstimate:

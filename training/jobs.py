@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from django.db import transaction
-from django.utils.text import slugify
 
-from saehub.jobs.models import enqueue
 from saehub.jobs.progress import JobError, Progress
 from saes.fields import size_of
-from saes.hook_places import place_of
 from saes.models import SAE, LanguageModel
-from saes.numerics.architectures import build_sae
-from saes.numerics.folders import whole_folder
-from saes.numerics.formats import load_sae, save_sae
+from saes.numerics.formats import load_sae
 from saes.numerics.lm import LM, load_lm, pick_device
-from saes.numerics.sae import SAEConfig
-from saes.numerics.topk import BatchTopKSAE
 from training import hub_dataset
-from training.models import Corpus, Evaluation, Run
+from training.files import digest
+from training.models import Corpus, Evaluation, Run, Sweep
 from training.numerics import evaluate as evaluating
 from training.numerics.shards import open_capture
 from training.numerics.tokens import CorpusError, read_texts
-from training.numerics.train import TrainResult
-from training.trainer import SAE_FILES, Trainer, reproduction, trainer_config
+from training.registering import keep, made, new_sae
+from training.sweeper import Sweeper
+from training.trainer import Paused, Trainer, trainer_config
 
 SAMPLE_CHARACTERS = 4000
 HUB_SAMPLE_DOCUMENTS = 200
@@ -99,19 +91,6 @@ def _more(sample: str, text: str) -> str:
     return ("\n\n" if sample else "") + text[:room].replace("\0", "") if room > 0 else ""
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and contents of its files."""
-    total = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    for file in files:
-        if path.is_dir():
-            total.update(str(file.relative_to(path)).encode() + b"\0")
-        with file.open("rb") as handle:
-            while chunk := handle.read(1 << 20):
-                total.update(chunk)
-    return total.hexdigest()
-
-
 def texts_of(row: Corpus) -> Iterator[str]:
     """The corpus as it was when it was read; a file that changed since is refused."""
     if row.source == Corpus.Source.HUB:
@@ -139,100 +118,24 @@ def train(progress: Progress, run: int) -> dict[str, Any]:
     """Train, register the SAE, and queue what was asked for afterwards. Run again, it continues from its checkpoint."""
     row = Run.objects.select_related("capture__model", "capture__corpus", "sae", "owner").get(pk=run)
     if row.ready and row.sae:
-        return _made(row.sae)
+        return made(row.sae)
+    if row.pause_at:
+        return {"paused": True}
     source = open_capture(row.capture.folder)
     config = trainer_config(row)
-    sae = build_sae(_sae_config(row, source.d[row.hook_name]), seed=config.seed, device=pick_device())
-    result = Trainer(progress, row, config).train(sae, source)
-    if isinstance(result.sae, BatchTopKSAE):
-        result = replace(result, sae=result.sae.for_inference())
+    sae = new_sae(row, source, config.seed)
+    try:
+        result = Trainer(progress, row, config).train(sae, source)
+    except Paused as paused:
+        return {"paused": True, "step": paused.step}
     progress.start("Saving the SAE", unit="steps")
-    folder = _save(row, result)
-    registered = _register(row, result, folder)
-    Trainer.forget_checkpoint(row)
-    return _made(registered)
+    return made(keep(row, result))
 
 
-def _made(sae: SAE) -> dict[str, Any]:
-    return {"sae_id": sae.pk, "sae_path": str(sae.files), "metadata_path": str(sae.files / "config.json")}
-
-
-def _sae_config(row: Run, d_in: int) -> SAEConfig:
-    model = row.capture.model
-    return SAEConfig(
-        architecture=row.architecture,
-        d_in=d_in,
-        d_sae=row.config["d_sae"],
-        k=row.config.get("k"),
-        options={name: row.config[name] for name in ("matryoshka_widths",) if name in row.config},
-        hook_name=row.hook_name,
-        model_name=model.location if model.source == LanguageModel.Source.HUB else model.name,
-        metadata={
-            "saehub_run": row.pk,
-            "dataset_path": row.capture.corpus.location,
-            "context_size": row.capture.context_length,
-        },
-    )
-
-
-def _save(row: Run, result: TrainResult) -> str:
-    """Write the SAE and what it came from as one folder, whole or not at all; its path below the data folder."""
-    path = SAE(path=f"sae/{slugify(row.capture.model.name) or 'model'}/run-{row.pk}").files
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_folder(path, replaces=SAE_FILES) as partial:
-        save_sae(result.sae, partial)
-        for name, content in (
-            ("history.json", [vars(report) for report in result.history]),
-            ("config.json", reproduction(row)),
-            (
-                "metrics.json",
-                {"training": vars(result.history[-1]) if result.history else {}, "stopped": result.stopped},
-            ),
-        ):
-            (partial / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return f"sae/{path.parent.name}/{path.name}"
-
-
-@transaction.atomic
-def _register(row: Run, result: TrainResult, path: str) -> SAE:
-    """The SAE's row, the finished run, and the jobs that follow: all of it or none."""
-    files = SAE(path=path).files
-    config = result.sae.config
-    hook = row.capture.model.hook(row.hook_name)
-    sae, _ = SAE.objects.update_or_create(
-        path=path,
-        defaults={
-            "name": row.name,
-            "owner": row.owner,
-            "source": SAE.Source.TRAINED,
-            "model": row.capture.model,
-            "model_name": row.capture.model.name,
-            "hook_name": row.hook_name,
-            "site": place_of(row.hook_name, config.architecture)[0],
-            "layer": hook["layer"] if hook else None,
-            "architecture": config.architecture,
-            "d_in": config.d_in,
-            "d_sae": config.d_sae,
-            "k": config.k,
-            "size_bytes": size_of(files),
-            "sha256": digest(files / "sae_weights.safetensors"),
-            "config": json.loads((files / "cfg.json").read_text()),
-        },
-    )
-    sae.finish(job=row.job)
-    row.finish(sae=sae, seconds=result.seconds, tokens=result.tokens)
-    _follow(row, sae)
-    return sae
-
-
-def _follow(row: Run, sae: SAE) -> None:
-    if row.evaluate_after:
-        made = Evaluation.objects.create(
-            name=f"{sae.name} on {row.capture.name}"[:120], owner=row.owner, sae=sae, capture=row.capture
-        )
-        made.start(row.owner)
-    if row.harvest_after:  # by name: features are the business of an app above this one
-        enqueue("harvest", row.owner, title=f"Harvest {sae.name}", sae=sae.pk, capture=row.capture_id)
+def train_sweep(progress: Progress, sweep: int) -> dict[str, Any]:
+    """Train what a sweep still has to train, side by side. Run again, each goes on from its checkpoint."""
+    row = Sweep.objects.select_related("capture__model", "capture__corpus", "owner").get(pk=sweep)
+    return Sweeper(progress, row).train()
 
 
 # ---------------------------------------------------------------------------------------------------- evaluation

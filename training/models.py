@@ -9,6 +9,7 @@ from django.db import models
 from django.urls import reverse
 
 from saehub.jobs.made import Made
+from saehub.jobs.models import Job, State
 from saes.models import SAE, LanguageModel
 
 
@@ -149,6 +150,31 @@ class Sweep(Made):
     def get_absolute_url(self) -> str:
         return reverse("training:sweep_detail", args=[self.pk])
 
+    def start(self, user: Any, *, title: str = "") -> Job:
+        """Queue the job that trains all of its runs that are not over; theirs is the same job."""
+        job = super().start(user, title=title)
+        self.waiting().update(job=job)
+        return job
+
+    def resume(self, user: Any) -> int:
+        """Let its paused runs go on together, or one by one beside a job that is still at the others; how many."""
+        paused = [run for run in self.runs.select_related("job") if run.state == "paused"]
+        self.runs.filter(pk__in=[run.pk for run in paused]).update(pause_at=None)
+        if self.job and self.job.is_live:
+            for run in paused:
+                run.pause_at = None
+                if run.job_id != self.job_id:
+                    run.start(user)
+        elif paused:
+            self.ready_at = None
+            self.save(update_fields=["ready_at"])
+            self.start(user)
+        return len(paused)
+
+    def waiting(self) -> Any:
+        """Its runs that its job is to train: not ready, not failed, not paused."""
+        return self.runs.filter(ready_at=None, error="", pause_at=None)
+
 
 class Run(Made):
     """One training of one SAE on one hook point of a capture."""
@@ -182,12 +208,32 @@ class Run(Made):
     )
     seconds = models.FloatField(null=True, editable=False)
     tokens = models.BigIntegerField(null=True, editable=False)
+    error = models.TextField(blank=True, editable=False, help_text="Why it ended without the others of its sweep")
 
     class Meta:
         ordering = ("-pk",)
 
     def get_absolute_url(self) -> str:
         return reverse("training:run_detail", args=[self.pk])
+
+    @property
+    def state(self) -> str:
+        """As of every row that a job makes, and `paused`: it has a checkpoint and no job."""
+        found = super().state
+        if self.error and not self.ready:
+            return "failed"
+        return "paused" if found == State.DONE or (self.pause_at and found in ("new", State.CANCELLED)) else found
+
+    @property
+    def busy(self) -> bool:
+        return not self.error and super().busy
+
+    def resume(self, user: Any) -> None:
+        """Go on from the checkpoint, by a job of its own unless the one that was to pause is still there."""
+        self.pause_at, self.error = None, ""
+        self.save(update_fields=["pause_at", "error"])
+        if not (self.job and self.job.is_live):
+            self.start(user)
 
 
 class RunPoint(models.Model):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
+from django.core.exceptions import ValidationError
 from django.utils.text import slugify
 
 from saes.fields import NewRow
-from training.estimates import RunEstimate, estimate_run
-from training.models import Capture, Run
+from training.estimates import RunEstimate, estimate_run, together
+from training.models import Capture, Run, Sweep
+from training.sweep_form import AXES, MOST_RUNS, NumbersField, grid, in_words, points
 
+SEVERAL = "Several with commas make a sweep"
 EXPANSION = 8  # features per dimension when none are named
 ARCHITECTURES = {
     "topk": "TopK: the k largest features of each token",
@@ -35,15 +38,22 @@ class RunForm(NewRow):
     architecture = forms.ChoiceField(
         choices=list(ARCHITECTURES.items()), initial="topk", widget=forms.RadioSelect, label="Architecture"
     )
-    k = forms.IntegerField(min_value=1, initial=32, label="k, features per token")
-    l1_coefficient = forms.FloatField(min_value=0, initial=2.0, label="L1 coefficient")
-    l0_coefficient = forms.FloatField(
-        min_value=0, initial=1.0, label="L0 coefficient", help_text="Weight of the number of features that fire"
-    )
-    target_l0 = forms.FloatField(
+    more_hooks = forms.CharField(
         required=False,
-        min_value=0.01,
-        max_value=10**6,
+        max_length=2000,
+        label="More hook points",
+        help_text="Of the same capture, with commas between, or all: an SAE for each",
+    )
+    k = NumbersField(int, 1, 2**20, initial=32, label="k, features per token", help_text=SEVERAL)
+    l1_coefficient = NumbersField(float, 0, 1e6, initial=2.0, label="L1 coefficient", help_text=SEVERAL)
+    l0_coefficient = NumbersField(
+        float, 0, 1e6, initial=1.0, label="L0 coefficient", help_text="Weight of the number of features that fire"
+    )
+    target_l0 = NumbersField(
+        float,
+        0.01,
+        1e6,
+        required=False,
         label="Target L0, features per token",
         help_text="With it the penalty is on the distance from it",
     )
@@ -53,10 +63,11 @@ class RunForm(NewRow):
         label="Nested widths, features",
         help_text="Such as 512, 2048: the first so many features must do by themselves. Not nested when empty",
     )
-    d_sae = forms.IntegerField(
+    d_sae = NumbersField(
+        int,
+        1,
+        2**20,
         required=False,
-        min_value=1,
-        max_value=2**20,
         label="Features (d_sae)",
         help_text=f"{EXPANSION} times the width of the hook point when empty",
     )
@@ -73,7 +84,7 @@ class RunForm(NewRow):
         label="Learning rate",
         help_text="1e-3 / √(features / 16,384) when empty",
     )
-    seed = forms.IntegerField(min_value=0, max_value=2**31 - 1, initial=0, label="Seed")
+    seed = NumbersField(int, 0, 2**31 - 1, initial=0, label="Seed", help_text=SEVERAL)
     lr_warmup = forms.FloatField(min_value=0, max_value=1, initial=0.02, label="Warm-up, share of steps")
     lr_decay = forms.FloatField(min_value=0, max_value=1, initial=0.2, label="Decay at the end, share of steps")
     l1_warmup = forms.FloatField(min_value=0, max_value=1, initial=0.05, label="Penalty's warm-up, share of steps")
@@ -88,7 +99,7 @@ class RunForm(NewRow):
         required=False, min_value=0, label="Gradient norm at most", help_text="Not limited when empty"
     )
     advanced = [
-        "name", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "l1_warmup", "matryoshka_widths", "aux_coefficient",
+        "name", "more_hooks", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "l1_warmup", "matryoshka_widths", "aux_coefficient",
         "dead_after_tokens", "clip",
     ]  # fmt: skip
     only_with = {
@@ -106,6 +117,7 @@ class RunForm(NewRow):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.points: list[dict[str, Any]] = []
         self.captures = {
             row.pk: row for row in Capture.objects.ready().select_related("model", "corpus").order_by("-pk")[:200]
         }
@@ -123,25 +135,48 @@ class RunForm(NewRow):
             return data
         key, _, hook = data["source"].partition(":")
         self.instance.capture, self.instance.hook_name = self.captures[int(key)], hook
-        d_in = self.instance.capture.d_in(hook) or 0
+        hooks = self._hooks(hook, data.get("more_hooks", ""))
+        self.points = points(self._axes(data) | {"hook_name": hooks})
+        if len(self.points) > MOST_RUNS:
+            raise ValidationError(f"That are {len(self.points):,} runs; a sweep takes {MOST_RUNS} at most.")
         if "d_sae" not in self.errors:
-            data["d_sae"] = data.get("d_sae") or EXPANSION * d_in
-            self._check_architecture(data)
+            for point in self.points:
+                point["d_sae"] = point.get("d_sae") or EXPANSION * (self.instance.capture.d_in(point["hook_name"]) or 0)
+                self._check_architecture(data, point)
             self._check_size(data)
         self.check_name(lambda: self._default_name(data))
         return data
 
-    def _check_architecture(self, data: dict[str, Any]) -> None:
-        if data.get("architecture") == "batchtopk" and data.get("matryoshka_widths"):
-            data["matryoshka_widths"] = self._widths(data["matryoshka_widths"], data["d_sae"])
-        if self.asks_for("k") and (data.get("k") or 0) > data["d_sae"]:
-            self.add_error(
-                "k", f"k is {data['k']:,}, but the SAE has only {data['d_sae']:,} features; choose a smaller k."
-            )
+    def _axes(self, data: dict[str, Any]) -> dict[str, Any]:
+        """The axes that the architecture asks for, with the values given."""
+        return {name: data.get(name) for name in AXES if name in self.fields and self.asks_for(name)}
+
+    def _hooks(self, first: str, more: str) -> list[str]:
+        """The hook points of the runs: the one that was chosen, and the others that were named."""
+        there = self.instance.capture.hook_names
+        names = there if more.strip().lower() == "all" else more.replace(",", " ").split()
+        missing = [name for name in names if name not in there]
+        if missing:
+            self.add_error("more_hooks", f"{missing[0]} is not in this capture; it holds {', '.join(there)}.")
+        return list(dict.fromkeys([first, *(name for name in names if name in there)]))
+
+    @property
+    def is_sweep(self) -> bool:
+        return len(self.points) > 1
+
+    def _check_architecture(self, data: dict[str, Any], point: dict[str, Any]) -> None:
+        """Adds an error beside the field, once, however many runs have it."""
+        if data.get("architecture") == "batchtopk" and isinstance(data.get("matryoshka_widths"), str):
+            point["matryoshka_widths"] = self._widths(data["matryoshka_widths"], point["d_sae"])
+        k = point.get("k") or 0
+        if self.asks_for("k") and k > point["d_sae"] and "k" not in self.errors:
+            self.add_error("k", f"k is {k:,}, but the SAE has only {point['d_sae']:,} features; choose a smaller k.")
 
     def _widths(self, text: str, d_sae: int) -> list[int] | None:
         """The nested widths that a text of numbers means, d_sae last."""
         words = text.replace(",", " ").split()
+        if not words or "matryoshka_widths" in self.errors:
+            return None
         numbers = [int(word) for word in words if word.isdecimal() and len(word) < 10]
         widths = [*numbers, *([] if d_sae in numbers else [d_sae])]
         if len(numbers) != len(words) or widths != sorted(set(widths)) or widths[0] < 1 or widths[-1] != d_sae:
@@ -157,22 +192,48 @@ class RunForm(NewRow):
         if estimate and not estimate.fits:
             self.add_error(
                 "d_sae",
-                f"Checkpoints of {data['d_sae']:,} features take {estimate.disk / 1e9:.1f} GB and the disk has "
-                f"{estimate.free / 1e9:.1f} GB to spare; choose fewer features or free some space.",
+                f"The checkpoints of {'these runs' if self.is_sweep else 'so many features'} take "
+                f"{estimate.disk / 1e9:.1f} GB and the disk has {estimate.free / 1e9:.1f} GB to spare; choose fewer "
+                "features or free some space.",
             )
 
     def _default_name(self, data: dict[str, Any]) -> str:
-        model, hook = self.instance.capture.model, self.instance.capture.model.hook(self.instance.hook_name)
-        place = f"layer{hook['layer']}" if hook and hook["layer"] is not None else slugify(self.instance.hook_name)
-        return f"{slugify(model.name)}-{place}-{_kind(data)}-{data.get('d_sae')}"
+        if not self.is_sweep:
+            return self._name_of(data, self.points[0])
+        model = slugify(self.instance.capture.model.name)
+        return f"{model} {data.get('architecture')} sweep: {in_words(self.grid())}"[:110]
+
+    def _name_of(self, data: dict[str, Any], point: dict[str, Any]) -> str:
+        """The name of one run; with its seed when seeds are swept over."""
+        model = self.instance.capture.model
+        hook = model.hook(point["hook_name"])
+        place = f"layer{hook['layer']}" if hook and hook["layer"] is not None else slugify(point["hook_name"])
+        seed = f"-seed{point['seed']}" if "seed" in self.grid() else ""
+        return f"{slugify(model.name)}-{place}-{_kind(data | point)}-{point['d_sae']}{seed}"[:110]
+
+    def grid(self) -> dict[str, list[Any]]:
+        """What the runs of a sweep differ in."""
+        hooks = list(dict.fromkeys(point["hook_name"] for point in self.points))
+        return grid(self._axes(self.cleaned_data) | {"hook_name": hooks})
 
     def estimate_of(self, data: dict[str, Any]) -> RunEstimate | None:
+        """Of all the runs together; None while they are not known."""
         key, _, hook = str(data.get("source") or "").partition(":")
         capture = self.captures.get(int(key)) if key.isdigit() else None
         if capture is None or not data.get("n_tokens"):
             return None
-        d_sae = data.get("d_sae") or EXPANSION * (capture.d_in(hook) or 0)
-        return estimate_run(capture, hook, data.get("architecture") or "topk", d_sae, data["n_tokens"])
+        runs = self.points or points({"d_sae": data.get("d_sae")}) or [{}]
+        each = [
+            estimate_run(
+                capture,
+                point.get("hook_name", hook),
+                data.get("architecture") or "topk",
+                point.get("d_sae") or EXPANSION * (capture.d_in(hook) or 0),
+                data["n_tokens"],
+            )
+            for point in runs
+        ]
+        return together(each)
 
     def estimate(self) -> RunEstimate | None:
         """What the form as it stands would cost; fields with errors count as empty."""
@@ -185,15 +246,35 @@ class RunForm(NewRow):
             data["source"] = f"{row.pk}:{row.hook_names[0]}"
         return self.estimate_of(data)
 
-    def save(self, commit: bool = True) -> Run:
-        self.instance.config = self.config()
-        return super().save(commit)
+    def save(self, commit: bool = True) -> Any:
+        """The run, or the sweep with its runs."""
+        if not self.is_sweep:
+            self.instance.config = self.config(self.points[0])
+            return super().save(commit)
+        data, capture = self.cleaned_data, self.instance.capture
+        shared = {"order_seed": self.points[0]["seed"]} if "seed" in self.grid() else {}
+        sweep = Sweep.objects.create(
+            name=data["name"], owner=self.user, capture=capture, grid=self.grid(), config=self.config({}) | shared
+        )
+        for point in self.points:
+            Run.objects.create(
+                name=self._name_of(data, point),
+                owner=self.user,
+                capture=capture,
+                sweep=sweep,
+                hook_name=point["hook_name"],
+                architecture=data["architecture"],
+                config=self.config(point) | shared,
+                evaluate_after=data["evaluate_after"],
+                harvest_after=data["harvest_after"],
+            )
+        return sweep
 
-    def config(self) -> dict[str, Any]:
-        """What the job builds the SAE and its TrainConfig from."""
-        data = self.cleaned_data
+    def config(self, point: dict[str, Any]) -> dict[str, Any]:
+        """What the job builds the SAE and its TrainConfig from; without the axes where `point` has none."""
+        data = {name: value for name, value in self.cleaned_data.items() if name not in AXES} | point
         names = ["d_sae", *ARCHITECTURE_FIELDS[data["architecture"]], *self.trainer_fields]
-        return {name: data[name] for name in names if data[name] not in (None, "")}
+        return {name: data[name] for name in names if data.get(name) not in (None, "")}
 
 
 def _kind(data: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import time
 from dataclasses import asdict
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from django.db.models import Q
 
 from saehub.jobs.progress import Cancelled, JobError, Progress
 from saes.numerics.sae import SAE
@@ -36,6 +36,14 @@ def trainer_config(run: Run) -> TrainConfig:
     )
 
 
+class Paused(Exception):
+    """A run ended at a checkpoint to be continued later: its worker is free, and the run is not finished."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"paused at step {step}")
+        self.step = step
+
+
 class Trainer:
     """Trains a run's SAE. Its curve is written as it grows; Cancel and Stop are heard between any two steps."""
 
@@ -48,7 +56,7 @@ class Trainer:
     def train(self, sae: SAE, source: Shards) -> TrainResult:
         """Raises Cancelled once the checkpoint of the present step is written, so that a retry goes on from here."""
         self.progress.start(f"Training on {self.run.hook_name}", unit="tokens", total=self.config.total_rows)
-        self._begin()
+        self.begin()
         if self.run.processes > 1:
             self._train_in_several(sae, source)
         result = train(
@@ -57,11 +65,15 @@ class Trainer:
             self.config,
             on_step=self.point,
             checkpoint_dir=checkpoints(self.run),
-            held_out=_held_out(source, self.run.hook_name),
+            held_out=held_out_rows(source, self.run.hook_name),
             should_stop=self.should_stop if self.run.processes == 1 else lambda: True,
+            say=self.progress.log,
         )
         if self.cancelled:
             raise self.cancelled
+        if result.stopped and self.pausing():
+            self.progress.log(f"paused after step {result.steps:,} of {self.config.total_steps:,}")
+            raise Paused(result.steps)
         if not result.steps:
             raise JobError(
                 "The run was stopped before its first step, so there is nothing to keep.", "Press Retry to train."
@@ -106,7 +118,7 @@ class Trainer:
         else:
             self.tokens = max(self.tokens, word)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Where an earlier attempt left off, and no points of steps that will be done again."""
         saved = load_checkpoint(checkpoints(self.run))
         facts = saved[1] if saved else {"step": 0, "tokens": 0}
@@ -141,19 +153,18 @@ class Trainer:
         except Cancelled as cancelled:
             self.cancelled = cancelled
             return True
-        return Run.objects.filter(pk=self.run.pk, stop_at__isnull=False).exists()
+        return Run.objects.filter(Q(stop_at__isnull=False) | Q(pause_at__isnull=False), pk=self.run.pk).exists()
 
-    @staticmethod
-    def forget_checkpoint(run: Run) -> None:
-        """Once the SAE is saved, its checkpoint (three times its size) has no further use."""
-        shutil.rmtree(checkpoints(run), ignore_errors=True)
+    def pausing(self) -> bool:
+        """Whether it is to end here with its checkpoint and no SAE; to stop and keep goes before."""
+        return Run.objects.filter(pk=self.run.pk, stop_at=None, pause_at__isnull=False).exists()
 
 
 def checkpoints(run: Run) -> Path:
     return run.folder / "checkpoints"
 
 
-def _held_out(source: Shards, hook: str) -> torch.Tensor | None:
+def held_out_rows(source: Shards, hook: str) -> torch.Tensor | None:
     rows = min(HELD_OUT_ROWS, source.split_rows("held_out"))
     if not rows:
         return None

@@ -44,6 +44,7 @@ KINDS = {
              "capture"),
         Kind("export_capture", "training.capture_jobs", "Export a capture", "io", "training.add_capture", "training:capture_detail", "capture"),
         Kind("train", "training.jobs", "Train an SAE", "gpu", "training.add_run", "training:run_detail", "run"),
+        Kind("train_sweep", "training.jobs", "Train a sweep", "gpu", "training.add_sweep", "training:sweep_detail", "sweep"),
         Kind("evaluate", "training.jobs", "Evaluate", "gpu", "training.add_evaluation", "saes:sae_detail", "sae"),
         Kind("harvest", "concepts.jobs", "Harvest features", "gpu", "concepts.add_featureview", "saes:sae_detail", "sae"),
         Kind("import_concepts", "concepts.jobs", "Import concepts", "io", "concepts.add_conceptimport", "concepts:import_detail", "imported"),

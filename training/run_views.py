@@ -1,0 +1,222 @@
+"""Pages of training runs and sweeps."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any
+
+from django.contrib import messages
+from django.db.models import Count, Q
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
+from django.views.decorators.http import require_POST
+
+from saehub.accounts.access import check, needs
+from saehub.fragments import part
+from saes.listing import Column, listing
+from training.curves import config_rows, curves, now, pareto, snippet, sweep_rows
+from training.links import given
+from training.models import Capture, Run, Sweep
+from training.numerics.hints import hints
+from training.run_form import RunForm, like
+from training.sweep_form import AXES
+
+RUN_COLUMNS = (
+    Column("name", "Run", "name"),
+    Column("model", "Model, hook point", "capture__model__name"),
+    Column("architecture", "Architecture", "architecture"),
+    Column("tokens", "Tokens", "tokens", figures=True),
+    Column("time", "Time", "seconds", figures=True),
+    Column("ev", "Expl. var.", "sae__explained_variance", figures=True),
+    Column("state", "State"),
+)
+SWEEP_COLUMNS = (
+    Column("name", "Sweep", "name"),
+    Column("model", "Model", "capture__model__name"),
+    Column("runs", "Runs", "n_runs", figures=True),
+    Column("ready", "Finished", "n_ready", figures=True),
+    Column("time", "Time", "seconds", figures=True),
+    Column("state", "State"),
+)
+
+
+@needs("training.view_run")
+def run_list(request: HttpRequest) -> HttpResponse:
+    context = {"section": "training"} | listing(
+        request,
+        Run.objects.select_related("job", "capture__model", "sae"),
+        RUN_COLUMNS,
+        search=("name", "hook_name", "capture__name", "capture__model__name"),
+        facets={"model": ("Model", "capture__model__name"), "architecture": ("Architecture", "architecture")},
+    )
+    return render(request, "training/run_list.html" + part(request, "rows"), context)
+
+
+@needs("training.add_run")
+def run_create(request: HttpRequest) -> HttpResponse:
+    """The form; for htmx what the form as it stands would cost."""
+    if part(request, "estimate") and request.method == "GET":
+        form = RunForm(request.GET, user=request.user)
+        return render(request, "training/run_create.html#estimate", {"estimate": form.estimate()})
+    form = RunForm(request.POST or None, user=request.user, initial=_run_initial(request))
+    if request.method == "POST" and form.is_valid():
+        return redirect(form.make())
+    context = {"section": "training", "form": form, "estimate": form.estimate()}
+    return render(request, "training/run_create.html", context, status=422 if form.errors else 200)
+
+
+def _run_initial(request: HttpRequest) -> dict[str, Any]:
+    """`?like=<run>`: train the same again. `?capture=<pk>`: its first hook point, or `&hook=<name>`."""
+    chosen = given(request, "like", "capture")
+    if "like" in chosen:
+        return like(get_object_or_404(Run, pk=chosen["like"]))
+    capture = Capture.objects.ready().filter(pk=chosen.get("capture", 0)).first()
+    if capture is None:
+        return {}
+    hook = request.GET.get("hook")
+    return {"source": f"{capture.pk}:{hook if hook in capture.hook_names else capture.hook_names[0]}"}
+
+
+@needs("training.view_run")
+def run_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    run = get_object_or_404(
+        Run.objects.select_related("job", "owner", "capture__model", "capture__corpus", "sae", "sweep"), pk=pk
+    )
+    points = list(run.points.all())
+    history = [point.values | {"step": point.step, "tokens": point.tokens} for point in points]
+    shape = {"architecture": run.architecture, "d_sae": run.config.get("d_sae"), "k": run.config.get("k")}
+    context = {
+        "section": "training",
+        "run": run,
+        "hints": hints(history, run.config, shape),
+        "points": points,
+        "charts": curves(run, points),
+        "now": now(run, points),
+        "job": run.job if run.sweep_id is None else None,
+        "snippet": snippet(run),
+        "config": config_rows(run),
+    }
+    return render(request, "training/run_detail.html" + part(request, "live"), context)
+
+
+@require_POST
+@needs("training.view_run", post="training.add_run")
+def run_stop(request: HttpRequest, pk: int) -> HttpResponse:
+    """Stop and keep: the run ends at its next step, and what it has trained becomes an SAE."""
+    run = get_object_or_404(Run, pk=pk)
+    check(request.user, "training.add_run", run)
+    if run.ready:
+        messages.warning(request, "This run is finished already.")
+    else:
+        Run.objects.filter(pk=pk, stop_at=None).update(stop_at=timezone.now())
+        messages.success(request, "The run stops at its next step and keeps what it has trained.")
+    return redirect(run)
+
+
+@require_POST
+@needs("training.view_run", post="training.add_run")
+def run_pause(request: HttpRequest, pk: int) -> HttpResponse:
+    """The run ends at its next step with a checkpoint, and its worker is free."""
+    run = get_object_or_404(Run.objects.select_related("job"), pk=pk)
+    check(request.user, "training.add_run", run)
+    if run.busy:
+        Run.objects.filter(pk=pk, pause_at=None, stop_at=None).update(pause_at=timezone.now())
+        messages.success(request, "The run pauses at its next step; its checkpoint is kept.")
+    else:
+        messages.warning(request, "This run is not going on, so there is nothing to pause.")
+    return redirect(run)
+
+
+@require_POST
+@needs("training.view_run", post="training.add_run")
+def run_resume(request: HttpRequest, pk: int) -> HttpResponse:
+    """A paused run goes on from its checkpoint."""
+    run = get_object_or_404(Run.objects.select_related("job"), pk=pk)
+    check(request.user, "training.add_run", run)
+    if run.ready:
+        messages.warning(request, "This run is finished already.")
+    else:
+        run.resume(request.user)
+        messages.success(request, "The run goes on from its checkpoint.")
+    return redirect(run)
+
+
+# ---------------------------------------------------------------------------------------------------- sweeps
+
+
+@needs("training.view_sweep")
+def sweep_list(request: HttpRequest) -> HttpResponse:
+    context = {"section": "training"} | listing(
+        request,
+        Sweep.objects.select_related("job", "capture__model").annotate(
+            n_runs=Count("runs"), n_ready=Count("runs", filter=Q(runs__ready_at__isnull=False))
+        ),
+        SWEEP_COLUMNS,
+        search=("name", "capture__name", "capture__model__name"),
+        facets={"model": ("Model", "capture__model__name")},
+    )
+    return render(request, "training/sweep_list.html" + part(request, "rows"), context)
+
+
+@needs("training.view_sweep")
+def sweep_detail(request: HttpRequest, pk: int) -> HttpResponse:
+    sweep = get_object_or_404(Sweep.objects.select_related("job", "owner", "capture__model", "capture__corpus"), pk=pk)
+    rows = sweep_rows(sweep)
+    context = {
+        "section": "training",
+        "sweep": sweep,
+        "rows": rows,
+        "axes": [name for name in AXES if name in sweep.grid],
+        "chart": pareto(sweep, rows),
+        "busy": any(row.run.busy for row in rows),
+        "paused": any(row.run.state == "paused" for row in rows),
+    }
+    return render(request, "training/sweep_detail.html" + part(request, "live"), context)
+
+
+@require_POST
+@needs("training.view_sweep", post="training.add_sweep")
+def sweep_stop(request: HttpRequest, pk: int) -> HttpResponse:
+    """Every run that goes on ends at its next step, and what it has trained becomes an SAE."""
+    sweep = get_object_or_404(Sweep, pk=pk)
+    check(request.user, "training.add_sweep", sweep)
+    stopped = sweep.waiting().filter(stop_at=None).update(stop_at=timezone.now())
+    messages.success(request, f"{stopped} runs stop at their next step and keep what they have trained.")
+    return redirect(sweep)
+
+
+@require_POST
+@needs("training.view_sweep", post="training.add_sweep")
+def sweep_pause(request: HttpRequest, pk: int) -> HttpResponse:
+    """Every run that goes on ends at its next step with a checkpoint."""
+    sweep = get_object_or_404(Sweep, pk=pk)
+    check(request.user, "training.add_sweep", sweep)
+    paused = sweep.waiting().filter(stop_at=None).update(pause_at=timezone.now())
+    messages.success(request, f"{paused} runs pause at their next step; their checkpoints are kept.")
+    return redirect(sweep)
+
+
+@require_POST
+@needs("training.view_sweep", post="training.add_sweep")
+def sweep_resume(request: HttpRequest, pk: int) -> HttpResponse:
+    """Its paused runs go on from their checkpoints, side by side again."""
+    sweep = get_object_or_404(Sweep.objects.select_related("job"), pk=pk)
+    check(request.user, "training.add_sweep", sweep)
+    resumed = sweep.resume(request.user)
+    messages.success(request, f"{resumed} runs go on from their checkpoints.")
+    return redirect(sweep)
+
+
+@needs("training.view_run")
+def run_points(request: HttpRequest, pk: int) -> HttpResponse:
+    """The run's curve as CSV."""
+    run = get_object_or_404(Run, pk=pk)
+    points = list(run.points.all())
+    names = sorted({name for point in points for name in point.values if not isinstance(point.values[name], dict)})
+    response = HttpResponse(content_type="text/csv")
+    response["Content-Disposition"] = f'attachment; filename="run-{run.pk}.csv"'
+    table = csv.writer(response)
+    table.writerow(["step", "tokens", *names])
+    table.writerows([point.step, point.tokens, *(point.values.get(name) for name in names)] for point in points)
+    return response
