@@ -227,10 +227,11 @@ def _move(root: Path, names: Iterable[str], target: Path) -> None:
     with whole_folder(target) as partial:
         for name in names:
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            _second_name(root / name, partial / name)  # the upload goes only when the row is ready
+            second_name(root / name, partial / name)  # the upload goes only when the row is ready
 
 
-def _second_name(path: Path, other: Path) -> None:
+def second_name(path: Path, other: Path) -> None:
+    """Another name for the same file, or a copy of it."""
     try:
         os.link(path, other)
     except OSError:  # a file system without hard links

@@ -35,7 +35,7 @@ def _text(label: str, limit: int, help: str, placeholder: str = "") -> forms.Cha
 
 
 FACT_FIELDS: dict[str, forms.Field] = {
-    "entry": _text("Which SAE of these files", 400, "Its folder or file, where there are several"),
+    "entry": _text("Only this SAE of several", 400, "Its folder or file; all of them without it"),
     "repo_id": _text("Repository", 200, "Where it was published; some formats say nothing without it", "org/name"),
     "repo_path": _text("Path in the repository", 300, "Folder or file of the SAE there"),
     "model_name": _text("Language model", 120, "What it was trained on", "google/gemma-2-2b"),
@@ -115,14 +115,14 @@ class ImportForm(NewRow):
         label="Files",
         widget=ManyFiles(attrs={"multiple": True}),
         allow_empty_file=True,
-        help_text="Config and weights of any format, or one zip of them",
+        help_text="Config and weights of any format, or one zip of them; of several SAEs in a zip each becomes one here",
         error_messages={"required": "Choose the files to import."},
     )
     tree = FilesField(
         label="Folder",
         widget=ManyFiles(attrs={"multiple": True, "webkitdirectory": True}),
         allow_empty_file=True,
-        help_text="The folder of the SAE, or one above it",
+        help_text="The folder of the SAE, or one above several: each becomes one here",
         error_messages={"required": "Choose the folder to import."},
     )
     paths = forms.CharField(required=False, widget=forms.HiddenInput, max_length=4_000_000, strip=False)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ValidationError
+from django.db import transaction
 
 from saehub.jobs.progress import JobError, Progress
-from saes.adopt import Refused, adopt_files, wait_for
+from saes.adopt import Refused, adopt_files, second_name, wait_for
 from saes.checksums import WEIGHTS
+from saes.history import ADDITION, note
 from saes.layouts import entries
 from saes.models import SAE
 from saes.numerics.folders import FolderError
@@ -18,6 +20,8 @@ from saes.numerics.formats import FormatError, UnknownFormat, detect_format
 from saes.uploads import unpack
 
 MOST_FOLDERS = 2_000
+MOST_AT_ONCE = 200  # SAEs of one import
+NAME = 200  # characters
 MOST_SHOWN = 12
 
 
@@ -29,8 +33,12 @@ def import_files(progress: Progress, row: SAE) -> dict[str, Any]:
     """
     try:
         root = _root(progress, row)
-        entry = find_entry(row, root)
-        return adopt_files(progress, row, entry, row.facts)
+        entry, others = find_entry(row, root), []
+        if isinstance(entry, list):
+            others = share(progress, row, root, entry)
+            entry = entry[0]
+        made = adopt_files(progress, row, entry, row.facts)
+        return made | ({"others": [other.pk for other in others]} if others else {})
     except ValidationError as error:
         shutil.rmtree(row.upload, ignore_errors=True)
         raise JobError(" ".join(error.messages), "Correct the files, then import them again.") from error
@@ -53,10 +61,10 @@ def _root(progress: Progress, row: SAE) -> Path:
     return unpack(row.upload, progress)
 
 
-def find_entry(row: SAE, root: Path) -> Path:
-    """The one SAE at `root` or below it; the row waits for an answer (MissingFacts) where there are several.
+def find_entry(row: SAE, root: Path) -> Path | list[Path]:
+    """The one SAE at `root` or below it, or all of them; of more than MOST_AT_ONCE the row waits for an answer which.
 
-    Raises FormatError with what is wrong with the only thing that could be one.
+    Raises FormatError with what is wrong with the only thing that could be one, MissingFacts.
     """
     place = str(row.facts.get("entry") or "")
     if place:
@@ -67,13 +75,52 @@ def find_entry(row: SAE, root: Path) -> Path:
     if root.is_file():
         return root
     found, faults = _candidates(root)
-    if len(found) > 1:
-        shown = [str(path.relative_to(root)) for path in found[:MOST_SHOWN]]
-        more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
-        wait_for(row, ["entry"], f"These files hold {len(found)} SAEs: {', '.join(shown)}{more}. Say which one.", {})
+    if len(found) > MOST_AT_ONCE:
+        shown = ", ".join(str(path.relative_to(root)) for path in found[:MOST_SHOWN])
+        wait_for(row, ["entry"], f"These files hold {len(found)} SAEs: {shown} and more. Say which one.", {})
     if not found:
         raise faults[-1]
-    return found[0]
+    return found if len(found) > 1 else found[0]
+
+
+def share(progress: Progress, row: SAE, root: Path, found: list[Path]) -> list[SAE]:
+    """Of several SAEs the row becomes the first; each other one gets a row, an import and its own hold on the files.
+
+    All of it or nothing, so that a second attempt finds one SAE for each row. Returns the new rows.
+    """
+    places = [str(path.relative_to(root)) for path in found]
+    name = row.name
+    made: list[SAE] = []
+    try:
+        with transaction.atomic():
+            _becomes(row, name, places[0])
+            row.save(update_fields=["name", "facts"])
+            for place in places[1:]:
+                other = SAE(owner=row.owner, source=row.source, format=row.format, facts=dict(row.facts))
+                _becomes(other, name, place)
+                other.save()
+                made.append(other)
+                if not row.facts.get("server_path"):
+                    shutil.rmtree(other.upload, ignore_errors=True)
+                    shutil.copytree(root, other.upload / "files", copy_function=second_name)
+                other.start(progress.job.owner)
+    except BaseException:
+        for other in made:
+            shutil.rmtree(other.upload, ignore_errors=True)
+        raise
+    progress.log(f"These files hold {len(found)} SAEs. This one is {places[0]}.")
+    for other, place in zip(made, places[1:], strict=True):
+        note(progress.job.owner, other, f"Imported with {row.name}", ADDITION)
+        progress.log(f"{place} is imported as SAE {other.pk}, {other.name}")
+    return made
+
+
+def _becomes(row: SAE, name: str, place: str) -> None:
+    """Call the row after its place, and say that it is the SAE there."""
+    row.name = f"{name}/{place}" if len(name) + len(place) < NAME else f"{name[: NAME // 3]}/…{place[-NAME // 2 :]}"
+    row.facts = {**row.facts, "entry": place}
+    if row.facts.get("repo_path"):
+        row.facts["repo_path"] = f"{row.facts['repo_path'].rstrip('/')}/{place}"
 
 
 def _candidates(root: Path) -> tuple[list[Path], list[FormatError]]:

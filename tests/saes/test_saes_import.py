@@ -16,6 +16,7 @@ from django.test import Client
 from django.urls import reverse
 
 from saehub.jobs.models import Job, State
+from saes import imports
 from saes.import_forms import NORMALIZATIONS
 from saes.models import SAE, LanguageModel
 from saes.numerics.formats import load_sae
@@ -127,11 +128,62 @@ def test_files_of_the_server_outside_of_the_import_folders_are_refused(
     assert not SAE.objects.exists()
 
 
-def test_several_saes_are_asked_about(bring: Any, tmp_path: Path, client_of: Any, run_job: Any) -> None:
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A folder with two SAEs in folders of their own."""
     for layer in (0, 1):
         write_sae(tmp_path / "given" / f"layer_{layer}", seed=layer, hook_name=f"blocks.{layer}.hook_resid_post")
-    row, job = bring(where="upload", files=zipped(tmp_path / "given"))
-    assert job.state == State.FAILED and job.error == "These files hold 2 SAEs: layer_0, layer_1. Say which one."
+    return tmp_path / "given"
+
+
+@pytest.mark.parametrize("door", ["zip", "path"])
+def test_of_several_saes_each_gets_a_row_and_a_job(
+    door: str, two: Path, client_of: Any, run_job: Any, settings: Any, data_folder: Path
+) -> None:
+    data = {"where": "upload", "files": zipped(two), "name": "mine", "model_name": "tiny"}
+    if door == "path":
+        shutil.copytree(two, settings.IMPORT_DIRS[0] / "two")
+        data |= {"where": "path", "path": str(settings.IMPORT_DIRS[0] / "two")}
+    assert client_of("researcher").post(url(), data).status_code == 302
+    first = SAE.objects.get()
+    job = run_job(first.job)
+    assert job.state == State.DONE, job.error
+    first, second = SAE.objects.order_by("pk")
+    assert job.result["others"] == [second.pk] and first.ready and not second.ready
+    assert run_job(second.job).state == State.DONE, second.job.error
+    second.refresh_from_db()
+    for layer, row in enumerate((first, second)):
+        assert (row.name, row.layer, row.model_name, row.owner) == (f"mine/layer_{layer}", layer, "tiny", first.owner)
+        assert load_sae(row.files).config.hook_name == f"blocks.{layer}.hook_resid_post" and not row.upload.exists()
+    assert first.sha256 != second.sha256
+    if door == "zip":
+        assert len(files_below(data_folder)) == 4, "two configs and two weights"
+
+
+def test_one_of_several_can_be_asked_for(bring: Any, two: Path, data_folder: Path) -> None:
+    row, job = bring(where="upload", files=zipped(two), entry="layer_1")
+    assert job.state == State.DONE and row.layer == 1 and SAE.objects.count() == 1, job.error
+    assert len(files_below(data_folder)) == 2
+
+
+def test_when_the_others_cannot_be_made_nothing_of_them_is_left(
+    bring: Any, two: Path, data_folder: Path, monkeypatch: Any
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(imports.shutil, "copytree", full)
+    row, job = bring(where="upload", files=zipped(two))
+    assert job.state == State.FAILED and SAE.objects.count() == 1 and "entry" not in row.facts
+    assert all(name.startswith(f"uploads/{row.pk}/") for name in files_below(data_folder)), "kept for Retry"
+
+
+def test_more_saes_than_one_import_brings_are_asked_about(
+    bring: Any, two: Path, client_of: Any, run_job: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(imports, "MOST_AT_ONCE", 1)
+    row, job = bring(where="upload", files=zipped(two))
+    assert job.error == "These files hold 2 SAEs: layer_0, layer_1 and more. Say which one."
     assert row.asked == ["entry"] and not row.ready and row.upload.exists(), "what was sent waits for the answer"
     response = client_of("researcher").post(reverse("saes:sae_facts", args=[row.pk]), {"entry": "layer_1"})
     assert response.status_code == 302
