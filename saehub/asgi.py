@@ -17,8 +17,7 @@ from saehub.body_limit import BodyLimit  # noqa: E402
 from saehub.jobs.consumers import JobConsumer  # noqa: E402
 
 sockets = URLRouter([path("ws/jobs/<int:pk>/", JobConsumer.as_asgi())])
-FORM_FIELDS = 16 * 2**20  # what a form may send beside its files
-pages = BodyLimit(django_app, max(settings.UPLOAD_LIMIT, settings.SAE_UPLOAD_LIMIT) + FORM_FIELDS)
+pages = BodyLimit(django_app, settings.BODY_LIMIT)
 application = ProtocolTypeRouter(
     {"http": pages, "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(sockets))}
 )

@@ -194,6 +194,7 @@ UPLOAD_LIMIT = env.integer("SAEHUB_UPLOAD_MB", 512, "Largest corpus file a page 
 SAE_UPLOAD_LIMIT = (
     env.integer("SAEHUB_SAE_UPLOAD_MB", 8192, "Largest SAE a page accepts, unpacked, in MB", least=1) * 1024 * 1024
 )
+BODY_LIMIT = max(UPLOAD_LIMIT, SAE_UPLOAD_LIMIT) + 16 * 1024 * 1024  # with what a form sends beside its files
 DATA_UPLOAD_MAX_NUMBER_FILES = 10_000  # of a folder that is sent
 DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 1024 * 1024
 FILE_UPLOAD_TEMP_DIR = str(DATA_DIR / "tmp")

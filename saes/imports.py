@@ -102,7 +102,9 @@ def share(progress: Progress, row: SAE, root: Path, found: list[Path]) -> list[S
                 made.append(other)
                 if not row.facts.get("server_path"):
                     shutil.rmtree(other.upload, ignore_errors=True)
-                    shutil.copytree(root, other.upload / "files", copy_function=second_name)
+                    shutil.copytree(
+                        root, other.upload / "files", copy_function=lambda a, b: second_name(Path(a), Path(b))
+                    )
                 other.start(progress.job.owner)
     except BaseException:
         for other in made:

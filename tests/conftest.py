@@ -26,6 +26,30 @@ def make_user(name: str, role: str | None = None) -> Any:
     return user
 
 
+@pytest.fixture(scope="session")
+def django_db_setup(
+    django_test_environment: None,
+    django_db_blocker: Any,
+    django_db_keepdb: bool,
+    django_db_createdb: bool,
+    django_db_modify_db_settings: None,
+) -> Iterator[None]:
+    """The database, for every test that asks for it. pytest-django's own makes none when all tests that were chosen have
+    `committed`, because it looks for `db` or its mark, which put a transaction around a test."""
+    from django.db import DEFAULT_DB_ALIAS
+    from django.test.utils import setup_databases, teardown_databases
+
+    with django_db_blocker.unblock():
+        made = setup_databases(
+            verbosity=0, interactive=False, aliases={DEFAULT_DB_ALIAS}, serialized_aliases=set(),
+            keepdb=django_db_keepdb and not django_db_createdb,
+        )  # fmt: skip
+    yield
+    if not django_db_keepdb:
+        with django_db_blocker.unblock():
+            teardown_databases(made, verbosity=0)
+
+
 @pytest.fixture
 def committed(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
     """A database whose rows other processes see; afterwards all of them are gone but what migrations made."""

@@ -20,6 +20,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         from daphne.cli import CommandLineInterface
 
+        from saehub.spool import install
+
+        install()
         if options["with_parent"]:
             end_with_parent()
         where = ["-b", options["host"], "-p", str(options["port"])]

@@ -1,0 +1,94 @@
+"""Bodies of requests on their way in: refused when their header says they are too large, else spooled beside the data.
+
+Daphne takes a whole body before it asks the application, into the system's temporary folder, which may be small or in
+memory. Here it goes below the data folder, and one that no page takes is answered at its first byte and never written.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from html import escape
+from typing import Any
+
+import daphne.http_protocol
+from daphne.http_protocol import WebRequest
+from django.conf import settings
+
+PAGE = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Too large · SAEHub</title>'
+    '<meta name="color-scheme" content="light dark"><h1>This is too large to be sent</h1><p>{}</p><p><a href="/">Home</a></p>'
+)
+SMALL = 2**20  # bytes that are not worth looking at the disk for
+
+
+def install() -> None:
+    """Make daphne's requests of this process LimitedRequests, and spool below the data folder."""
+    tempfile.tempdir = settings.FILE_UPLOAD_TEMP_DIR
+    daphne.http_protocol.WebRequest = LimitedRequest
+
+
+def refusal(length: int) -> tuple[int, str] | None:
+    """Status and sentence for a body of so many bytes, None where it may come."""
+    if length > settings.BODY_LIMIT:
+        most = settings.BODY_LIMIT // 2**20
+        return 413, f"This is larger than the {most:,} MB a page takes; put it on the server and give its path."
+    free = shutil.disk_usage(settings.FILE_UPLOAD_TEMP_DIR).free if length > SMALL else 0
+    if length > SMALL and 2 * length > free - settings.DISK_RESERVE:  # once as it comes, once as the form's files
+        return 507, "The server's disk is too full for these files; free some space first."
+    return None
+
+
+class Sink:
+    """What is written here is gone."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+    def seek(self, *_: int) -> int:
+        return 0
+
+    def read(self, *_: int) -> bytes:
+        return b""
+
+    def close(self) -> None:
+        pass
+
+
+class LimitedRequest(WebRequest):  # type: ignore[misc]
+    """Answers at once when the header says too much, and lets the rest run into nothing, so that browsers see the answer."""
+
+    refused = False
+    seen = 0
+
+    def gotLength(self, length: int | None) -> None:
+        found = refusal(length or 0)
+        if found is None:
+            super().gotLength(length)
+        else:
+            self._refuse(*found)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        self.seen += len(data)
+        if not self.refused and self.seen > settings.BODY_LIMIT:  # of a length that was not said
+            self.content.close()
+            self._refuse(*(refusal(self.seen) or (413, "")))
+        if not self.refused:
+            super().handleContentChunk(data)
+
+    def process(self) -> Any:
+        if self.refused:
+            self.channel.loseConnection()
+            return None
+        return super().process()
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        self.refused = True
+        self.content = Sink()
+        browser = any(b"text/html" in value for value in self.requestHeaders.getRawHeaders(b"accept", []))
+        kind = "text/html; charset=utf-8" if browser else "application/problem+json"
+        body = (PAGE.format(escape(sentence)) if browser else json.dumps({"detail": sentence})).encode()
+        reason = "Content Too Large" if status == 413 else "Insufficient Storage"
+        head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        self.channel.transport.write(head.encode() + body)
