@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.core.exceptions import PermissionDenied
+from django.conf import settings
+from django.core.exceptions import PermissionDenied, RequestDataTooBig, TooManyFieldsSent, TooManyFilesSent
 from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404
-from ninja import NinjaAPI
+from ninja import Schema
 from ninja.errors import AuthenticationError, HttpError, ValidationError
+from pydantic import ConfigDict
 
 from saehub.accounts.access import LOGIN
-from saehub.accounts.api_access import Needs, Problem, problem, require_own
-from saehub.jobs.models import Job
-from saehub.jobs.runner import summary
+from saehub.accounts.api_access import Needs, Problem, problem
+from saehub.accounts.api_problems import StrictParser
+from saehub.jobs.api import router as jobs
+from saehub.openapi import HubAPI
 from saes.api import router as saes
+from training.api import router as training
 
 DESCRIPTION = """Every request carries `Authorization: Bearer sae_…`; make a token on your account page. A token may do what its
 owner may, `read` tokens only look. Errors are `application/problem+json` (RFC 9457): `status`, `title`, `detail` in one
-sentence, and `errors` by field where input was refused. Long work answers 202 with a job; ask `/jobs/{id}` how it stands."""
+sentence, and `errors` by field where input was refused. Long work answers 202 with its jobs: give `?wait=` seconds to have it
+wait, or ask `/jobs/{id}`. With an `Idempotency-Key` a request that is sent twice is done once. Lists are `count`, `limit`,
+`offset` and `items` everywhere."""
 
-api = NinjaAPI(
+api = HubAPI(
     title="SAEHub",
     version="1",
     description=DESCRIPTION,
     urls_namespace="api",
     docs_url=None,
     openapi_url="/openapi.json",
+    parser=StrictParser(),
 )
 
 
@@ -37,7 +43,8 @@ def _problem(request: HttpRequest, error: Problem) -> HttpResponse:
 
 @api.exception_handler(HttpError)
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
-    return problem(error.status_code, str(error))
+    cause = error.__cause__
+    return _problem(request, cause) if isinstance(cause, Problem) else problem(error.status_code, str(error))
 
 
 @api.exception_handler(AuthenticationError)
@@ -57,6 +64,16 @@ def _not_found(request: HttpRequest, error: Http404) -> HttpResponse:
     return problem(404, "There is nothing of this number.")
 
 
+@api.exception_handler(RequestDataTooBig)
+@api.exception_handler(TooManyFieldsSent)
+@api.exception_handler(TooManyFilesSent)
+def _too_large(request: HttpRequest, error: Exception) -> HttpResponse:
+    most = settings.DATA_UPLOAD_MAX_MEMORY_SIZE // 2**20
+    return problem(
+        413, f"This is larger than the {most} MB a request may be beside its files; send large texts as files."
+    )
+
+
 @api.exception_handler(ValidationError)
 def _invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
     fields: dict[str, list[str]] = {}
@@ -67,30 +84,21 @@ def _invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
     return problem(422, f"{name}: {said[0]}.", errors=fields)
 
 
-@api.get("/me", auth=Needs(LOGIN))
-def me(request: HttpRequest) -> dict[str, Any]:
+class Me(Schema):
+    """Who a token acts for."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "ada", "groups": ["researcher"]}]})
+
+    name: str
+    groups: list[str]
+
+
+@api.get("/me", auth=Needs(LOGIN), response=Me, summary="Whose token this is")
+def me(request: HttpRequest) -> Any:
     user: Any = request.user
     return {"name": user.get_username(), "groups": list(user.groups.values_list("name", flat=True))}
 
 
-@api.get("/jobs", auth=Needs("jobs.view_job"))
-def job_list(request: HttpRequest, state: str = "", limit: int = 50) -> list[dict[str, Any]]:
-    jobs = Job.objects.filter(state=state) if state else Job.objects.all()
-    return [summary(job) for job in jobs[: min(max(limit, 1), 200)]]
-
-
-@api.get("/jobs/{pk}", auth=Needs("jobs.view_job"))
-def job_detail(request: HttpRequest, pk: int) -> dict[str, Any]:
-    return summary(get_object_or_404(Job, pk=pk))
-
-
-@api.post("/jobs/{pk}/cancel", auth=Needs("jobs.cancel_job"))
-def job_cancel(request: HttpRequest, pk: int) -> dict[str, Any]:
-    job = get_object_or_404(Job, pk=pk)
-    require_own(request, "jobs.cancel_job", job)
-    job.cancel()
-    job.refresh_from_db()
-    return summary(job)
-
-
+api.add_router("", jobs)
 api.add_router("", saes)
+api.add_router("", training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ class BodyLimit:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         said = dict(scope.get("headers", ())).get(b"content-length", b"0")
         if said.isdigit() and int(said) > self.limit:
-            await self._refuse(send)
+            await self._refuse(scope, send)
             return
         seen = 0
 
@@ -34,8 +35,14 @@ class BodyLimit:
 
         await self.app(scope, counted, send)
 
-    async def _refuse(self, send: Send) -> None:
-        text = f"This is larger than the {self.limit // 2**20:,} MB a page takes; put it on the server and give its path.\n"
-        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    async def _refuse(self, scope: dict[str, Any], send: Send) -> None:
+        text = (
+            f"This is larger than the {self.limit // 2**20:,} MB a page takes; put it on the server and give its path."
+        )
+        kind, body = b"text/plain; charset=utf-8", f"{text}\n"
+        if scope.get("path", "").startswith("/api/"):
+            told = {"type": "about:blank", "title": "Content Too Large", "status": 413, "detail": text}
+            kind, body = b"application/problem+json", json.dumps(told)
+        headers = [(b"content-type", kind), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": text.encode()})
+        await send({"type": "http.response.body", "body": body.encode()})

@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 
 from saehub.accounts.access import ADMIN, allowed
-from saehub.accounts.models import APIToken, HubToken
+from saehub.accounts.models import APIToken, HubToken, KeptAnswer
 
 
 class HouseAdmin(admin.ModelAdmin):
@@ -74,3 +74,13 @@ class HubTokenAdmin(MadeByJobs):
     list_select_related = ("owner",)
     search_fields = ("owner__username", "account")
     readonly_fields = fields = ("owner", "account", "ending", "set_at", "checked_at")
+
+
+@admin.register(KeptAnswer)
+class KeptAnswerAdmin(MadeByJobs):
+    """Answers kept for a day, so that a request sent twice is done once."""
+
+    list_display = ("key", "owner", "status", "expires_at")
+    list_filter = ("owner",)
+    search_fields = ("key", "owner__username")
+    readonly_fields = fields = ("owner", "key", "digest", "status", "body", "expires_at")

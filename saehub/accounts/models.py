@@ -1,4 +1,4 @@
-"""API tokens, and users' tokens for the Hub. Users and groups are Django's own."""
+"""API tokens, answers kept for idempotency keys, and users' tokens for the Hub. Users and groups are Django's own."""
 
 from __future__ import annotations
 
@@ -69,6 +69,24 @@ class APIToken(models.Model):
 
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class KeptAnswer(models.Model):
+    """What a request with an `Idempotency-Key` was answered; written in the transaction that did what it asked for."""
+
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    key = models.CharField(max_length=200)
+    digest = models.CharField(max_length=64, help_text="Of the request: the same key with another one is refused")
+    status = models.PositiveSmallIntegerField(default=0)
+    body = models.JSONField(null=True)
+    expires_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        ordering = ("-pk",)
+        constraints = [models.UniqueConstraint(fields=["owner", "key"], name="one_answer_of_a_key")]
+
+    def __str__(self) -> str:
+        return self.key
 
 
 class HubToken(models.Model):

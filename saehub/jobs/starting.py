@@ -1,0 +1,63 @@
+"""Operations of the API that start a job: 202 with what was started, once for each `Idempotency-Key`, waited for with `?wait=`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from django.http import HttpRequest
+from ninja import Status
+
+from saehub.accounts.api_access import Problem
+from saehub.accounts.idempotency import as_operation, once
+from saehub.jobs.models import LIVE, Job
+
+LONGEST_WAIT = 60.0
+POLL_SECONDS = 0.1
+
+
+def starts(answer: Callable[[Any], dict[str, Any]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator. The view queues the work and returns the key of what it made; `answer(key)` is the body, with `id`, the
+    key, and `job_ids`, the jobs to wait for.
+
+    202 while they are on, and 200 once they are over, where the request waited so long.
+    """
+
+    def mark(view: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(view)
+        def run(request: HttpRequest, *args: Any, **values: Any) -> Any:
+            seconds = asked_wait(request)
+            status, body = once(request, lambda: (202, answer(view(request, *args, **values))))
+            if seconds and over(body["job_ids"], seconds):
+                return Status(200, answer(body["id"]))
+            return Status(status, body)
+
+        run.waits = True  # type: ignore[attr-defined]
+        return as_operation(run, view)
+
+    return mark
+
+
+def asked_wait(request: HttpRequest) -> float:
+    """Seconds of `?wait=`. Raises Problem 422."""
+    text = request.GET.get("wait", "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LONGEST_WAIT:  # NaN compares false
+        said = f"wait is a number of seconds from 0 to {LONGEST_WAIT:.0f}."
+        raise Problem(422, said, errors={"wait": [said]})
+    return seconds
+
+
+def over(job_ids: list[int], seconds: float) -> bool:
+    """Whether these jobs are over, asked again and again for so many seconds."""
+    until = time.monotonic() + seconds
+    while Job.objects.filter(pk__in=job_ids, state__in=LIVE).exists():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True

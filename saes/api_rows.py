@@ -1,0 +1,138 @@
+"""SAEs as the API shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.shortcuts import get_object_or_404
+from ninja import Field, Schema
+from pydantic import ConfigDict
+
+from saehub.jobs.models import Job
+from saehub.jobs.runner import summary
+from saes.abilities import abilities
+from saes.models import SAE
+
+LIST_EXAMPLE: Any = {
+    "id": 12, "name": "gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", "state": "ready", "source": "hub",
+    "curation": "reviewed", "model": "gemma-2-2b", "hook_name": "blocks.12.hook_resid_post", "hook_name_out": "",
+    "site": "resid_post", "layer": 12, "architecture": "jumprelu", "d_in": 2304, "d_sae": 16384, "k": None,
+    "format": "saelens", "repo_id": "google/gemma-scope-2b-pt-res", "repo_path": "layer_12/width_16k/average_l0_82",
+    "revision": "fd571b47c1c64851e9b1989792367b9babb4af63", "size_bytes": 302123456, "l0": None, "published_l0": 82.0,
+    "explained_variance": None, "published_variance": None, "owner": None, "created_at": "2026-11-22T08:00:00Z",
+}  # fmt: skip
+
+
+class SAEOut(Schema):
+    """An SAE of the list. What is null is not known."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [LIST_EXAMPLE]})
+
+    id: int
+    name: str
+    state: str
+    source: str
+    curation: str
+    model: str
+    hook_name: str
+    hook_name_out: str
+    site: str
+    layer: int | None
+    architecture: str
+    d_in: int | None
+    d_sae: int | None
+    k: int | None
+    format: str
+    repo_id: str
+    repo_path: str
+    revision: str
+    size_bytes: int | None
+    l0: float | None
+    published_l0: float | None
+    explained_variance: float | None
+    published_variance: float | None
+    owner: str | None
+    created_at: Any
+
+
+class SAEDetail(SAEOut):
+    """One SAE with everything that is known of it."""
+
+    release: str | None
+    sae_id: str
+    aliases: list[Any]
+    neuronpedia_id: str
+    sha256: str
+    checksums: dict[str, Any]
+    files: str | None
+    facts: dict[str, Any]
+    asked: list[str]
+    proof: dict[str, Any]
+    metrics: dict[str, Any]
+    notes: str
+    read_at: Any
+    verified_at: Any
+    ready_at: Any
+    job: dict[str, Any] | None
+    cannot: dict[str, str]
+
+
+class SAEPage(Schema):
+    count: int
+    limit: int
+    offset: int
+    items: list[SAEOut]
+    facets: dict[str, dict[str, int]] | None = None
+
+
+class Started(Schema):
+    """What was queued. `sae` and `job` are those of a single SAE; several are in `saes`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"sae": 12, "job": {"id": 40, "state": "queued"}, "saes": [{"sae": 12, "job": 40, "state": "queued"}]}]}
+    )  # fmt: skip
+
+    sae: int | None = None
+    job: dict[str, Any] | None = None
+    saes: list[dict[str, Any]] = Field(default_factory=list)
+
+
+def row_of(pk: int) -> SAE:
+    return get_object_or_404(SAE.objects.select_related("owner", "job", "model", "release"), pk=pk)
+
+
+def brief(row: SAE) -> dict[str, Any]:
+    names = (
+        "name", "state", "source", "curation", "hook_name", "hook_name_out", "site", "layer", "architecture", "d_in",
+        "d_sae", "k", "format", "repo_id", "repo_path", "revision", "l0", "published_l0", "explained_variance",
+        "published_variance", "created_at",
+    )  # fmt: skip
+    return {name: getattr(row, name) for name in names} | {
+        "id": row.pk,
+        "model": row.model_name,
+        "size_bytes": row.size_bytes or None,
+        "owner": row.owner.get_username() if row.owner else None,
+    }
+
+
+def whole(row: SAE) -> dict[str, Any]:
+    names = (
+        "sae_id", "aliases", "neuronpedia_id", "sha256", "checksums", "facts", "asked", "proof", "metrics", "notes",
+        "read_at", "verified_at", "ready_at",
+    )  # fmt: skip
+    return brief(row) | {name: getattr(row, name) for name in names} | {
+        "release": row.release.name if row.release else None,
+        "files": str(row.files) if row.ready else None,
+        "job": summary(row.job) if row.job else None,
+        "cannot": {action: why for action, why in abilities(row).items() if why},
+    }  # fmt: skip
+
+
+def started(rows: list[SAE]) -> dict[str, Any]:
+    one: SAE | None = rows[0] if len(rows) == 1 else None
+    job: Job | None = one.job if one else None
+    return {
+        "sae": one.pk if one else None,
+        "job": summary(job) if job else None,
+        "saes": [{"sae": row.pk, "job": row.job_id, "state": row.state} for row in rows],
+    }
