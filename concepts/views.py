@@ -154,10 +154,15 @@ def _ordered(request: HttpRequest, sae: SAE, columns: featurefile.FeatureView) -
     """The filters of the URL, and the features they leave in the order of the URL."""
     form = FeatureFilterForm(request.GET)
     form.is_valid()
+    return form, chosen_features(sae, columns, form)
+
+
+def chosen_features(sae: SAE, columns: featurefile.FeatureView, form: FeatureFilterForm) -> np.ndarray:
+    """Numbers of the features that a checked form asks for, in its order."""
     filters = form.filters() | _by_label(sae, form, columns.n_features)
     if not (columns.logit_lens and columns.logit_lens["logits"]):
         filters.pop("raises", None)
-    return form, columns.sorted(*form.order, filters)
+    return columns.sorted(*form.order, filters)
 
 
 def _by_label(sae: SAE, form: FeatureFilterForm, n: int) -> dict[str, Any]:

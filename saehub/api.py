@@ -11,6 +11,7 @@ from ninja import Schema
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 from pydantic import ConfigDict
 
+from concepts.api import router as concepts
 from saehub.accounts.access import LOGIN
 from saehub.accounts.api_access import Needs, Problem, problem
 from saehub.accounts.api_problems import StrictParser
@@ -102,3 +103,4 @@ def me(request: HttpRequest) -> Any:
 api.add_router("", jobs)
 api.add_router("", saes)
 api.add_router("", training)
+api.add_router("", concepts)

@@ -1,0 +1,11 @@
+"""Features, labels, concepts and configs of edits in /api/v1."""
+
+from __future__ import annotations
+
+from ninja import Router
+
+from concepts import api_configs, api_dictionaries, api_features
+
+router = Router()
+for part in (api_features, api_dictionaries, api_configs):
+    router.add_router("", part.router)
