@@ -7,13 +7,14 @@ from typing import Any
 from django.db.models import Count
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
+from django.utils.datastructures import MultiValueDict
 from ninja import Field, File, Form, Query, Router, Schema, Status
 from ninja.files import UploadedFile
 from pydantic import ConfigDict
 
 from concepts import imports, interchange
 from concepts.concept_forms import ConceptForm, DictionaryForm, ImportForm
-from concepts.dictionary_views import exported
+from concepts.dictionary_views import file_of
 from concepts.import_views import AT_ONCE
 from concepts.models import Concept, ConceptDictionary, ConceptImport
 from saehub.accounts.api_access import Needs, Problem, require_own
@@ -258,7 +259,7 @@ def dictionary_export(
     format: str = Query("mi_crow", description=f"One of {', '.join(interchange.FORMATS)}"),
 ) -> Any:
     """mi_crow: `{"n_size", "concepts": {"5": {"name", "score"}}}`, the shape of that server's dictionary."""
-    return _exported(request, get_object_or_404(ConceptDictionary.objects.select_related("sae"), pk=pk), format, pk)
+    return _exported(get_object_or_404(ConceptDictionary.objects.select_related("sae"), pk=pk), format, pk)
 
 
 @router.get(
@@ -272,15 +273,13 @@ def label_export(
     pk: int,
     format: str = Query("jsonl", description=f"One of {', '.join(interchange.FORMATS)}"),
 ) -> Any:
-    return _exported(request, get_object_or_404(SAE, pk=pk), format, pk)
+    return _exported(get_object_or_404(SAE, pk=pk), format, pk)
 
 
-def _exported(request: HttpRequest, what: ConceptDictionary | SAE, form: str, pk: int) -> Any:
+def _exported(what: ConceptDictionary | SAE, form: str, pk: int) -> Any:
     if form not in interchange.FORMATS:
         raise Problem(422, f"format: there is no {form[:40]}; choose one of {', '.join(interchange.FORMATS)}.")
-    request.GET = request.GET.copy()
-    request.GET["format"] = form
-    return exported(request, what, f"{'dictionary' if isinstance(what, ConceptDictionary) else 'labels-of-sae'}-{pk}")
+    return file_of(form, what, f"{'dictionary' if isinstance(what, ConceptDictionary) else 'labels-of-sae'}-{pk}")
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -325,7 +324,7 @@ def _load_row(pk: Any) -> ConceptImport:
 def concepts_load(request: HttpRequest, file: UploadedFile = File(...), form: LoadIn = Form(...)) -> Any:
     """Validated against the SAE's features. Answers with the preview; nothing is written before /concepts/load/{id}/apply,
     or with `apply`. CSV and concepts.json of mi_crow, explanations of Neuronpedia, or our own lines."""
-    checked = ImportForm({"accept": "on"} if form.accept else {}, {"file": file})
+    checked = ImportForm({"accept": "on"} if form.accept else {}, MultiValueDict({"file": [file]}))
     refuse(checked)
     sae, dictionary = _target(request, form)
     row = imports.keep(checked.cleaned_data["file"], request.user, sae, dictionary, form.accept)

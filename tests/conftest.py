@@ -94,6 +94,14 @@ def client_of(user_of: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 @pytest.fixture
+def api(user_of: Callable[[str], Any]) -> Callable[..., Any]:
+    """`api("researcher", "post", "/infer", {...})`: asked with a token of that role."""
+    from tests.api_calls import ask
+
+    return lambda role, *given, **more: ask(user_of(role), *given, **more)
+
+
+@pytest.fixture
 def run_job(db: None) -> Callable[[Any], Any]:
     """Claim a queued job and run its function in this process, the way a worker does; returns the finished row."""
 

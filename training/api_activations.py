@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any, Literal
 
-from django.db import transaction
-from django.db.models import Count
+from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db.models import Count, ProtectedError
+from django.db.models.deletion import Collector
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
 from ninja import Field, Query, Router, Schema
@@ -19,7 +19,7 @@ from saehub.jobs.models import LIVE
 from saehub.jobs.starting import starts
 from saes.api_forms import laid_over, refuse
 from training.forms import CaptureForm
-from training.models import Capture, Corpus, Run
+from training.models import Capture, Corpus
 
 router = Router(tags=["Activations"])
 CAPTURE: Any = {
@@ -250,33 +250,33 @@ def activations_delete(
     """With their files. 409 while jobs work on them, or runs or feature views are made from them, unless forced."""
     row = get_object_or_404(Capture.objects.select_related("job"), pk=pk)
     require_own(request, "training.delete_capture", row)
-    runs = list(row.runs.select_related("job"))
-    _refuse_busy(row, runs)
-    users = [{"what": "training run", "id": run.pk, "name": run.name} for run in runs]
-    users += [{"what": "feature view", "id": one.pk, "name": one.name} for one in _protected(row)]
-    if users and not force:
-        raise Problem(
-            409, f"{row.name} is used by {len(users)} others; delete those first, or give force=true.", users=users
-        )
-    _delete(row, [*runs, *_protected(row)])
-    return {"deleted": True, "run_id": pk, "runs": [run.pk for run in runs]}
-
-
-def _refuse_busy(row: Capture, runs: Iterable[Run]) -> None:
-    """Raise Problem 409 while a job writes or reads them."""
-    busy = [one.name for one in (row, *runs) if one.job is not None and one.job.state in LIVE]
+    users = _users(row)
+    busy = [one.name for one in (row, *users) if one.job is not None and one.job.state in LIVE]
     if busy:
         raise Problem(409, f"A job works on {busy[0]}; cancel it first, or wait for its end.")
+    if users and not force:
+        told = [{"what": one._meta.verbose_name, "id": one.pk, "name": one.name} for one in users]
+        raise Problem(
+            409, f"{row.name} is used by {len(users)} others; delete those first, or give force=true.", users=told
+        )
+    runs = list(row.runs.values_list("pk", flat=True))
+    _delete(row)
+    return {"deleted": True, "run_id": pk, "runs": runs}
 
 
-def _protected(row: Capture) -> list[Any]:
-    """Rows of apps to the right that keep it from being deleted: views of features harvested from it."""
-    views: Any = getattr(row, "views", None)
-    return [] if views is None else list(views.all())
+def _users(row: Capture) -> list[Any]:
+    """Rows that keep it from being deleted, also those of apps to the right: runs, sweeps, views of features."""
+    try:
+        Collector(using=DEFAULT_DB_ALIAS).collect([row])
+    except ProtectedError as error:
+        return sorted(error.protected_objects, key=lambda one: (one._meta.label, one.pk))
+    return []
 
 
 @transaction.atomic
-def _delete(row: Capture, before: Iterable[Any]) -> None:
-    for one in before:
-        one.delete()
+def _delete(row: Capture) -> None:
+    while users := _users(row):
+        for one in users:
+            if one._meta.model._default_manager.filter(pk=one.pk).exists():  # it may have gone with one before it
+                one.delete()
     row.delete()

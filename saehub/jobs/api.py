@@ -11,6 +11,7 @@ from django.urls import reverse
 from ninja import Field, Query, Router, Schema
 from pydantic import ConfigDict
 
+from saehub.accounts.access import allowed
 from saehub.accounts.api_access import Needs, Problem, require_own
 from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
 from saehub.accounts.idempotency import keyed
@@ -164,7 +165,8 @@ def job_retry(request: HttpRequest, pk: int) -> Any:
     """Queues a failed or cancelled job again; what it had finished is not done twice. 409 for any other."""
     job = _job(pk)
     require_own(request, "jobs.cancel_job", job)
-    require_own(request, job.kind_row.permission, None)
+    if not allowed(request.user, job.kind_row.permission):
+        raise Problem(403, f"Trying this again needs {job.kind_row.permission}.")
     if not job.retry():
         raise Problem(409, f"Only a failed or cancelled job can be tried again; this one is {job.state}.")
     return job_detail_out(_job(pk))

@@ -3,7 +3,6 @@
 import io
 import json
 import zipfile
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +12,13 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from saehub.accounts.models import APIToken
 from saehub.jobs.models import Job, State, enqueue
 from saes.models import SAE, Release
+from tests.api_calls import problem
 from tests.sae_rows import a_catalogue_row, a_model, a_trained_sae, write_sae
 
 pytestmark = pytest.mark.django_db
 SCOPE = "google/gemma-scope-2b-pt-res"
-
-
-@pytest.fixture
-def api(user_of: Any) -> Any:
-    """`api("researcher", "get", "/saes")`: asked with a token of that role, of scope write."""
-
-    def call(role: str, method: str, path: str, body: Any = None, scope: str = "write", **more: Any) -> Any:
-        secret = APIToken.make(user_of(role), "t", scope, timezone.now() + timedelta(days=1))[1]
-        given = {"data": json.dumps(body), "content_type": "application/json"} if body is not None else {}
-        headers = {"Authorization": f"Bearer {secret}"}
-        return getattr(Client(), method)(f"/api/v1{path}", headers=headers, **given | more)
-
-    return call
-
-
-def problem(answer: Any, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.content
-    assert answer["Content-Type"] == "application/problem+json"
-    body: dict[str, Any] = answer.json()
-    assert body["status"] == status and body["title"] and body["detail"].endswith((".", "…")), body
-    return body
 
 
 # ------------------------------------------------------------------------------------------------------- the list
