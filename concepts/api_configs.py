@@ -16,7 +16,7 @@ from concepts.dictionary_views import moved
 from concepts.interchange import RowRefused
 from concepts.models import ConceptConfig
 from saehub.accounts.api_access import Needs, Problem, require_own
-from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
+from saehub.accounts.api_pages import LIMIT, OFFSET, Page, like, page
 from saehub.accounts.idempotency import keyed
 from saes.api_forms import refuse
 from saes.models import SAE
@@ -217,7 +217,7 @@ def config_detail(request: HttpRequest, pk: int) -> Any:
 @router.get(
     "/concepts/configs/{int:pk}/export",
     auth=Needs("concepts.view_conceptconfig"),
-    response=dict[str, Any],
+    response=like({"name": "more cities", "version": 1, "n_features": 4608, "edits": [EDIT], "compiled": [EDIT]}),
     summary="A concept config as a file",
 )
 def config_export(

@@ -18,7 +18,7 @@ from concepts.dictionary_views import file_of
 from concepts.import_views import AT_ONCE
 from concepts.models import Concept, ConceptDictionary, ConceptImport
 from saehub.accounts.api_access import Needs, Problem, require_own
-from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
+from saehub.accounts.api_pages import LIMIT, OFFSET, Page, like, page
 from saehub.accounts.idempotency import keyed
 from saehub.jobs.starting import starts
 from saes.api_forms import laid_over, refuse
@@ -251,7 +251,7 @@ def _line(one: MemberIO) -> str:
     "/concepts/dictionaries/{int:pk}/export",
     auth=Needs("concepts.view_conceptdictionary"),
     summary="A dictionary as a file",
-    response=dict[str, Any],
+    response=like({"n_size": 4608, "concepts": {"2117": {"name": "capital cities", "score": 0.83}}}),
 )
 def dictionary_export(
     request: HttpRequest,
@@ -266,7 +266,7 @@ def dictionary_export(
     "/saes/{int:pk}/labels/export",
     auth=Needs("concepts.view_label"),
     summary="The labels of an SAE as a file",
-    response=dict[str, Any],
+    response=like({"feature": 2117, "name": "capital cities"}),
 )
 def label_export(
     request: HttpRequest,

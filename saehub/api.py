@@ -12,6 +12,7 @@ from ninja.errors import AuthenticationError, HttpError, ValidationError
 from pydantic import ConfigDict
 
 from concepts.api import router as concepts
+from inference.api import router as inference
 from saehub.accounts.access import LOGIN
 from saehub.accounts.api_access import Needs, Problem, problem
 from saehub.accounts.api_problems import StrictParser
@@ -104,3 +105,4 @@ api.add_router("", jobs)
 api.add_router("", saes)
 api.add_router("", training)
 api.add_router("", concepts)
+api.add_router("", inference)

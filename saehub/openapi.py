@@ -32,6 +32,7 @@ REFUSALS = {
     404: "There is nothing of this number.",
     405: "This address does not take that method.",
     409: "It is in use, or not in a state for this.",
+    410: "The files of this text are gone or damaged; run it again.",
     413: "This is larger than a request may be.",
     415: "This takes application/json; the request says it is text/plain.",
     422: "k: Input should be greater than 0.",
@@ -93,6 +94,8 @@ def _complete(found: dict[str, Any], view: Any, place: str, method: str, schemas
             if kind == "application/json":
                 _show(sent, schemas)
     refusals = {400, 401, 403, 422} | ({404} if "{" in place else set()) | ({404, 409} if method != "get" else set())
+    refusals |= {409} if "/features" in place else set()
+    refusals |= {409, 410} if "/infer/" in place or "/export" in place else set()
     refusals |= {413, 415} if "requestBody" in found else set()
     refusals |= {502, 503} if "hub" in (found.get("tags") or ()) or "/saes" in place else set()
     for status in sorted(refusals):

@@ -197,7 +197,9 @@ def sae_import(request: HttpRequest, files: list[UploadedFile] = File([]), form:
 
 @router.post("/saes/{int:pk}/facts", auth=Needs("saes.add_sae"), response={202: Started}, summary="Say what is asked")
 @keyed
-def sae_facts(request: HttpRequest, pk: int, facts: dict[str, Any] = Body(...)) -> Any:
+def sae_facts(
+    request: HttpRequest, pk: int, facts: dict[str, Any] = Body(..., examples=[{"layer": 3, "k": 32}])
+) -> Any:
     """Facts named in `asked`, as {name: value}; the import goes on."""
     row = row_of(pk)
     require_own(request, "saes.add_sae", row)

@@ -8,6 +8,7 @@ from django.shortcuts import get_object_or_404
 from ninja import Field, Schema
 from pydantic import ConfigDict
 
+from saehub.accounts.api_pages import Page
 from saehub.jobs.models import Job
 from saehub.jobs.runner import summary
 from saes.abilities import abilities
@@ -77,11 +78,9 @@ class SAEDetail(SAEOut):
     cannot: dict[str, str]
 
 
-class SAEPage(Schema):
-    count: int
-    limit: int
-    offset: int
-    items: list[SAEOut]
+class SAEPage(Page[SAEOut]):
+    """SAEs of the list, and the counts of every filter's values where they were asked for."""
+
     facets: dict[str, dict[str, int]] | None = None
 
 

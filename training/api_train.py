@@ -17,8 +17,8 @@ from saehub.jobs.api import TAIL
 from saehub.jobs.starting import starts
 from saes.api_forms import laid_over, refuse
 from saes.models import SAE
-from training.forms import ARCHITECTURE_FIELDS, ARCHITECTURES, RunForm
 from training.models import Capture, Run, RunPoint
+from training.run_form import RunForm
 
 router = Router(tags=["Training"])
 PEERS = {"TopKSae": "topk", "L1Sae": "standard"}  # class names of mi_crow
@@ -185,18 +185,18 @@ def _detail(pk: Any) -> dict[str, Any]:
 def sae_classes(request: HttpRequest, limit: int = LIMIT, offset: int = OFFSET) -> Any:
     """Each with the fields that `sae_kwargs` and `hyperparams` of /train take."""
     form = RunForm(user=request.user)
-    shared = [name for name in form.fields if name not in _of_one_class() | {"source", "architecture", "name"}]
+    own = {name: values for name, (of, values) in form.only_with.items() if of == "architecture"}
+    shared = [name for name in form.fields if name not in own and name not in ("source", "architecture", "name")]
 
-    def shown(name: str) -> dict[str, Any]:
-        fields = [_field(form, one) for one in (*ARCHITECTURE_FIELDS.get(name, ()), *shared)]
+    def shown(choice: tuple[str, str]) -> dict[str, Any]:
+        name, words = choice
+        fields = [*(one for one, values in own.items() if name in values), *shared]
         aliases = [alias for alias, of in PEERS.items() if of == name]
-        return {"name": name, "description": str(ARCHITECTURES[name]), "aliases": aliases, "fields": fields}
+        told = {"name": name, "description": str(words), "aliases": aliases}
+        return told | {"fields": [_field(form, one) for one in fields]}
 
-    return page([shown(name) for name in ARCHITECTURES], limit, offset, dict)
-
-
-def _of_one_class() -> set[str]:
-    return {name for names in ARCHITECTURE_FIELDS.values() for name in names}
+    field: Any = form.fields["architecture"]
+    return page(list(field.choices), limit, offset, shown)
 
 
 def _field(form: RunForm, name: str) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from django.db.models import QuerySet
-from ninja import Query, Schema
+from ninja import Field, Query, Schema
 
 MOST = 200
 FARTHEST = 10_000_000
@@ -16,12 +16,17 @@ OFFSET: int = Query(0, ge=0, le=FARTHEST, description="Items left out in front")
 Item = TypeVar("Item")
 
 
+def like(example: dict[str, Any]) -> Any:
+    """Type of an answer that is a JSON object of a form described elsewhere, shown by an example."""
+    return Annotated[dict[str, Any], Field(examples=[example])]
+
+
 class Page(Schema, Generic[Item]):
     """A part of a list: `items` from `offset` on, of `count` in all."""
 
-    count: int
-    limit: int
-    offset: int
+    count: int = Field(examples=[1])
+    limit: int = Field(examples=[50])
+    offset: int = Field(examples=[0])
     items: list[Item]
 
 

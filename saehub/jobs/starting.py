@@ -22,14 +22,14 @@ def starts(answer: Callable[[Any], dict[str, Any]]) -> Callable[[Callable[..., A
     """Decorator. The view queues the work and returns the key of what it made; `answer(key)` is the body, with `id`, the
     key, and `job_ids`, the jobs to wait for.
 
-    202 while they are on, and 200 once they are over, where the request waited so long.
+    202 while they are on, and 200 once they are over, where the request waited so long, or where there is none.
     """
 
     def mark(view: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(view)
         def run(request: HttpRequest, *args: Any, **values: Any) -> Any:
             seconds = asked_wait(request)
-            status, body = once(request, lambda: (202, answer(view(request, *args, **values))))
+            status, body = once(request, lambda: _begun(answer(view(request, *args, **values))))
             if seconds and over(body["job_ids"], seconds):
                 return Status(200, answer(body["id"]))
             return Status(status, body)
@@ -38,6 +38,10 @@ def starts(answer: Callable[[Any], dict[str, Any]]) -> Callable[[Callable[..., A
         return as_operation(run, view)
 
     return mark
+
+
+def _begun(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    return (202 if body["job_ids"] else 200), body
 
 
 def asked_wait(request: HttpRequest) -> float:
