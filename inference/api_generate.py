@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 
 from concepts.models import ConceptConfig
 from inference.forms import EditFormSet, GenerationForm, SweepForm, can_sweep, start_generation
-from inference.models import Generation, Resident, Sweep
+from inference.models import Generation, Mode, Resident, Scope, Sweep
 from inference.records import as_python, record
 from inference.sweeps import sweep_record
 from saehub.accounts.api_access import Needs, Problem
@@ -45,7 +45,7 @@ class EditIn(Schema):
     model_config = ConfigDict(extra="forbid")
 
     feature: int
-    mode: Generation.Mode = Generation.Mode.ADD
+    mode: Mode = Mode.ADD
     value: float | None = Field(None, description="v; not asked for by ablate")
     sae: int | None = Field(None, description="Another SAE of the same model")
 
@@ -67,7 +67,7 @@ class GenerateIn(Schema):
     prompt: str
     edits: list[EditIn] = Field(default_factory=list, max_length=1000)
     concept_config_id: int | None = Field(None, description="Its edits, in this request alone")
-    scope: Generation.Scope = Generation.Scope.ALL
+    scope: Scope = Scope.ALL
     scope_from: int = Field(0, description="First position, for scope from")
     instruction: str = Field("", description="For a third text: asked for in words, without edits")
     chat: bool = False
