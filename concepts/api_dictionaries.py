@@ -259,7 +259,7 @@ def dictionary_export(
     format: str = Query("mi_crow", description=f"One of {', '.join(interchange.FORMATS)}"),
 ) -> Any:
     """mi_crow: `{"n_size", "concepts": {"5": {"name", "score"}}}`, the shape of that server's dictionary."""
-    return _exported(get_object_or_404(ConceptDictionary.objects.select_related("sae"), pk=pk), format, pk)
+    return _exported(request, get_object_or_404(ConceptDictionary.objects.select_related("sae"), pk=pk), format, pk)
 
 
 @router.get(
@@ -273,13 +273,15 @@ def label_export(
     pk: int,
     format: str = Query("jsonl", description=f"One of {', '.join(interchange.FORMATS)}"),
 ) -> Any:
-    return _exported(get_object_or_404(SAE, pk=pk), format, pk)
+    return _exported(request, get_object_or_404(SAE, pk=pk), format, pk)
 
 
-def _exported(what: ConceptDictionary | SAE, form: str, pk: int) -> Any:
+def _exported(request: HttpRequest, what: ConceptDictionary | SAE, form: str, pk: int) -> Any:
     if form not in interchange.FORMATS:
         raise Problem(422, f"format: there is no {form[:40]}; choose one of {', '.join(interchange.FORMATS)}.")
-    return file_of(form, what, f"{'dictionary' if isinstance(what, ConceptDictionary) else 'labels-of-sae'}-{pk}")
+    return file_of(
+        request, form, what, f"{'dictionary' if isinstance(what, ConceptDictionary) else 'labels-of-sae'}-{pk}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- files

@@ -239,6 +239,7 @@ def feature_list(
     named: str = Query("", description="named or unnamed"),
     label: str = Query("", description="Words of a label"),
     token: str = Query("", description="Letters of a top token"),
+    raises: str = Query("", description="Letters of a token whose logit it raises"),
     density_low: float | None = Query(None, description="Per cent"),
     density_high: float | None = Query(None, description="Per cent"),
     max_low: float | None = None,
@@ -248,7 +249,7 @@ def feature_list(
 ) -> Any:
     sae = _sae(pk)
     asked = {
-        "sort": sort, "state": state, "named": named, "label": label, "token": token, "density_low": density_low,
+        "sort": sort, "state": state, "named": named, "label": label, "token": token, "raises": raises, "density_low": density_low,
         "density_high": density_high, "max_low": max_low, "max_high": max_high,
     }  # fmt: skip
     form = FeatureFilterForm(laid_over(FeatureFilterForm(), asked))

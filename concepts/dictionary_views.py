@@ -161,10 +161,10 @@ def exported(request: HttpRequest, what: ConceptDictionary | SAE, name: str) -> 
     form = request.GET.get("format", "jsonl")
     if form not in interchange.FORMATS:
         raise Http404(f"There is no format {form[:40]}; choose one of {', '.join(interchange.FORMATS)}.")
-    return file_of(form, what, name)
+    return file_of(request, form, what, name)
 
 
-def file_of(form: str, what: ConceptDictionary | SAE, name: str) -> StreamingHttpResponse:
+def file_of(request: HttpRequest, form: str, what: ConceptDictionary | SAE, name: str) -> StreamingHttpResponse:
     """A file of one of interchange.FORMATS, written as it is sent."""
     suffix = interchange.SUFFIXES[form]
     kind = "text/csv" if suffix == "csv" else "application/json"

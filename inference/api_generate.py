@@ -10,7 +10,8 @@ from ninja import Field, Query, Router, Schema
 from pydantic import ConfigDict
 
 from concepts.models import ConceptConfig
-from inference.forms import EditFormSet, GenerationForm, SweepForm, can_sweep, start_generation
+from inference.edit_forms import EditFormSet
+from inference.forms import GenerationForm, SweepForm, can_sweep, start_generation
 from inference.models import Generation, Mode, Resident, Scope, Sweep
 from inference.records import as_python, record
 from inference.sweeps import sweep_record
@@ -44,10 +45,12 @@ class EditIn(Schema):
 
     model_config = ConfigDict(extra="forbid")
 
-    feature: int
+    feature: int | str = Field(description="Its index, its label, or the name of a concept")
     mode: Mode = Mode.ADD
     value: float | None = Field(None, description="v; not asked for by ablate")
     sae: int | None = Field(None, description="Another SAE of the same model")
+    scope: Scope | None = Field(None, description="Where this one acts, if elsewhere than the others")
+    first: int | None = Field(None, description="First position, for scope from")
 
 
 class GenerateIn(Schema):
@@ -187,30 +190,15 @@ def sweep_out(pk: Any) -> dict[str, Any]:
 @starts(generation_out)
 def generate(request: HttpRequest, given: GenerateIn) -> Any:
     """Queues a job of the live worker. The row never changes afterwards; without edits both texts are the same."""
-    config = _config(given.concept_config_id)
+    config = ConceptConfig.objects.filter(pk=given.concept_config_id).first()
     fields = given.dict(exclude={"sae_id", "edits", "concept_config_id"})
-    fields["sae"] = given.sae_id if given.sae_id is not None or config is None else config.sae_id
+    fields["sae"] = config.sae_id if given.sae_id is None and config is not None else given.sae_id
+    fields["config"] = given.concept_config_id
     form = GenerationForm(laid_over(GenerationForm(), fields))
-    rows = _edit_rows(form, [edit.dict() for edit in given.edits] + _edits_of(config, fields["sae"]))
-    refuse(form, {"sae": "sae_id"})
+    rows = _edit_rows(form, [edit.dict() for edit in given.edits])
+    refuse(form, {"sae": "sae_id", "config": "concept_config_id"})
     _refuse_rows(rows, form)
     return start_generation(form, rows.edits(), request.user).pk
-
-
-def _config(pk: int | None) -> ConceptConfig | None:
-    if pk is None:
-        return None
-    found = ConceptConfig.objects.filter(pk=pk).first()
-    if found is None:
-        raise Problem(422, f"concept_config_id: there is no concept config {pk}.")
-    return found
-
-
-def _edits_of(config: ConceptConfig | None, main: int | None) -> list[dict[str, Any]]:
-    if config is None:
-        return []
-    own = {} if config.sae_id == main else {"sae": config.sae_id}
-    return [own | edit for edit in config.compiled()]
 
 
 def _edit_rows(form: GenerationForm, edits: list[dict[str, Any]]) -> Any:
@@ -226,7 +214,7 @@ def _edit_rows(form: GenerationForm, edits: list[dict[str, Any]]) -> Any:
 def _refuse_rows(rows: Any, form: GenerationForm) -> None:
     """Raise Problem 422 with what is wrong with which edit."""
     rows.is_valid()
-    rows.check_against(form.cleaned_data.get("sae"))
+    rows.check_against(form.cleaned_data.get("sae"), form.cleaned_data.get("config"))
     errors = {
         f"edits.{number}.{name}": [str(error) for error in found]
         for number, one in enumerate(rows.forms)

@@ -150,7 +150,7 @@ def test_a_generation_with_a_config(rows: Rows, api: Any) -> None:
     made = good(api("annotator", "post", "/generate", given), 202)
     row = Generation.objects.get(pk=made["id"])
     assert row.sae == rows.sae and [(edit["feature"], edit["value"]) for edit in row.edits] == [(3, 6.0)]
-    problem(steer(rows, api, concept_config_id=99), 422, "no concept config 99")
+    problem(steer(rows, api, concept_config_id=99), 422, "no such concept config")
 
 
 @pytest.mark.parametrize(
