@@ -80,7 +80,7 @@ class ImportIn(Schema):
     path: str = Field("", description="A path on the server instead of files")
     paths: str = Field("", description="Place of each file in its folder, one a line, in the files' order")
     name: str = ""
-    entry: str = Field("", description="Which SAE, where the files hold several: its folder or file")
+    entry: str = Field("", description="One SAE of several, by its folder or file; all of them without it")
     repo_id: str = ""
     repo_path: str = ""
     model_name: str = ""
