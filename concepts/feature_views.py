@@ -75,6 +75,7 @@ def _harvested(
     around, scale = _choice(request, "around", CONTEXTS), _choice(request, "scale", SCALES)
     return {
         "lens": columns.logit_lens,
+        "partial": columns.facts.get("partial", False),
         "feature": record,
         "name": name_of(columns, record.feature),
         "around": around,

@@ -11,7 +11,7 @@ from typing import Any
 from concepts import imports, interchange
 from concepts.models import ConceptImport, FeatureView, captures_of
 from concepts.numerics.harvest import harvest as harvest_features
-from concepts.numerics.logit_lens import logit_lens
+from concepts.numerics.logit_lens import logit_lens, take_lens
 from saehub.jobs.progress import JobError, Progress
 from saes.models import SAE
 from saes.numerics.formats import load_sae
@@ -19,12 +19,15 @@ from saes.numerics.lm import LM, load_lm, pick_device
 from training.models import Capture
 from training.numerics.shards import open_capture
 
+FIRST_LOOK = 2**15  # tokens
+
 
 def harvest(progress: Progress, sae: int, view: int | None = None, capture: int | None = None) -> dict[str, Any]:
     """Top texts, statistics, logits and neighbours of every feature, written as one view.
 
     Without `view` the row is the one this SAE has on `capture`, or a new one; without `capture` it is the capture the
     SAE was trained on, else the newest that fits. An older view in the folder is replaced when the new one is complete.
+    The first view of a long capture is there early, over FIRST_LOOK tokens. A harvest whose worker was killed goes on.
     """
     row = _row(progress, sae, view, capture)
     hook = row.hook
@@ -42,13 +45,28 @@ def harvest(progress: Progress, sae: int, view: int | None = None, capture: int 
         ("Comparing directions", "features", n_features),
         ("Logits of every feature", "features", n_features),
     )
+
+    def passed(folder: Path, limit: int | None, stage: tuple[str, str, int | None]) -> dict[str, Any]:
+        stages = _stages(progress, stage, ("Collecting examples", "parts", None))
+        return harvest_features(
+            weights, source, hook, folder, k=row.k, tokenizer=lm.tokenizer, limit=limit, progress=stages
+        )
+
+    if not row.ready and source.split_rows() >= 8 * FIRST_LOOK:  # pages to look at while the rest is read
+        with _replaced(row.folder) as folder:
+            summary = passed(folder, FIRST_LOOK, (f"A first look at {row.capture.name}", "tokens", FIRST_LOOK))
+        row.finish(**_found_in(summary))
+        logit_lens(weights, lm, row.folder, progress=_stages(progress, neighbours, logits))
     with _replaced(row.folder) as folder:
-        stages = _stages(progress, encoding, ("Collecting examples", "parts", None))
-        summary = harvest_features(weights, source, hook, folder, k=row.k, tokenizer=lm.tokenizer, progress=stages)
-        logit_lens(weights, lm, folder, progress=_stages(progress, neighbours, logits))
-    found = {name: summary[name] for name in ("n_tokens", "alive", "dead", "seconds")}
-    row.finish(**found)
-    return {"view": row.pk, "sae": row.sae_id, "features": summary["n_features"], **found}
+        summary = passed(folder, None, encoding)
+        if not take_lens(row.folder, folder):
+            logit_lens(weights, lm, folder, progress=_stages(progress, neighbours, logits))
+    row.finish(**_found_in(summary))
+    return {"view": row.pk, "sae": row.sae_id, "features": summary["n_features"], **_found_in(summary)}
+
+
+def _found_in(summary: dict[str, Any]) -> dict[str, Any]:
+    return {name: summary[name] for name in ("n_tokens", "alive", "dead", "seconds")}
 
 
 def import_concepts(progress: Progress, imported: int) -> dict[str, Any]:

@@ -80,7 +80,12 @@ class FeatureView(Made):
             written = (self.folder / featurefile.FACTS).stat().st_mtime_ns
         except FileNotFoundError:
             return featurefile.open_view(self.folder)  # says what is missing
-        return _opened(self.folder, written)
+        lens = self.folder / featurefile.LENS_FACTS  # comes after the view, when that is a first look
+        return _opened(self.folder, written + (lens.stat().st_mtime_ns if lens.exists() else 0))
+
+    def own_files(self) -> list[Path]:
+        """With what a killed harvest left."""
+        return [*super().own_files(), *self.folder.parent.glob(f"{self.pk}.new*")]
 
 
 NAME_TOKENS = 3

@@ -145,6 +145,8 @@ def _listing(request: HttpRequest, sae: SAE, columns: featurefile.FeatureView) -
         "page": page,
         "headers": _headers(key, descending),
         "n_features": columns.n_features,
+        "partial": columns.facts.get("partial", False),
+        "n_tokens_whole": columns.facts.get("n_tokens_whole"),
         "formats": exports.FORMATS,
         "has_logits": bool(columns.logit_lens and columns.logit_lens["logits"]),
     }

@@ -1,10 +1,13 @@
 """Top texts and statistics of every feature of an SAE over a capture, in one pass over its activations.
 
 The work is an external group-by. The capture is encoded once, in order, and every code above 0 is written to a scratch
-file of its block of features. Then each block is read back whole, grouped by feature with one radix sort, and all of it
-is computed exactly: no feature keeps a running heap, and there is no Python loop over tokens or features. Memory holds
-one chunk of activations or one block of codes (about BLOCK_CODES of them) whatever the length of the capture, plus its
-token ids (4 bytes a token); the scratch takes 16 bytes a code and is removed at the end.
+file of its block of features. Then each block is read back, grouped by feature with one radix sort, and all of it is
+computed exactly: no feature keeps a running heap, and there is no Python loop over tokens or features. Memory holds one
+chunk of activations or one block of codes (about BLOCK_CODES of them; a block that grew larger is split first) whatever
+the length of the capture; the scratch takes 16 bytes a code and 4 a token, and is removed at the end.
+
+What was encoded is noted every CHECKPOINT_SECONDS. A harvest of the same SAE and capture into the same folder that was
+killed goes on from there; one that was cancelled, or failed, leaves nothing.
 
 Definitions, for feature i over the n stored tokens of the chosen split:
   fires              tokens with code z_i > 0;  density = fires / n
@@ -16,6 +19,9 @@ Definitions, for feature i over the n stored tokens of the chosen split:
 """
 
 import errno
+import hashlib
+import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -30,18 +36,18 @@ import numpy as np
 import torch
 
 from concepts.featurefile import FACTS, HISTOGRAM_BINS, VERSION
+from concepts.numerics.sparse_encode import SparseEncoder
 from concepts.numerics.token_text import vocabulary_texts
 from saes.numerics.sae import SAE
-from saes.numerics.topk import TopKSAE
-from training.numerics.losses import topk_codes
 from training.numerics.shards import Capture, Split, write_json
 from training.numerics.tokens import special_ids
 
 TOP_TOKENS = 10
-CHUNK_ROWS = 4096  # activations encoded at once, at most
-CHUNK_NUMBERS = 2**21  # codes made at once by an SAE that makes them all
 BLOCK_CODES = 2**21  # codes grouped at once; about 100 bytes of memory each
 MAX_BLOCKS = 256  # scratch files open at once
+CHECKPOINT_SECONDS = 20.0
+SCRATCH = "scratch.json"  # how far the encoding came
+SAMPLED = 2**16  # weights that tell one SAE from another
 COLLECT_SHARE = 1 / 8  # of the progress bar, for the work after encoding
 CODE = np.dtype([("feature", np.int32), ("context", np.int32), ("position", np.int32), ("value", np.float32)])
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -73,27 +79,34 @@ def harvest(
     split: Split = "all",
     tokenizer: Any = None,
     seed: int = 0,
+    limit: int | None = None,
     progress: Progress = lambda done, total, step: None,
 ) -> dict[str, Any]:
     """Write a view of every feature to `out_dir` (concepts.featurefile reads it) and return its summary.
 
     k: top contexts of each feature. intervals, per_interval: activation intervals and sampled contexts in each.
-    tokenizer: gives the token texts; without it tokens are shown by number. A view already at `out_dir` is replaced
+    tokenizer: gives the token texts; without it tokens are shown by number. limit: stop after that many tokens, at the end
+    of a chunk; the view is then `partial`. A view already at `out_dir` is replaced
     when the new one is complete; whatever `progress` or the disk raises leaves it as it was.
     Raises HarvestError when SAE and capture do not fit, a number is out of range, or the scratch does not fit the disk.
     """
     _check(sae, capture, hook, split, k, intervals, per_interval)
     began = time.perf_counter()
-    n_rows = capture.split_rows(split)
+    whole = capture.split_rows(split)
+    n_rows = min(whole, limit or whole)
     total = n_rows + max(1, int(n_rows * COLLECT_SHARE))
-    tokens = capture.contexts()
-    with _folder(Path(out_dir)) as folder:
-        blocks = _encode(sae, capture, hook, split, folder, lambda done: progress(done, total, "encoding tokens"))
+    settings = {"k": k, "intervals": intervals, "per_interval": per_interval, "seed": seed}
+    source = {"sae": fingerprint(sae), "capture": capture.manifest["run_id"], "hook": hook, "split": split}
+    with _folder(Path(out_dir), source | settings | {"rows": n_rows}) as folder:
+        encoding = _Encoding(sae, capture, hook, split, folder, n_rows)
+        blocks = encoding.run(lambda done: progress(done, total, "encoding tokens"))
+        n_rows = encoding.done
+        tokens = _tokens(capture, folder)
         encode_seconds = time.perf_counter() - began
         with ExitStack() as files:
             columns = _Columns(folder, files)
             rng = np.random.default_rng(seed)
-            for block in blocks:
+            for block in _parts(blocks, folder):
                 _collect(block, tokens, columns, k, intervals, per_interval, rng)
                 share = block.end / sae.config.d_sae
                 progress(n_rows + int((total - n_rows) * share), total, "collecting examples")
@@ -101,10 +114,15 @@ def harvest(
         _write_contexts(folder, tokens, capture.documents())
         _write_vocabulary(folder, vocabulary_texts(tokenizer) if tokenizer is not None else [])
         seconds = time.perf_counter() - began
+        for file in folder.glob("codes-*"):
+            file.unlink()
+        (folder / "tokens.npy").unlink()
+        (folder / SCRATCH).unlink()
         speed = {"seconds": seconds, "encode_seconds": encode_seconds, "tokens_per_second": n_rows / seconds}
-        summary = _summary(folder, n_rows) | speed
-        settings = {"k": k, "intervals": intervals, "per_interval": per_interval, "seed": seed}
-        write_json(folder / FACTS, _facts(sae, capture, hook, split, tokenizer) | settings | summary)
+        summary = _summary(folder, n_rows) | speed | {"partial": n_rows < whole, "n_tokens_whole": whole}
+        write_json(
+            folder / FACTS, _facts(sae, capture, hook, split, tokenizer) | settings | summary | {"source": source}
+        )
     return summary
 
 
@@ -124,13 +142,28 @@ def _check(sae: SAE, capture: Capture, hook: str, split: Split, k: int, interval
         raise HarvestError(f"The capture has no {split.replace('_', '-')} tokens; capture more text.")
 
 
+def fingerprint(sae: SAE) -> str:
+    """The same for the same architecture and weights: config and evenly spaced numbers of every parameter, hashed."""
+    found = hashlib.blake2b(repr((type(sae).__name__, sae.config)).encode(), digest_size=16)
+    for name, tensor in sorted(sae.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        found.update(f"{name} {tuple(tensor.shape)}".encode())
+        found.update(flat[:: max(1, len(flat) // SAMPLED)].float().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
 @contextmanager
-def _folder(out_dir: Path) -> Iterator[Path]:
-    """A temporary folder beside `out_dir` that takes its place at the end, or vanishes when anything is raised."""
+def _folder(out_dir: Path, source: dict[str, Any]) -> Iterator[Path]:
+    """A temporary folder beside `out_dir` that takes its place at the end, or vanishes when anything is raised.
+
+    One that a killed harvest of the same source left behind is taken up again.
+    """
     folder = out_dir.with_name(out_dir.name + ".tmp")
     old = out_dir.with_name(out_dir.name + ".old")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if _noted(folder).get("source") != source:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(folder / SCRATCH, {"source": source})
     try:
         yield folder
         if out_dir.exists():
@@ -161,32 +194,100 @@ class _Block:
         return np.fromfile(self.file, dtype=CODE)
 
 
-@torch.inference_mode()
-def _encode(
-    sae: SAE, capture: Capture, hook: str, split: Split, folder: Path, report: Callable[[int], None]
-) -> list[_Block]:
-    """Encode every row once and sort its codes into the files of their blocks."""
-    blocks: list[_Block] = []
-    files: list[BinaryIO] = []
-    done = 0
+class _Encoding:
+    """The pass over the rows: encodes each once and sorts its codes into the files of their blocks."""
+
+    def __init__(self, sae: SAE, capture: Capture, hook: str, split: Split, folder: Path, n_rows: int) -> None:
+        self.sae, self.capture, self.hook, self.split, self.folder, self.n_rows = (
+            sae,
+            capture,
+            hook,
+            split,
+            folder,
+            n_rows,
+        )
+        self.encode = SparseEncoder(sae)
+        self.blocks: list[_Block] = []
+        self.files: list[BinaryIO] = []
+        self.done = 0
+
+    @torch.inference_mode()
+    def run(self, report: Callable[[int], None]) -> list[_Block]:
+        """Encode from where the folder's note says that it stopped."""
+        self._resume()
+        noted = time.monotonic()
+        try:
+            for x, context, position in self.capture.rows(
+                self.hook, self.split, chunk=self.encode.rows, start=self.done
+            ):
+                if self.done >= self.n_rows:
+                    break
+                codes = _codes(self.encode, x.to(self.sae.W_dec.device), context, position)
+                if not self.blocks:
+                    self.blocks = _plan(codes, len(x), self.n_rows, self.sae.config.d_sae, self.folder)
+                    self.files = [block.file.open("wb") for block in self.blocks]
+                _scatter(codes, self.blocks, self.files)
+                self.done += len(x)
+                if time.monotonic() - noted >= CHECKPOINT_SECONDS:
+                    self._note()
+                    noted = time.monotonic()
+                report(self.done)
+            self._note()
+        finally:
+            for file in self.files:
+                file.close()
+        return self.blocks
+
+    def _note(self) -> None:
+        """Write down how far it came; what is written to the files after this is cut off when it is taken up again."""
+        sizes = []
+        for file in self.files:
+            file.flush()
+            os.fsync(file.fileno())
+            sizes.append(file.tell())
+        edges = [[block.first, block.end] for block in self.blocks]
+        write_json(self.folder / SCRATCH, _noted(self.folder) | {"done": self.done, "edges": edges, "sizes": sizes})
+
+    def _resume(self) -> None:
+        note = _noted(self.folder)
+        if not note.get("done"):
+            return
+        self.blocks = [_Block(first, end, self.folder / f"codes-{first}") for first, end in note["edges"]]
+        if any(
+            not b.file.exists() or b.file.stat().st_size < n for b, n in zip(self.blocks, note["sizes"], strict=True)
+        ):
+            self.blocks = []
+            return
+        self.files = [block.file.open("r+b") for block in self.blocks]
+        for file, size in zip(self.files, note["sizes"], strict=True):
+            file.truncate(size)
+            file.seek(size)
+        self.done = note["done"]
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    """What is known of a harvest that was begun in this folder; empty for none, or one that cannot be read."""
     try:
-        for x, context, position in capture.rows(hook, split, chunk=_chunk_rows(sae)):
-            codes = _codes(sae, x, context, position)
-            if not blocks:
-                blocks = _plan(codes, len(x), capture.split_rows(split), sae.config.d_sae, folder)
-                files = [block.file.open("wb") for block in blocks]
-            _scatter(codes, blocks, files)
-            done += len(x)
-            report(done)
-    finally:
-        for file in files:
-            file.close()
-    return blocks
+        found: dict[str, Any] = json.loads((folder / SCRATCH).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
-def _codes(sae: SAE, x: torch.Tensor, context: np.ndarray, position: np.ndarray) -> np.ndarray:
+def _tokens(capture: Capture, folder: Path) -> np.ndarray:
+    """Tokens (contexts, positions) of the capture in one memory-mapped file, so that they need not be held in memory."""
+    file = folder / "tokens.npy"
+    mapped = np.lib.format.open_memmap(file, "w+", np.int32, (capture.n_contexts, capture.context_length))
+    for i, shard in enumerate(capture.shards):
+        first = int(shard["first_context"])
+        mapped[first : first + shard["n_contexts"]] = capture.shard_contexts(i)
+    mapped.flush()
+    return np.load(file, mmap_mode="r")
+
+
+def _codes(encode: SparseEncoder, x: torch.Tensor, context: np.ndarray, position: np.ndarray) -> np.ndarray:
     """All codes above 0 of rows x (m, d), in row order, as CODE records."""
-    row, feature, value = _fires(sae, x.to(sae.W_dec.device))
+    row, feature, value = encode(x)
     if not np.isfinite(value.sum()):
         raise HarvestError(
             "The SAE gives codes that are NaN or infinite; its weights are damaged or do not fit the model."
@@ -195,28 +296,6 @@ def _codes(sae: SAE, x: torch.Tensor, context: np.ndarray, position: np.ndarray)
     codes["feature"], codes["value"] = feature, value
     codes["context"], codes["position"] = context[row], position[row]
     return codes
-
-
-def _fires(sae: SAE, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(row, feature, value) of every code of x (m, d) above 0, and of NaN.
-
-    `encode_sparse` would give the same codes sorted. Nobody needs the order here, and without it TopK's choice takes three
-    quarters of the time, and that of dense codes half of it.
-    """
-    if type(sae) is TopKSAE:
-        inputs = sae.normalise(x) - sae.b_dec if sae.config.apply_b_dec_to_input else sae.normalise(x)
-        values, indices = topk_codes(inputs, sae.W_enc, sae.b_enc, sae.k)
-        value = values.relu().float().cpu().numpy().reshape(-1)
-        at = np.flatnonzero(~(value <= 0))
-        return at // sae.k, indices.cpu().numpy().reshape(-1)[at], value[at]
-    value = sae.encode(x).float().cpu().numpy().reshape(-1)
-    at = np.flatnonzero(~(value <= 0))
-    return at // sae.config.d_sae, at % sae.config.d_sae, value[at]
-
-
-def _chunk_rows(sae: SAE) -> int:
-    """Rows encoded at once. TopK chooses in chunks of its own; others make all d_sae codes of a row."""
-    return CHUNK_ROWS if type(sae) is TopKSAE else min(max(64, CHUNK_NUMBERS // sae.config.d_sae), CHUNK_ROWS)
 
 
 def _plan(codes: np.ndarray, rows: int, n_rows: int, d_sae: int, folder: Path) -> list[_Block]:
@@ -246,6 +325,32 @@ def _scatter(codes: np.ndarray, blocks: list[_Block], files: list[BinaryIO]) -> 
     ends = np.cumsum(np.bincount(block, minlength=len(blocks)))
     for file, start, end in zip(files, np.concatenate([[0], ends]), ends, strict=False):
         file.write(codes[start:end].view(np.uint8).data)  # unlike tofile, write says why it failed
+
+
+def _parts(blocks: list[_Block], folder: Path) -> Iterator[_Block]:
+    """The blocks in order, those that grew to more than twice BLOCK_CODES in parts of about that many, each a file.
+
+    A feature is never divided: the codes of one are the least that is held at once.
+    """
+    for block in blocks:
+        n = block.file.stat().st_size // CODE.itemsize
+        if n <= 2 * BLOCK_CODES or block.end - block.first == 1:
+            yield block
+            continue
+        codes = np.memmap(block.file, CODE, "r")
+        pieces = [slice(start, start + BLOCK_CODES) for start in range(0, n, BLOCK_CODES)]
+        width = block.end - block.first
+        load = np.cumsum(sum(np.bincount(codes["feature"][at] - block.first, minlength=width) for at in pieces))
+        cuts = block.first + np.searchsorted(load, load[-1] * np.arange(1, len(pieces)) / len(pieces), side="right")
+        edges = np.unique([block.first, *np.clip(cuts, block.first, block.end), block.end]).tolist()
+        parts = [_Block(first, end, folder / f"codes-{first}-part") for first, end in pairwise(edges)]
+        with ExitStack() as stack:
+            files: list[BinaryIO] = [stack.enter_context(part.file.open("wb")) for part in parts]
+            for at in pieces:
+                _scatter(np.array(codes[at]), parts, files)
+        for part in parts:
+            yield part
+            part.file.unlink()
 
 
 # ---------------------------------------------------------------------------------------------------- block by block
@@ -318,7 +423,7 @@ def _collect(
     per_interval: int,
     rng: np.random.Generator,
 ) -> None:
-    """Append the columns of one block of features, and drop its scratch file."""
+    """Append the columns of one block of features."""
     fires = _group(block)
     maximum = _write_statistics(fires, columns)
     _write_top_tokens(fires, tokens, columns)
@@ -327,7 +432,6 @@ def _collect(
     sampled = _first_per(fires.feature * intervals + interval, rng.random(len(fires.peak)), per_interval)
     group = np.concatenate([np.zeros(len(top), np.uint8), (interval[sampled] + 1).astype(np.uint8)])
     _write_examples(fires, np.concatenate([top, sampled]), group, columns)
-    block.file.unlink()
 
 
 def _first_per(owner: np.ndarray, value: np.ndarray, count: int) -> np.ndarray:
@@ -370,7 +474,7 @@ def _write_statistics(fires: _Fires, columns: _Columns) -> np.ndarray:
 def _write_top_tokens(fires: _Fires, tokens: np.ndarray, columns: _Columns) -> None:
     """Sum and count of every (feature, token), of which the TOP_TOKENS largest sums of a feature are kept."""
     codes = fires.codes
-    width = int(tokens.max()) + 1
+    width = 1 << 32  # token ids are int32
     key = codes["feature"].astype(np.int64) * width + tokens[codes["context"], codes["position"]]
     order = np.argsort(key, kind="stable")
     key = key[order]

@@ -7,6 +7,7 @@ the direct path from the feature to the logits: later blocks are skipped, the pe
 cosine_ij = w_i . w_j
 """
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concepts.featurefile import LENS_FACTS, open_view
+from concepts.featurefile import LENS_FACTS, ViewError, open_view
 from saes.numerics.hooks import decoder_blocks
 from saes.numerics.lm import LM, UnknownHookPoint
 from saes.numerics.sae import SAE
 from training.numerics.shards import write_json
 
+COLUMNS = (
+    "decoder_norm", "neighbour_ids", "neighbour_cosines", "logits_pos_ids", "logits_pos_values", "logits_neg_ids",
+    "logits_neg_values",
+)  # fmt: skip
 CHUNK_NUMBERS = 2**24  # products held at once, 4 bytes each
 RESIDUAL = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 
@@ -73,6 +78,24 @@ def logit_lens(
     result = {"logits": reason is None, "how": reason or how, "model": lm.name, "k": k, "neighbours": count}
     write_json(folder / LENS_FACTS, result)
     return result
+
+
+def take_lens(old: Path, new: Path) -> bool:
+    """Give a view the logits and neighbours of an older view of the same SAE and model, which depend on no tokens.
+
+    Returns whether there were any. The columns are links to the same files.
+    """
+    try:
+        had, has = open_view(old), open_view(new)
+    except ViewError:
+        return False
+    same = had.facts.get("source", {}).get("sae") == has.facts["source"]["sae"]
+    if not had.logit_lens or not same:
+        return False
+    for file in (file for name in COLUMNS for file in old.glob(f"{name}.npy")):
+        os.link(file, new / file.name)
+    write_json(new / LENS_FACTS, had.logit_lens)
+    return True
 
 
 def _check(sae: SAE, lm: LM, n_features: int) -> None:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from concepts.models import FeatureView, captures_of
@@ -128,3 +129,76 @@ def test_an_sae_without_a_model_here_is_one_sentence(rows: Rows, run_job: Any) -
     assert job.state == State.FAILED
     assert job.error == "The SAE tiny-sae is not tied to a language model of this instance."
     assert json.dumps(job.params) == json.dumps({"sae": rows.sae.pk, "view": view.pk})
+
+
+def test_a_long_harvest_can_be_looked_at_early(
+    rows: Rows, run_job: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the page shows while the rest is read: a view of fewer tokens, which says so, with its logits."""
+    from concepts import jobs
+    from concepts.numerics import sparse_encode
+
+    monkeypatch.setattr(jobs, "FIRST_LOOK", 200)
+    monkeypatch.setattr(sparse_encode, "CHUNK_ROWS", 100)
+    early: list[Any] = []
+    encode = jobs.harvest_features
+
+    def watched(*args: Any, limit: int | None, **options: Any) -> Any:
+        if limit is None:
+            early.append(client_of("viewer").get(view.get_absolute_url()).content.decode())
+            early.append(FeatureView.objects.get(pk=view.pk).opened().feature(3))
+        return encode(*args, limit=limit, **options)
+
+    monkeypatch.setattr(jobs, "harvest_features", watched)
+    view = FeatureView.objects.create(name="view", sae=rows.sae, capture=rows.capture, owner=rows.owner, k=12)
+    job = run_job(view.start(rows.owner))
+    assert job.state == State.DONE, job.traceback
+    page, record = early
+    assert "A first look at 200 of 1,738 tokens" in page and "The rest is being read" in page
+    assert record.n_tokens == 200 and len(record.raised) == 10
+    view.refresh_from_db()
+    whole = view.opened()
+    assert view.n_tokens == whole.n_tokens == 1738 and not whole.facts["partial"]
+    assert [logit.id for logit in whole.feature(3).raised] == [logit.id for logit in record.raised]
+    assert leftovers(rows) == [str(view.pk)]
+    assert "A first look" not in client_of("viewer").get(view.get_absolute_url()).content.decode()
+
+
+def test_a_harvest_whose_process_was_killed_goes_on(rows: Rows) -> None:
+    """kill -9 in the middle of the encoding; the next run of the job encodes only what was left."""
+    import signal
+    import subprocess
+    import sys
+
+    from tests.conftest import ROOT, wait_for
+
+    slow = (
+        "import time;"
+        "from concepts.numerics import harvest as h, sparse_encode as s; s.CHUNK_ROWS = 50; h.CHECKPOINT_SECONDS = 0.0;"
+        "run = h._scatter; h._scatter = lambda *a: (time.sleep(0.05), run(*a));"
+        "from saes.numerics.formats import load_sae; from training.numerics.shards import open_capture;"
+        f"h.harvest(load_sae({str(rows.sae.files)!r}), open_capture({str(rows.capture.folder)!r}), {RESID!r},"
+        f" {str(rows.data / 'views' / '7.new')!r}, k=12)"
+    )
+    note = rows.data / "views" / "7.new.tmp" / "scratch.json"
+    child = subprocess.Popen([sys.executable, "-c", slow], cwd=ROOT)  # where kernels are compiled already
+    try:
+        done = wait_for(
+            lambda: note.exists() and json.loads(note.read_text() or "{}").get("done", 0) > 300 and note, 60
+        )
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    before = json.loads(done.read_text())["done"]
+    seen: list[int] = []
+    from concepts.numerics import sparse_encode
+    from concepts.numerics.harvest import harvest
+    from saes.numerics.formats import load_sae
+    from training.numerics.shards import open_capture
+
+    assert sparse_encode.CHUNK_ROWS > 50
+    summary = harvest(
+        load_sae(rows.sae.files), open_capture(rows.capture.folder), RESID, rows.data / "views" / "7.new", k=12,
+        progress=lambda done, total, step: seen.append(done),
+    )  # fmt: skip
+    assert summary["n_tokens"] == 1738 and min(seen) > before >= 300

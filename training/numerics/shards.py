@@ -178,15 +178,21 @@ class Capture:
         return self._activations(i, hook)
 
     def rows(
-        self, hook: str, split: Split = "all", *, chunk: int = 4096
+        self, hook: str, split: Split = "all", *, chunk: int = 4096, start: int = 0
     ) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray]]:
-        """Every row of a split in stored order: (x (m, d) float32, row_context (m,), row_position (m,)), m <= chunk."""
+        """Every row of a split in stored order: (x (m, d) float32, row_context (m,), row_position (m,)), m <= chunk.
+
+        start: rows left out at the beginning, without being read."""
         self._check(hook, split)
         for i in range(len(self.shards)):
+            n = self._shard_rows(i, split)
+            left_out, start = min(start, n), start - min(start, n)
+            if left_out == n:
+                continue
             context, position = self._row_tokens(i)
-            chosen = self._split_of(context, split)
-            for start in range(0, len(chosen), chunk):
-                part = chosen[start : start + chunk]
+            chosen = self._split_of(context, split)[left_out:]
+            for first in range(0, len(chosen), chunk):
+                part = chosen[first : first + chunk]
                 x = self._gather(hook, np.full(len(part), i), part)
                 yield x, context[part], position[part]
 

@@ -1,6 +1,7 @@
 """Harvest against a naive dense implementation in numpy: one feature after another, one context after another."""
 
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,11 @@ import torch
 
 from concepts.featurefile import FeatureView, open_view
 from concepts.numerics import harvest as module
-from concepts.numerics.harvest import HarvestError, harvest
+from concepts.numerics import sparse_encode
+from concepts.numerics.harvest import HarvestError, fingerprint, harvest
+from concepts.numerics.sparse_encode import SparseEncoder
+from saes.numerics.architectures import build_sae
+from saes.numerics.sae import SAEConfig
 from tests.tiny_models import RESID, tiny_sae
 from training.numerics.shards import Capture, is_held_out
 
@@ -24,8 +29,12 @@ class Naive:
 
     def __init__(self, sae: Any, capture: Capture, split: str = "all") -> None:
         chunks = list(capture.rows(RESID, split))
+        x = torch.cat([x for x, _, _ in chunks])
+        row, feature, value = SparseEncoder(sae)(x)
+        self.acts = np.zeros((len(x), sae.config.d_sae), np.float32)
+        self.acts[row, feature] = value
         with torch.no_grad():
-            self.acts = sae.encode(torch.cat([x for x, _, _ in chunks])).numpy()
+            np.testing.assert_allclose(self.acts, sae.encode(x).numpy(), rtol=1e-5, atol=1e-6)
         self.context = np.concatenate([c for _, c, _ in chunks])
         self.position = np.concatenate([p for _, _, p in chunks])
         self.token = capture.contexts()[self.context, self.position]
@@ -125,7 +134,7 @@ def test_blocks_and_chunks_change_nothing(
     sae: Any, small_capture: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chunks that cut contexts and shards, and many blocks of features. (Which samples are drawn depends on them.)"""
-    monkeypatch.setattr(module, "CHUNK_ROWS", 37)
+    monkeypatch.setattr(sparse_encode, "CHUNK_ROWS", 37)
     monkeypatch.setattr(module, "BLOCK_CODES", 900)
     run(sae, small_capture, tmp_path / "view")
     compare(open_view(tmp_path / "view"), Naive(sae, small_capture), small_capture.context_length)
@@ -239,3 +248,88 @@ def test_broken_weights(small_capture: Capture, tmp_path: Path) -> None:
     with pytest.raises(HarvestError, match="NaN or infinite"):
         run(sae, small_capture, tmp_path / "view")
     assert list(tmp_path.iterdir()) == []
+
+
+# -- killed and taken up again
+class Killed(BaseException):
+    """Ends a harvest the way SIGKILL does: nothing that cleans up is run, see `killed`."""
+
+
+def killed(sae: Any, capture: Capture, folder: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """A harvest that ends after `at` rows; its folder is put back as the kill would have left it."""
+    monkeypatch.setattr(sparse_encode, "CHUNK_ROWS", 100)
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
+    kept, temporary = folder.with_name("kept"), folder.with_name(f"{folder.name}.tmp")
+
+    def progress(done: int, total: int | None, step: str) -> None:
+        if done >= at:
+            shutil.copytree(temporary, kept)
+            for file in kept.glob("codes-*"):  # what was written after the last note
+                with file.open("ab") as more:
+                    more.write(b"x" * 24)
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(sae, capture, folder, progress=progress)
+    kept.rename(temporary)
+
+
+def test_a_killed_harvest_goes_on_where_it_was(
+    sae: Any, small_capture: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(sae, small_capture, tmp_path / "whole")
+    killed(sae, small_capture, tmp_path / "view", monkeypatch, 1500)
+    seen: list[int] = []
+    run(sae, small_capture, tmp_path / "view", progress=lambda done, total, step: seen.append(done))
+    assert min(seen) > 1500, "nothing was encoded twice"
+    for file in (tmp_path / "whole").glob("*.npy"):
+        assert file.read_bytes() == (tmp_path / "view" / file.name).read_bytes(), file.name
+    assert not list((tmp_path / "view").glob("codes-*")) and not (tmp_path / "view" / module.SCRATCH).exists()
+
+
+def test_scratch_of_another_sae_is_not_gone_on_with(
+    sae: Any, small_capture: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(sae, small_capture, tmp_path / "view", monkeypatch, 1500)
+    other = tiny_sae("topk")
+    with torch.no_grad():
+        other.W_enc += 0.1
+    assert fingerprint(other) != fingerprint(sae) == fingerprint(tiny_sae("topk"))
+    seen: list[int] = []
+    run(other, small_capture, tmp_path / "view", progress=lambda done, total, step: seen.append(done))
+    assert min(seen) <= 100
+    compare(open_view(tmp_path / "view"), Naive(other, small_capture), small_capture.context_length)
+
+
+def test_a_limit_makes_a_partial_view(
+    sae: Any, small_capture: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_encode, "CHUNK_ROWS", 100)
+    summary = run(sae, small_capture, tmp_path / "view", limit=550)
+    view = open_view(tmp_path / "view")
+    assert view.n_tokens == summary["n_tokens"] == 600 and view.facts["partial"]
+    assert view.facts["n_tokens_whole"] == small_capture.n_rows
+
+
+# -- the encoder
+@pytest.mark.parametrize("k", [1, 6, 12, 40])
+@pytest.mark.parametrize("offset", [0.0, 3.0, -3.0])
+def test_the_fast_encoder_chooses_as_float32_does(k: int, offset: float) -> None:
+    sae = build_sae(SAEConfig("topk", 32, 512, hook_name=RESID, k=k)).requires_grad_(False)
+    with torch.no_grad():
+        sae.b_enc += offset * torch.rand(512, generator=torch.Generator().manual_seed(1))
+        sae.W_enc *= torch.logspace(-1, 1, 512)  # lengths of every order, so that bounds differ
+    x = torch.randn(700, sae.config.d_in, generator=torch.Generator().manual_seed(2))
+    x *= torch.logspace(-2, 3, 700)[:, None]  # a few tokens are hundreds of times as long as others
+    row, feature, value = SparseEncoder(sae)(x)
+    found = np.zeros((700, 512), np.float32)
+    found[row, feature] = value
+    with torch.no_grad():
+        np.testing.assert_allclose(found, sae.encode(x).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_activations_that_are_no_numbers_are_not_swallowed() -> None:
+    sae = tiny_sae("topk")
+    x = torch.randn(40, sae.config.d_in)
+    x[7, 3] = float("nan")
+    assert not np.isfinite(SparseEncoder(sae)(x)[2].sum())
