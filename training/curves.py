@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saehub import charts
-from saehub.figures import count_text, exact_text, fig_text, percent_text, rate_text
+from saehub.figures import bytes_text, count_text, exact_text, fig_text, percent_text, rate_text
 from training.models import Run, RunPoint, Sweep
 from training.sweep_form import AXES
 
@@ -145,17 +145,29 @@ def now(run: Run, points: Sequence[RunPoint]) -> list[Figure]:
         Figure(
             "explained variance, held out",
             fig_text(values.get("held_out_explained_variance")),
-            f"{VARIANCE}, on 512 held-out tokens",
+            f"explained_variance: {VARIANCE}, on 512 held-out tokens",
         ),
         Figure(
-            "explained variance, batch", fig_text(values.get("explained_variance")), f"{VARIANCE}, on the last batch"
+            "explained variance, batch",
+            fig_text(values.get("explained_variance")),
+            f"explained_variance: {VARIANCE}, on the last batch",
         ),
-        Figure("L0", fig_text(values.get("l0")), "Features that fire on a token, mean over the last batch"),
+        Figure("L0", fig_text(values.get("l0")), "l0: features with acts_i ≠ 0 on a token, mean over the last batch"),
         Figure("loss", fig_text(values.get("loss")), "Of the last batch, before its update"),
         *(
             Figure(f"– {name}", fig_text(value), "A part of the loss")
             for name, value in values.get("parts", {}).items()
             if len(values["parts"]) > 1
+        ),
+        Figure(
+            "– per dimension",
+            fig_text(values.get("held_out_explained_variance_per_dimension")),
+            "explained_variance_per_dimension: mean over dimensions of 1 − E(x_d − x̂_d)² / Var(x_d), 512 held-out tokens",
+        ),
+        Figure(
+            "cosine, held out",
+            fig_text(values.get("held_out_cosine")),
+            "cosine: mean of cos(x, x̂), 512 held-out tokens",
         ),
         Figure(
             "dead features",
@@ -164,6 +176,7 @@ def now(run: Run, points: Sequence[RunPoint]) -> list[Figure]:
         ),
         Figure("learning rate", fig_text(values.get("lr"), 2), "Of Adam, with warm-up and decay"),
         Figure("speed", rate_text(values.get("tokens_per_second"), "tokens"), "Since the point before"),
+        Figure("memory", bytes_text(values.get("memory")), "Resident in the process, or the most allocated on its GPU"),
         Figure("step", exact_text(points[-1].step), f"{exact_text(points[-1].tokens)} tokens"),
     ]
 

@@ -9,6 +9,7 @@ from django.core.exceptions import ValidationError
 from django.utils.text import slugify
 
 from saes.fields import NewRow
+from saes.models import SAE
 from training.estimates import RunEstimate, estimate_run, together
 from training.models import Capture, Run, Sweep
 from training.sweep_form import AXES, MOST_RUNS, NumbersField, grid, in_words, points
@@ -118,6 +119,7 @@ class RunForm(NewRow):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.points: list[dict[str, Any]] = []
+        self.more: dict[str, Any] = {}  # settings of the trainer that the form does not show, of a document
         self.captures = {
             row.pk: row for row in Capture.objects.ready().select_related("model", "corpus").order_by("-pk")[:200]
         }
@@ -252,7 +254,7 @@ class RunForm(NewRow):
             self.instance.config = self.config(self.points[0])
             return super().save(commit)
         data, capture = self.cleaned_data, self.instance.capture
-        shared = {"order_seed": self.points[0]["seed"]} if "seed" in self.grid() else {}
+        shared = {"order_seed": self.more.get("order_seed", self.points[0]["seed"])} if "seed" in self.grid() else {}
         sweep = Sweep.objects.create(
             name=data["name"], owner=self.user, capture=capture, grid=self.grid(), config=self.config({}) | shared
         )
@@ -274,7 +276,7 @@ class RunForm(NewRow):
         """What the job builds the SAE and its TrainConfig from; without the axes where `point` has none."""
         data = {name: value for name, value in self.cleaned_data.items() if name not in AXES} | point
         names = ["d_sae", *ARCHITECTURE_FIELDS[data["architecture"]], *self.trainer_fields]
-        return {name: data[name] for name in names if data.get(name) not in (None, "")}
+        return {name: data[name] for name in names if data.get(name) not in (None, "")} | self.more
 
 
 def _kind(data: dict[str, Any]) -> str:
@@ -302,3 +304,35 @@ def like(run: Run) -> dict[str, Any]:
             "harvest_after": run.harvest_after,
         }
     )
+
+
+def like_sae(sae: SAE) -> dict[str, Any]:
+    """Initial values of a RunForm that trains an SAE of the same kind, as far as its config tells: where, architecture,
+    width, k. One that was trained here is its run's."""
+    run = Run.objects.filter(sae=sae).first()
+    if run is not None:
+        return like(run)
+    found: dict[str, Any] = {"d_sae": sae.d_sae, "k": sae.k}
+    if sae.architecture in ARCHITECTURES:
+        found["architecture"] = sae.architecture
+    given = sae.config or {}
+    for name in ("l1_coefficient", "l0_coefficient", "matryoshka_widths"):
+        if given.get(name) is not None:
+            found[name] = ", ".join(map(str, given[name])) if isinstance(given[name], list) else given[name]
+    found["source"] = _source_for(sae)
+    return {name: value for name, value in found.items() if value not in (None, "")}
+
+
+def context_size(sae: SAE) -> int | None:
+    """How many tokens its training contexts had, where its config tells."""
+    given = sae.config or {}
+    found = given.get("context_size") or (given.get("metadata") or {}).get("context_size")
+    return found if isinstance(found, int) else None
+
+
+def _source_for(sae: SAE) -> str:
+    """The capture that holds the SAE's hook point, of contexts of its length if there is one; "" if there is none."""
+    rows = list(Capture.objects.ready().filter(model=sae.model, hook_names__contains=[sae.hook_name]).order_by("-pk"))
+    length = context_size(sae)
+    rows.sort(key=lambda row: row.context_length != length)
+    return f"{rows[0].pk}:{sae.hook_name}" if rows else ""

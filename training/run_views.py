@@ -7,7 +7,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.db.models import Count, Q
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_POST
@@ -15,11 +15,14 @@ from django.views.decorators.http import require_POST
 from saehub.accounts.access import check, needs
 from saehub.fragments import part
 from saes.listing import Column, listing
+from saes.models import SAE
 from training.curves import config_rows, curves, now, pareto, snippet, sweep_rows
 from training.links import given
 from training.models import Capture, Run, Sweep
 from training.numerics.hints import hints
-from training.run_form import RunForm, like
+from training.presets import PRESETS
+from training.run_document import DocumentError, form_of, from_yaml, of_run, of_sweep, said, to_yaml
+from training.run_form import RunForm, context_size, like, like_sae
 from training.sweep_form import AXES
 
 RUN_COLUMNS = (
@@ -59,23 +62,78 @@ def run_create(request: HttpRequest) -> HttpResponse:
     if part(request, "estimate") and request.method == "GET":
         form = RunForm(request.GET, user=request.user)
         return render(request, "training/run_create.html#estimate", {"estimate": form.estimate()})
+    if request.method == "POST" and "document" in request.POST:
+        return _run_from_document(request)
     form = RunForm(request.POST or None, user=request.user, initial=_run_initial(request))
     if request.method == "POST" and form.is_valid():
         return redirect(form.make())
-    context = {"section": "training", "form": form, "estimate": form.estimate()}
-    return render(request, "training/run_create.html", context, status=422 if form.errors else 200)
+    return _run_form(request, form)
+
+
+def _run_form(request: HttpRequest, form: RunForm, **more: Any) -> HttpResponse:
+    sae = SAE.objects.filter(pk=given(request, "sae").get("sae", 0)).first()
+    context = {
+        "section": "training",
+        "form": form,
+        "estimate": form.estimate(),
+        "presets": PRESETS.values(),
+        "preset": PRESETS.get(request.GET.get("preset", "")),
+        "like_sae": sae,
+        "context_size": context_size(sae) if sae else None,
+    }
+    bad = form.errors or more.get("document_error")
+    return render(request, "training/run_create.html", context | more, status=422 if bad else 200)
+
+
+def _run_from_document(request: HttpRequest) -> HttpResponse:
+    """Start what a pasted document says; what is wrong with it is said beside it, and the form stands as it says."""
+    text = request.POST["document"]
+    try:
+        form = form_of(from_yaml(text), request.user)
+    except DocumentError as error:
+        return _run_form(request, RunForm(user=request.user), document=text, document_error=str(error))
+    if form.is_valid():
+        return redirect(form.make())
+    return _run_form(request, form, document=text, document_error=" ".join(said(form)))
 
 
 def _run_initial(request: HttpRequest) -> dict[str, Any]:
-    """`?like=<run>`: train the same again. `?capture=<pk>`: its first hook point, or `&hook=<name>`."""
-    chosen = given(request, "like", "capture")
+    """`?like=<run>`: train the same again. `?sae=<pk>`: one like this SAE. `?preset=<key>`: with those settings.
+    `?capture=<pk>`: its first hook point, or `&hook=<name>`."""
+    chosen = given(request, "like", "capture", "sae")
+    found: dict[str, Any] = {}
     if "like" in chosen:
-        return like(get_object_or_404(Run, pk=chosen["like"]))
+        found = like(get_object_or_404(Run, pk=chosen["like"]))
+    elif "sae" in chosen:
+        found = like_sae(get_object_or_404(SAE.objects.select_related("model"), pk=chosen["sae"]))
     capture = Capture.objects.ready().filter(pk=chosen.get("capture", 0)).first()
-    if capture is None:
-        return {}
-    hook = request.GET.get("hook")
-    return {"source": f"{capture.pk}:{hook if hook in capture.hook_names else capture.hook_names[0]}"}
+    if capture is not None:
+        hook = request.GET.get("hook")
+        found["source"] = f"{capture.pk}:{hook if hook in capture.hook_names else capture.hook_names[0]}"
+    preset = PRESETS.get(request.GET.get("preset", ""))
+    return found | (preset.values if preset else {})
+
+
+@needs("training.view_run")
+def run_yaml(request: HttpRequest, pk: int) -> HttpResponse:
+    """The document that trains this run again, here, by `manage.py train`, or through the API."""
+    run = get_object_or_404(Run.objects.select_related("capture__corpus"), pk=pk)
+    return _yaml(of_run(run), f"run-{run.pk}")
+
+
+@needs("training.view_sweep")
+def sweep_yaml(request: HttpRequest, pk: int) -> HttpResponse:
+    """The document that trains this sweep again."""
+    sweep = get_object_or_404(Sweep, pk=pk)
+    if not sweep.runs.exists():
+        raise Http404
+    return _yaml(of_sweep(sweep), f"sweep-{sweep.pk}")
+
+
+def _yaml(document: dict[str, Any], name: str) -> HttpResponse:
+    response = HttpResponse(to_yaml(document), content_type="application/yaml; charset=utf-8")
+    response["Content-Disposition"] = f'attachment; filename="{name}.yaml"'
+    return response
 
 
 @needs("training.view_run")

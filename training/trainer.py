@@ -19,6 +19,7 @@ from training.numerics.checkpoint import load_checkpoint
 from training.numerics.several import RankKilled, Several, Task
 from training.numerics.shards import Capture as Shards
 from training.numerics.train import StepReport, TrainConfig, TrainResult, capture_batches, train
+from training.run_document import of_run
 
 HELD_OUT_ROWS = 512  # held-out rows behind the live curve; the evaluation afterwards uses all of them
 LOOK_SECONDS = 0.5  # between looks at the database
@@ -177,6 +178,7 @@ def reproduction(run: Run) -> dict[str, Any]:
     return {
         "run": {"id": run.pk, "name": run.name, "hook_name": run.hook_name, "architecture": run.architecture},
         "config": run.config,
+        "document": of_run(run),
         "capture": {"id": capture.pk, "name": capture.name, **capture.manifest},
         "made_with": {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")},
         "machine": {
