@@ -7,7 +7,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.core.paginator import Paginator
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -21,7 +21,7 @@ from saes import gemma_scope
 from saes.basket import MOST, basket_of, put_in, take_out
 from saes.batch import BatchSpec
 from saes.fetching import Fetched, fetch, row_at
-from saes.filters import number
+from saes.filters import Filters, number
 from saes.listing import PAGE
 from saes.models import SAE
 from saes.registry import Row, registry
@@ -38,7 +38,7 @@ NOT_A_PLACE = (
 @needs("saes.view_sae")
 def sae_list(request: HttpRequest) -> HttpResponse:
     """Every SAE this instance knows: trained here, imported, on the Hub."""
-    context = {"section": "saes", "in_basket": basket_of(request)} | registry(request.GET)
+    context = {"section": "saes", "in_basket": frozenset(basket_of(request)), "most": MOST} | registry(request.GET)
     return render(request, "saes/sae_list.html" + part(request, "rows"), context)
 
 
@@ -227,19 +227,30 @@ def _spec(rows: list[SAE]) -> str:
 def _change_basket(request: HttpRequest) -> HttpResponseBase:
     action, back = request.POST.get("action", ""), request.POST.get("next", "")
     keys = [int(text) for text in request.POST.getlist("sae") if text.isdecimal() and len(text) < 19][:MOST]
+    if action == "add_all":  # what the list's filters find, on all of its pages
+        keys = list(
+            Filters.of(QueryDict(request.POST.get("query", "")))
+            .rows()
+            .order_by("pk")
+            .values_list("pk", flat=True)[:MOST]
+        )
+    elif action == "add_next":
+        back = request.POST.get("next_page", "")
     known = list(SAE.objects.filter(pk__in=keys).values_list("pk", flat=True))
     if action == "fetch_all":
         return _started(request, _chosen(basket_of(request)))
     if action == "clear":
         take_out(request, basket_of(request))
         return redirect("saes:sae_basket")
+    if action == "add_next" and not known:
+        return _back(request, back, "saes:sae_list")
     if not known:
         messages.error(request, "Choose at least one SAE first.")
     elif action == "fetch":
         return _started(request, _chosen(known))
     elif action == "remove":
         take_out(request, known)
-    elif action == "add":
+    elif action in ("add", "add_next", "add_all"):
         _say_added(request, put_in(request, [key for key in keys if key in set(known)]), len(known))
     return _back(request, back, "saes:sae_basket")
 

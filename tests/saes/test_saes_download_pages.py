@@ -270,6 +270,24 @@ def test_choosing_nothing_is_said(client_of: Any, choose: Any) -> None:
     )
 
 
+def test_choosing_goes_on_over_the_pages_of_the_list(client_of: Any) -> None:
+    rows = [an_sae(f"sae {n:02}", model_name="m" if n else "other") for n in range(30)]
+    client, url = client_of("researcher"), reverse("saes:sae_list")
+    html = client.get(url + "?model=m").content.decode()
+    assert "Put all 29 that match into the basket" in html and "Add, then the next page" in html
+    assert 'name="next_page" value="/saes/?model=m&amp;page=2"' in html
+    there = {"next": f"{url}?model=m", "next_page": f"{url}?model=m&page=2", "query": "model=m"}
+    basket = reverse("saes:sae_basket")
+    response = client.post(basket, there | {"action": "add_next", "sae": [rows[1].pk, rows[2].pk]})
+    assert response.url == f"{url}?model=m&page=2"
+    assert client.post(basket, there | {"action": "add_next"}).url == response.url, "none chosen: only the next page"
+    assert client.session["basket"] == [rows[1].pk, rows[2].pk]
+    assert client.get(url).content.decode().count("in the basket</span>") == 2
+    client.post(basket, there | {"action": "add_all"})
+    assert set(client.session["basket"]) == {row.pk for row in rows[1:]}
+    assert "next_page" not in client.get(response.url).content.decode(), "the last page leads to none"
+
+
 def test_to_the_basket_from_a_repository(choose: Any, client_of: Any) -> None:
     choose(["sparsify|layers.3"], action="add")
     assert SAE.objects.get().job is None and not Job.objects.exists()
