@@ -26,6 +26,7 @@ SOFT, LINE = "var(--soft, #565a66)", "var(--line, #e1e3e8)"
 ACCENT, OK, WARN, RUN = "var(--accent, #4449c8)", "var(--ok, #0c6b3c)", "var(--warn, #8a5200)", "var(--run, #005f9e)"
 MUTED = "var(--edge, #8b8f99)"
 SERIES = (ACCENT, OK, WARN, RUN)
+OVERLAID = (*SERIES, "var(--bad, #a4262c)", "var(--ink, #22242b)")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])  # so that colour is not the only thing that tells lines apart
 DENSE = 0.1  # a feature that fires on more than a tenth of the tokens says little
 FLOOR = 0.8  # where the bars of a log axis begin, just under a count of one
@@ -157,6 +158,59 @@ def density_histogram(
     spec = {"data": {"values": values}, "mark": _BAR, "encoding": encoding}
     table: list[tuple[Value, ...]] = [(0, 0, dead), *((10**low, 10**high, count) for low, high, count in rows)]
     return Chart(title, n, _svg(spec, size, f"{title}: features by density"), ("density from", "to", "features"), table)
+
+
+def densities(
+    found: Mapping[str, Mapping[str, Any]],
+    *,
+    title: str = "Feature densities",
+    n: str = "",
+    size: tuple[int, int] = (560, 280),
+) -> Chart:
+    """Histograms of feature density over each other, as outlines in shares of the features, so that widths do not matter.
+
+    found: name to {"counts", "edges" (log10, the same for all), "dead"}. Raises ValueError for more than six.
+    """
+    if len(found) > len(OVERLAID):
+        raise ValueError(f"{len(OVERLAID)} histograms at most can be told apart, not {len(found)}.")
+    shares = {}
+    for name, bins in found.items():
+        total = sum(bins["counts"]) + bins["dead"] or 1
+        shares[name] = [bins["dead"] / total, *(count / total for count in bins["counts"])]
+    edges = next(iter(found.values()))["edges"] if found else [0.0]
+    step = edges[1] - edges[0] if len(edges) > 1 else 1.0
+    middles = [edges[0] - 1.5 * step, *(edge + step / 2 for edge in edges[:-1])]
+    points = [
+        {"x": at, "y": value, "s": name}
+        for name, values in shares.items()
+        for at, value in zip(middles[1:], values[1:], strict=True)
+    ]
+    dead = [{"x": middles[0], "y": values[0], "s": name} for name, values in shares.items()]
+    colour = _lines(shares, range=list(OVERLAID[: len(shares)]))
+    dash = _lines(shares, range=[list(DASHES[at % len(DASHES)]) for at in range(len(shares))])
+    x = _axis(
+        "x",
+        "density, % of tokens (log scale); dots at the left: dead",
+        values=list(range(math.ceil(edges[0]), 1)),
+        labelExpr="format(pow(10, datum.value) * 100, '~g')",
+        labelOverlap=True,
+        scale={"nice": False, "zero": False},
+    )
+    y = _axis("y", "share of features", tickCount=4, format="%")
+    line = {"type": "line", "interpolate": "step", "strokeWidth": 1.75}
+    layers = [
+        {"data": {"values": points}, "mark": line, "encoding": {"color": colour, "strokeDash": dash}},
+        {
+            "data": {"values": dead},
+            "mark": {"type": "point", "filled": True, "size": 50, "opacity": 1},
+            "encoding": {"color": colour},
+        },
+    ]
+    svg = _svg({"encoding": {"x": x, "y": y}, "layer": layers}, size, f"{title}: share of features by density")
+    rows: list[tuple[Value, ...]] = [
+        (low, *(values[at] for values in shares.values())) for at, low in enumerate([0.0, *(10**e for e in edges[:-1])])
+    ]
+    return Chart(title, n, svg, ("density from", *shares), rows)
 
 
 def scatter(

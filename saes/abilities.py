@@ -5,10 +5,10 @@ from __future__ import annotations
 from saes.models import SAE
 
 # Action -> what an SAE must be for it. `place`: its hook point exists in a model that is here. `rows`: its codes depend on
-# one position alone. `own`: what it gives back belongs where it reads.
+# one position alone. `own`: what it gives back belongs where it reads. `goal`: there is something to compare that with.
 NEEDS = {
     "steer": ("place", "rows", "own"),
-    "evaluate": ("place", "rows", "own"),
+    "evaluate": ("place", "rows", "goal"),
     "harvest": ("place", "rows"),
 }
 SEQUENCES = ("temporal",)
@@ -23,6 +23,7 @@ def why_not(sae: SAE, action: str) -> str:
     return (
         ("rows" in needs and _of_rows(sae))
         or ("own" in needs and _of_own_place(sae))
+        or ("goal" in needs and _of_goal(sae))
         or ("place" in needs and _of_model(sae))
         or ""
     )
@@ -56,6 +57,20 @@ def _of_own_place(sae: SAE) -> str:
         )
     if sae.config.get("reconstructs") is False:
         return "It is not an autoencoder: what it gives back does not belong where it reads."
+    return ""
+
+
+def _of_goal(sae: SAE) -> str:
+    if not is_transcoder(sae):
+        return _of_own_place(sae)
+    if not sae.hook_name_out:
+        return "Nothing says which hook point this transcoder predicts, so there is nothing to compare its output with."
+    hook = sae.model.hook(sae.hook_name_out) if sae.model and sae.model.ready else None
+    d_out = sae.config.get("d_out") or sae.d_in
+    if sae.model and sae.model.ready and hook is None:
+        return f"{sae.model.name} has no hook point {sae.hook_name_out}, which this transcoder predicts."
+    if hook is not None and hook["d"] != d_out:
+        return f"It predicts vectors of {d_out} numbers, but {sae.hook_name_out} gives {hook['d']}."
     return ""
 
 

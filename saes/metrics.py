@@ -13,7 +13,12 @@ GROUPS: dict[str, dict[str, str]] = {
     "Reconstruction": {
         "explained_variance": "explained variance",
         "fvu": "FVU",
+        "explained_variance_per_dimension": "expl. var., mean of dimensions",
+        "explained_variance_centred": "expl. var., centred",
+        "explained_variance_legacy": "expl. var., legacy",
         "cosine": "cosine",
+        "l2_norm_in": "norm in",
+        "l2_norm_out": "norm out",
         "l2_ratio": "L2 ratio",
         "relative_reconstruction_bias": "relative bias",
         "mse": "squared error",
@@ -31,6 +36,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "ce_original": "CE loss, plain",
         "ce_with_sae": "CE loss, with the SAE",
         "ce_zero_ablated": "CE loss, zeros instead",
+        "ce_mean_ablated": "CE loss, the mean instead",
+        "ce_recovered_mean": "CE recovered, against the mean",
         "ce_increase": "CE loss added",
         "kl": "KL divergence",
         "kl_zero_ablated": "KL divergence, zeros instead",
@@ -73,5 +80,9 @@ def density_chart(metrics: Mapping[str, Mapping[str, Any]]) -> Chart | None:
         return None
     bins = found["value"]
     return density_histogram(
-        bins["counts"], bins["edges"], bins["dead"], size=(760, 240), n=f"{count_text(found['n'])} held-out tokens"
+        bins["counts"],
+        bins["edges"],
+        bins["dead"],
+        size=(760, 240),
+        n=f"{count_text(found['n'])} tokens of {found.get('data') or 'unnamed data'}",
     )

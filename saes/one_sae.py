@@ -20,6 +20,7 @@ from saehub.fragments import part
 from saehub.jobs.kinds import KINDS
 from saehub.jobs.models import Job, State, enqueue
 from saes.abilities import abilities
+from saes.claims import claims
 from saes.dependents import dependents, users
 from saes.fetching import fetch
 from saes.history import ADDITION, note, notes_of
@@ -30,8 +31,6 @@ from saes.removal import InUse, in_cache, may_remove, remove
 from saes.snippets import snippets
 
 TABS = {"overview": "Overview", "files": "Files and conversion proof", "python": "How to load in Python", "history": "History"}  # fmt: skip
-L0_APART = 0.2  # share of the published L0 by which the measured one may differ unremarked
-VARIANCE_APART = 0.05
 BRINGING = ("download", "adopt", "inspect")
 MEASURING = ("evaluate", "harvest", "verify")
 
@@ -62,6 +61,8 @@ def _detail(request: HttpRequest, sae: SAE, facts: FactsForm | None = None) -> H
         "facts_form": facts or (FactsForm(sae.asked) if sae.asked and not sae.ready and not sae.busy else None),
     }
     context |= {"overview": _overview, "files": _files, "python": _python, "history": _history}[tab](sae)
+    if tab == "overview":
+        context |= _measured(sae, request.GET.get("evaluation", ""))
     return render(
         request, "saes/sae_detail.html" + part(request, "live"), context, status=422 if facts and facts.errors else 200
     )
@@ -74,42 +75,18 @@ def hub_address() -> str:
 
 def _overview(sae: SAE) -> dict[str, Any]:
     return {
-        "evaluations": sae.evaluations.select_related("capture", "job")[:20],
+        "evaluations": sae.evaluations.select_related("capture__corpus", "corpus", "job", "owner")[:20],
         "captures": _fitting_captures(sae),
-        "metrics": grouped(sae.metrics),
-        "density": density_chart(sae.metrics),
         "claims": claims(sae),
         "curations": SAE.Curation.choices,
     }
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A figure as it was published and as it was measured here; None is not known."""
-
-    label: str
-    published: float | None
-    measured: float | None
-    n: int | None
-    data: str
-    apart: bool
-
-
-def claims(sae: SAE) -> list[Claim]:
-    """L0 and explained variance, both ways; those of which neither is known are left out."""
-    found = []
-    for label, name, published, measured in (
-        ("L0", "l0", sae.published_l0, sae.l0),
-        ("explained variance", "explained_variance", sae.published_variance, sae.explained_variance),
-    ):
-        metric = sae.metrics.get(name, {})
-        apart = False
-        if published is not None and measured is not None:
-            limit = L0_APART * abs(published) if name == "l0" else VARIANCE_APART
-            apart = abs(measured - published) > limit
-        if published is not None or measured is not None:
-            found.append(Claim(label, published, measured, metric.get("n"), metric.get("data", ""), apart))
-    return found
+def _measured(sae: SAE, evaluation: str) -> dict[str, Any]:
+    """The figures of the newest evaluation, or of the one that the address names."""
+    chosen = sae.evaluations.ready().filter(pk=evaluation).first() if evaluation.isdecimal() else None
+    metrics = chosen.metrics if chosen else sae.metrics
+    return {"chosen": chosen, "metrics": grouped(metrics), "density": density_chart(metrics)}
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from django.core.files.uploadedfile import UploadedFile
 from django.urls import reverse_lazy
 from django.utils.text import get_valid_filename
 
-from saes.abilities import why_not
 from saes.fields import NewRow, server_path, size_of
 from saes.forms import HUB_ID
-from saes.models import SAE, LanguageModel
+from saes.models import LanguageModel
 from training.estimates import CaptureEstimate, estimate_capture, free_bytes
 from training.hook_points import HookPointsWidget, resolved, usual_hook
-from training.models import Capture, Corpus, Evaluation
+from training.models import Capture, Corpus
 
 SNIFF_BYTES = 65536
 PARQUET = b"PAR1"
@@ -268,51 +267,3 @@ class CaptureForm(NewRow):
         data = {name: self.get_initial_for_field(field, name) for name, field in self.fields.items()}
         chosen = Corpus.objects.ready().filter(pk=data["corpus"]).first() if data["corpus"] else None
         return estimate_capture(data | {"model": self._model(), "corpus": chosen})
-
-
-# ---------------------------------------------------------------------------------------------------- evaluation
-
-
-class EvaluationForm(forms.Form):
-    """Which capture's held-out contexts an SAE is measured on."""
-
-    capture = forms.ModelChoiceField(Capture.objects.none(), label="Capture")
-    max_contexts = forms.IntegerField(
-        min_value=1, max_value=100_000, initial=64, required=False, label="Contexts for CE and KL"
-    )
-
-    def __init__(self, sae: SAE, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.sae = sae
-        field: Any = self.fields["capture"]
-        field.queryset = (
-            Capture.objects.ready()
-            .select_related("model")
-            .filter(model=sae.model, hook_names__contains=[sae.hook_name])
-        )
-        missing = f"Choose a capture that holds {sae.hook_name} of {sae.model_name}; make one if there is none."
-        field.error_messages |= {"required": missing, "invalid_choice": missing}
-
-    def clean_capture(self) -> Capture:
-        capture: Capture = self.cleaned_data["capture"]
-        d = capture.d_in(self.sae.hook_name)
-        if d != self.sae.d_in:
-            raise ValidationError(
-                f"This SAE reads vectors of {self.sae.d_in} numbers, but {capture.name} holds vectors of {d}; "
-                "choose a capture of the model it was trained on."
-            )
-        if reason := why_not(self.sae, "evaluate"):
-            raise ValidationError(f"It cannot be evaluated: {reason}")
-        return capture
-
-    def make(self, user: Any) -> Evaluation:
-        capture = self.cleaned_data["capture"]
-        row = Evaluation.objects.create(
-            name=f"{self.sae.name} on {capture.name}"[:120],
-            owner=user,
-            sae=self.sae,
-            capture=capture,
-            max_contexts=self.cleaned_data["max_contexts"] or 64,
-        )
-        row.start(user)
-        return row

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from django.db import transaction
-
 from saehub.jobs.progress import JobError, Progress
 from saes.fields import size_of
-from saes.models import SAE, LanguageModel
-from saes.numerics.formats import load_sae
-from saes.numerics.lm import LM, load_lm, pick_device
+from saes.models import LanguageModel
+from saes.numerics.lm import LM, load_lm
 from training import hub_dataset
+from training.evaluation import measure
 from training.files import digest
 from training.models import Corpus, Evaluation, Run, Sweep
-from training.numerics import evaluate as evaluating
 from training.numerics.shards import open_capture
 from training.numerics.tokens import CorpusError, read_texts
 from training.registering import keep, made, new_sae
@@ -142,52 +137,16 @@ def train_sweep(progress: Progress, sweep: int) -> dict[str, Any]:
 
 
 def evaluate(progress: Progress, sae: int, evaluation: int) -> dict[str, Any]:
-    """Measure an SAE on a capture's held-out contexts: reconstruction on all of their tokens, CE and KL on some."""
-    row = Evaluation.objects.select_related("sae", "capture__model").get(pk=evaluation, sae=sae)
-    source = open_capture(row.capture.folder)
-    weights = load_sae(row.sae.files, facts=row.sae.facts, device=pick_device(), checked=bool(row.sae.sha256))
-    lm = load_model(progress, row.capture.model)
-    progress.start("Measuring on held-out tokens", unit="tokens")
-    stages: set[str] = set()
-
-    def show(done: int, total: int | None, step: str) -> None:
-        if step not in stages:  # each stage counts from nothing
-            stages.add(step)
-            progress.start(step.capitalize(), unit="contexts" if stages != {step} else "tokens", total=total)
-        progress(done, total)
-
-    with torch.inference_mode():
-        found = evaluating.evaluate_capture(
-            weights, source, row.sae.hook_name, lm=lm, max_contexts=row.max_contexts, progress=show
+    """Measure an SAE on a capture's held-out contexts or on a corpus of choice: reconstruction on all of the tokens, CE
+    and KL on some contexts."""
+    rows = Evaluation.objects.select_related(
+        "sae__model", "sae__release", "sae__run__capture", "capture__model", "corpus"
+    )
+    row = rows.get(pk=evaluation, sae=sae)
+    model = row.capture.model if row.capture else row.sae.model
+    if model is None:
+        raise JobError(
+            f"The language model of {row.sae.name} is not among the models here.", "Add it, then press Retry."
         )
-    metrics = {name: _metric(name, metric) for name, metric in found.items()}
-    seconds = progress.job.seconds
-    _write_metrics(row.sae, metrics)
-    row.sae.metrics = metrics
-    row.sae.l0, row.sae.explained_variance = metrics["l0"]["value"], metrics["explained_variance"]["value"]
-    with transaction.atomic():
-        row.finish(metrics=metrics, seconds=seconds)
-        row.sae.save(update_fields=["metrics", "l0", "explained_variance"])
-    return {
-        "sae_id": row.sae_id,
-        "evaluation": row.pk,
-        "l0": row.sae.l0,
-        "explained_variance": row.sae.explained_variance,
-    }
-
-
-def _metric(name: str, metric: dict[str, Any]) -> dict[str, Any]:
-    """With its formula beside it, and null where the number does not exist (the database takes no NaN)."""
-    value = metric["value"]
-    if isinstance(value, float) and value != value:
-        value = None
-    return metric | {"value": value, "formula": evaluating.DEFINITIONS[name]}
-
-
-def _write_metrics(sae: SAE, metrics: dict[str, Any]) -> None:
-    """Add what was measured to the metrics.json beside the weights."""
-    path = sae.files / "metrics.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(known | {"held_out": metrics}, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    texts = texts_of(row.corpus) if row.corpus else None
+    return measure(progress, row, load_model(progress, model), texts)

@@ -256,6 +256,7 @@ class Evaluation(Made):
     """Metrics of one SAE on the held-out contexts of one capture, each with its definition and n."""
 
     KIND = "evaluate"
+    FOLDER = "evaluations"
 
     sae = models.ForeignKey(SAE, on_delete=models.CASCADE, related_name="evaluations")
     capture = models.ForeignKey(Capture, null=True, blank=True, on_delete=models.CASCADE, related_name="evaluations")
@@ -275,6 +276,16 @@ class Evaluation(Made):
 
     def get_absolute_url(self) -> str:
         return self.sae.get_absolute_url()
+
+    @property
+    def saebench(self) -> Path:
+        """SAEBench's core JSON of a finished evaluation; transcoders have none."""
+        return self.folder / "saebench_core.json"
+
+    @property
+    def source(self) -> Capture | Corpus | None:
+        """On what it is measured."""
+        return self.capture or self.corpus
 
     def start(self, user: Any, *, title: str = "") -> Any:
         from saehub.jobs.models import enqueue

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training import run_views, views
+from training import evaluation_views, run_views, views
 
 app_name = "training"
 urlpatterns = [
@@ -24,5 +24,7 @@ urlpatterns = [
     path("training/sweeps/<int:pk>/stop/", run_views.sweep_stop, name="sweep_stop"),
     path("training/sweeps/<int:pk>/pause/", run_views.sweep_pause, name="sweep_pause"),
     path("training/sweeps/<int:pk>/resume/", run_views.sweep_resume, name="sweep_resume"),
-    path("saes/<int:pk>/evaluate/", views.evaluation_create, name="evaluation_create"),
+    path("saes/<int:pk>/evaluate/", evaluation_views.evaluation_create, name="evaluation_create"),
+    path("saes/compare/", evaluation_views.sae_compare, name="sae_compare"),
+    path("evaluations/<int:pk>/saebench.json", evaluation_views.evaluation_saebench, name="evaluation_saebench"),
 ]

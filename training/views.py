@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from django.contrib import messages
 from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_POST
 
 from saehub.accounts.access import needs
 from saehub.fragments import part
 from saes.listing import Column, listing
-from saes.models import SAE
 from training.estimates import free_bytes
-from training.forms import CaptureForm, CorpusForm, EvaluationForm
+from training.forms import CaptureForm, CorpusForm
 from training.links import given
 from training.models import Capture, Corpus
 from training.preview import preview
@@ -120,18 +117,3 @@ def capture_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "free": free_bytes(),
     }
     return render(request, "training/capture_detail.html" + part(request, "live"), context)
-
-
-# ---------------------------------------------------------------------------------------------------- evaluation
-
-
-@require_POST
-@needs("training.view_evaluation", post="training.add_evaluation")
-def evaluation_create(request: HttpRequest, pk: int) -> HttpResponse:
-    sae = get_object_or_404(SAE.objects.select_related("model"), pk=pk)
-    form = EvaluationForm(sae, request.POST)
-    if form.is_valid():
-        form.make(request.user)
-    else:
-        messages.error(request, " ".join(str(error) for errors in form.errors.values() for error in errors))
-    return redirect(sae)

@@ -226,7 +226,11 @@ def ready(**fields: Any) -> SAE:
 )
 def test_what_cannot_be_done_says_why(fields: dict[str, Any], steer: str, harvest: str) -> None:
     sae = ready(**fields)
-    for action, part in (("steer", steer), ("evaluate", steer), ("harvest", harvest)):
+    evaluate = "which this transcoder predicts" if "hook_name_out" in fields else steer
+    evaluate = (
+        "Nothing says which hook point this transcoder predicts" if steer == "A transcoder predicts" else evaluate
+    )
+    for action, part in (("steer", steer), ("evaluate", evaluate), ("harvest", harvest)):
         why = why_not(sae, action)
         assert (part in why) if part else why == "", f"{action}: {why}"
 

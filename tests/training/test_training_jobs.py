@@ -233,10 +233,10 @@ def test_an_evaluation_measures_on_held_out_contexts(make_run, run_job):
 
 
 def test_a_number_that_does_not_exist_is_null():
-    from training.jobs import _metric
+    from training.numerics.definitions import metric
 
-    assert _metric("ce_recovered", {"value": float("nan"), "definition": "ce_recovered", "n": 1})["value"] is None
-    assert _metric("l0", {"value": 3.0, "definition": "l0", "n": 1})["value"] == 3.0
+    assert metric("ce_recovered", float("nan"), 1, "")["value"] is None
+    assert metric("l0", 3.0, 1, "")["value"] == 3.0
 
 
 def test_deleting_an_sae_removes_its_files(make_run):

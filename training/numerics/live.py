@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from saes.numerics.sae import SAE
-from training.numerics.evaluate import ExplainedVariance, blocks
+from training.numerics.reconstruction import ExplainedVariance, blocks
 
 
 @torch.no_grad()
 def look(sae: SAE, x: Tensor) -> dict[str, float]:
-    """How well x (n, d_in) is reconstructed: "explained_variance" and "cosine" as evaluate.DEFINITIONS has them, and
+    """How well x (n, d_in) is reconstructed: "explained_variance" and "cosine" as definitions.DEFINITIONS has them, and
 
         explained_variance_per_dimension = mean over d of 1 - E(x_d - x_hat_d)^2 / Var(x_d)
 

@@ -8,7 +8,7 @@ import torch
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAE, SAEConfig
 from saes.numerics.topk import BatchTopKSAE
-from training.numerics.evaluate import explained_variance
+from training.numerics.reconstruction import explained_variance
 from training.numerics.train import TrainConfig, train
 
 D, D_SAE, K = 16, 64, 3

@@ -12,17 +12,13 @@ import torch
 from saes.numerics.architectures import build_sae
 from saes.numerics.lm import LM
 from saes.numerics.sae import SAE, SAEConfig
+from saes.numerics.transcoders import Transcoder
 from tests.conftest import TEXT
 from tests.tiny_models import D_MODEL, RESID, tiny_lm, tiny_sae
 from training.numerics.capture import capture
-from training.numerics.evaluate import (
-    DEFINITIONS,
-    EvaluationError,
-    density_histogram,
-    evaluate,
-    evaluate_capture,
-    explained_variance,
-)
+from training.numerics.definitions import DEFINITIONS, EvaluationError
+from training.numerics.evaluate import evaluate, evaluate_capture, measure_capture, measure_texts
+from training.numerics.reconstruction import Rows, density_histogram, explained_variance, reconstruction
 from training.numerics.shards import Capture, is_held_out, open_capture
 from training.numerics.tokens import TokenPolicy
 
@@ -66,6 +62,8 @@ def by_numpy(sae: SAE, x: torch.Tensor) -> dict[str, float]:
     variance = a.var(axis=0).sum()
     norms, norms_hat = np.linalg.norm(a, axis=1), np.linalg.norm(y, axis=1)
     dead = int((acts == 0).all(0).sum())
+    spread = ((a - a.mean(0)) ** 2).sum(1)
+    square = (a**2).sum(1).mean()
     return {
         "l0": np.count_nonzero(acts) / len(a),
         "l1": np.abs(acts).sum(1).mean(),
@@ -73,7 +71,13 @@ def by_numpy(sae: SAE, x: torch.Tensor) -> dict[str, float]:
         "mse_per_dimension": ((a - y) ** 2).mean(),
         "explained_variance": 1 - error / variance,
         "fvu": error / variance,
+        "explained_variance_per_dimension": (1 - ((a - y) ** 2).mean(0) / a.var(axis=0)).mean(),
+        "explained_variance_centred": 1 - (a - y).var(axis=0).sum() / variance,
+        "explained_variance_legacy": (1 - ((a - y) ** 2).sum(1) / spread).mean(),
+        "explained_variance_saebench": 1 - error / (square - (square / a.shape[1]) ** 2),
         "cosine": ((a * y).sum(1) / norms / norms_hat).mean(),
+        "l2_norm_in": norms.mean(),
+        "l2_norm_out": norms_hat.mean(),
         "l2_ratio": (norms_hat / norms).mean(),
         "relative_reconstruction_bias": (y**2).sum() / (a * y).sum(),
         "dead_features": dead,
@@ -97,7 +101,7 @@ def test_metrics_against_numpy(architecture, normalisation):
 def test_the_result_does_not_depend_on_batches_or_blocks(monkeypatch):
     sae, x = tiny_sae(), data()
     at_once = values(evaluate(sae, [x]))
-    monkeypatch.setattr("training.numerics.evaluate.MAX_DENSE", 96 * 10)
+    monkeypatch.setattr("training.numerics.reconstruction.MAX_DENSE", 96 * 10)
     for batches in (x.split(7), x.split(999)):
         in_parts = values(evaluate(sae, batches))
         assert in_parts.pop("density_histogram") == at_once["density_histogram"]
@@ -210,11 +214,15 @@ def test_losses_against_a_computation_by_hand(lm, contexts):
     ablated, log_0 = ce_by_hand(lm, contexts, lambda x: torch.where(mask, 0.0, x))
     metrics = evaluate(sae, [data()], lm=lm, contexts=contexts, replaced=replaced, batch_contexts=2)
     found = values(metrics)
+    average = data().mean(0)
+    mean, _ = ce_by_hand(lm, contexts, lambda x: torch.where(mask, average, x))
     kl, kl_zero = ((np.exp(log_p) * (log_p - other)).sum(-1).mean() for other in (log_q, log_0))
     expected = {
         "ce_original": original,
         "ce_with_sae": spliced,
         "ce_zero_ablated": ablated,
+        "ce_mean_ablated": mean,
+        "ce_recovered_mean": (mean - spliced) / (mean - original),
         "ce_increase": spliced - original,
         "ce_recovered": (ablated - spliced) / (ablated - original),
         "kl": kl,
@@ -278,3 +286,95 @@ def test_a_capture_is_evaluated_on_its_held_out_contexts(lm, made):
 def test_fewer_rows_on_request(made):
     metrics = evaluate_capture(tiny_sae(), made, split="train", max_rows=100)
     assert metrics["l0"]["n"] == 100 and metrics["l0"]["data"] == "train contexts of capture c"
+
+
+# -- on texts --------------------------------------------------------------------------
+
+
+def test_texts_give_what_a_capture_of_them_gives(lm, made):
+    """The same tokens, once from stored shards and once straight from the model."""
+    sae, texts = tiny_sae(), [f"{i}: {TEXT}" for i in range(60)]
+    stored = measure_capture(sae, made, split="all", lm=lm, max_contexts=5)
+    live = measure_texts(sae, lm, texts, TokenPolicy(context_length=16), max_contexts=5, data="texts")
+    assert live.n == stored.n == made.split_rows("all") and live.metrics["l0"]["data"] == "texts"
+    assert torch.equal(live.firing.tokens, stored.firing.tokens)
+    assert torch.equal(live.firing.contexts, stored.firing.contexts)
+    for name, metric in stored.metrics.items():
+        if name != "density_histogram":
+            assert live.metrics[name]["value"] == pytest.approx(metric["value"], rel=1e-5), name
+            assert live.metrics[name]["n"] == metric["n"]
+
+
+def test_padding_is_neither_predicted_nor_measured(lm, tmp_path):
+    sae, texts = tiny_sae(), [f"{i}: {TEXT[: 20 + 3 * i]}" for i in range(40)]
+    policy = TokenPolicy(context_length=32, packed=False)
+    capture(lm, texts, [RESID], tmp_path / "padded", policy=policy)
+    source = open_capture(tmp_path / "padded")
+    stored = measure_capture(sae, source, split="all", lm=lm, max_contexts=7)
+    live = measure_texts(sae, lm, texts, policy, max_contexts=7)
+    lengths = source.lengths()
+    assert lengths is not None and lengths.min() < 32
+    assert live.n == stored.n and stored.metrics["ce_original"]["n"] == int((lengths[:7] - 1).sum())
+    one_by_one = [
+        (ce_by_hand(lm, ids[None, :length].astype(np.int64))[0], length - 1)
+        for ids, length in zip(source.contexts()[:7], lengths[:7], strict=True)
+    ]
+    expected = sum(ce * n for ce, n in one_by_one) / sum(n for _, n in one_by_one)
+    assert values(stored.metrics)["ce_original"] == pytest.approx(expected, rel=1e-5)
+    for name, metric in stored.metrics.items():
+        if name != "density_histogram":
+            assert live.metrics[name]["value"] == pytest.approx(metric["value"], rel=1e-5), name
+
+
+def test_texts_are_read_no_further_than_asked(lm):
+    read: list[int] = []
+
+    def texts():
+        for i in range(1000):
+            read.append(i)
+            yield f"{i}: {TEXT}"
+
+    found = measure_texts(tiny_sae(), lm, texts(), TokenPolicy(context_length=16), max_tokens=100, max_contexts=2)
+    assert 100 <= found.n < 100 + 16 and len(read) < 1000
+    assert found.metrics["ce_original"]["n"] == 2 * 15
+
+
+def test_a_context_counts_once_for_a_feature_however_its_rows_are_cut():
+    sae, x = tiny_sae("standard"), data(100)
+    context = np.repeat(np.arange(10), 10)
+    expected = (sae.encode(x) != 0).view(10, 10, -1).any(1).sum(0)
+    for size in (100, 7, 1):
+        parts = [Rows(x[i : i + size], None, context[i : i + size]) for i in range(0, 100, size)]
+        found = reconstruction(sae, parts)
+        assert found is not None and torch.equal(found.firing.contexts, expected)
+
+
+# -- transcoders -------------------------------------------------------------------------
+
+
+def test_a_transcoder_is_compared_with_what_it_predicts(lm, tmp_path):
+    into, out = "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"
+    sae = Transcoder(SAEConfig("transcoder", D_MODEL, 96, hook_name=into, apply_b_dec_to_input=False))
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(parameter.ndim), std=0.1)
+    texts = [f"{i}: {TEXT}" for i in range(30)]
+    capture(lm, texts, [into, out], tmp_path / "t", policy=TokenPolicy(context_length=16))
+    source = open_capture(tmp_path / "t")
+    found = measure_capture(sae, source, into, goal_hook=out, split="all", lm=lm, max_contexts=3)
+    x = torch.cat([x for x, _, _ in source.rows(into)])
+    y = torch.cat([x for x, _, _ in source.rows(out)])
+    with torch.no_grad():
+        error = (sae(x) - y).double().square().sum(-1).mean()
+    assert values(found.metrics)["mse"] == pytest.approx(float(error), rel=1e-5)
+    live = measure_texts(sae, lm, texts, TokenPolicy(context_length=16), goal_hook=out, max_contexts=3)
+    assert values(live.metrics)["fvu"] == pytest.approx(values(found.metrics)["fvu"], rel=1e-5)
+
+    ids = source.contexts()[:3].astype(np.int64)
+    replaced = torch.from_numpy(~np.isin(ids, [lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id])).unsqueeze(-1)
+    seen = lm.activations(torch.from_numpy(ids), [into])[into]
+    with torch.no_grad():
+        y_hat = sae(seen)
+    spliced, _ = ce_by_hand(lm, ids, lambda y: torch.where(replaced, y_hat, y))
+    assert values(found.metrics)["ce_with_sae"] == pytest.approx(spliced, rel=1e-5)
+    assert values(found.metrics)["ce_with_sae"] != values(found.metrics)["ce_zero_ablated"]

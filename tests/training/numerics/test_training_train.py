@@ -18,7 +18,7 @@ import torch
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAE, SAEConfig
 from training.numerics.checkpoint import FILE, TrainingError, load_checkpoint, save_checkpoint
-from training.numerics.evaluate import explained_variance
+from training.numerics.reconstruction import explained_variance
 from training.numerics.shard_writer import ShardWriter
 from training.numerics.shards import open_capture
 from training.numerics.train import StepReport, TrainConfig, capture_batches, train
