@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from saes.numerics.architectures import build_sae
 from saes.numerics.lm import LM, load_lm
 from saes.numerics.sae import SAEConfig
