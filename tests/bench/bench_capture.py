@@ -113,7 +113,7 @@ def shards() -> None:
     """Reading shuffled shards against the step that consumes them, and memory from 1 to 10 million tokens read."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "c"
-        synthetic(path, 20 * 65_536)
+        synthetic(path, 8 * 65_536)
         made = open_capture(path)
         sae = build_sae(SAEConfig("topk", D, D_SAE, k=32), seed=0)
         x = next(made.batches("h", BATCH))
