@@ -38,7 +38,7 @@ class ReadersForm(forms.ModelForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.able = Able("harvest")
+        self.able = Able("read")
         self.most = MAX_SAES
         self.able.fit(self.fields["saes"], SelectMultiple(attrs={"size": min(6, max(2, len(self.able.rows)))}))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,11 +28,11 @@ from inference.numerics.generate import generate as generate_text
 from inference.numerics.infer import Inferred, Reader, text_ids
 from inference.numerics.infer import infer as infer_text
 from inference.numerics.prompts import PromptReader
-from inference.numerics.quality import PlainReading, plain_reading, repetition, zlib_ratio
+from inference.numerics.quality import DEFINITIONS, PlainReading, plain_reading, repetition, zlib_ratio
 from inference.numerics.steer import SCOPES, Edit, Steering
 from inference.numerics.sweep import sweep as sweep_strengths
 from inference.numerics.table import new_table
-from inference.numerics.warm import TooLarge, Warm
+from inference.numerics.warm import TooLarge, Warm, gigabytes, memory_ran_out, size_of
 from inference.residency import publish
 from saehub.jobs.progress import JobError, Progress
 from saes.models import SAE, LanguageModel
@@ -44,6 +45,7 @@ from training.jobs import texts_of
 T = TypeVar("T")
 WRITE_SECONDS = 0.5  # how often the text so far is written to the row
 LARGEST = 2**62
+CHARACTERS_A_TOKEN = 3  # about, of English
 SPECIAL = "control tokens are read and shown, and left out of every summary"
 
 
@@ -64,20 +66,21 @@ def generate(progress: Progress, generation: int) -> dict[str, Any]:
     progress.start(f"Loading {row.model.name}")
     lm = warm_lm(row.model)
     steering, places = _steering(row, warm_sae)
-    plain = _side(progress, row, lm, "baseline", [])
-    read = plain_reading(lm, plain.prompt_ids, plain.ids, steering)
-    baseline = steered = _stored(plain, read, places)
-    if steering:
-        other = _side(progress, row, lm, "steered", steering)
-        steered = _stored(other, plain_reading(lm, plain.prompt_ids, other.ids, steering), places)
     prompted: dict[str, Any] = {}
-    if row.instruction:
-        words = _side(progress, row, lm, "prompted", [])
-        # held against the prompt without the instruction, as the other two are
-        prompted = _stored(words, plain_reading(lm, plain.prompt_ids, words.ids, steering), places)
+    with _saying_what_fits(lm, len(row.prompt) // CHARACTERS_A_TOKEN + row.max_new_tokens):
+        plain = _side(progress, row, lm, "baseline", [])
+        read = plain_reading(lm, plain.prompt_ids, plain.ids, steering)
+        baseline = steered = _stored(plain, read, places)
+        if steering:
+            other = _side(progress, row, lm, "steered", steering)
+            steered = _stored(other, plain_reading(lm, plain.prompt_ids, other.ids, steering), places)
+        if row.instruction:
+            words = _side(progress, row, lm, "prompted", [])
+            # held against the prompt without the instruction, as the other two are
+            prompted = _stored(words, plain_reading(lm, plain.prompt_ids, words.ids, steering), places)
     policy = asdict(plain.policy) | {"prompt_ids": plain.prompt_ids, "prompt_tokens": plain.prompt_tokens}
     policy |= {"scope": SCOPES[row.scope], "equation": "x' = x + decode(z') - decode(z)", "dtype": str(lm.dtype)}
-    policy |= {"saes": [fact_of(sae) for sae in row.edited_saes().values()]}
+    policy |= {"definitions": DEFINITIONS, "saes": [fact_of(sae) for sae in row.edited_saes().values()]}
     row.finish(
         baseline=baseline, steered=steered, prompted=prompted, policy=policy, versions=versions(),
         seconds=time.monotonic() - began,
@@ -127,7 +130,8 @@ def infer(progress: Progress, inference: int) -> dict[str, Any]:
     for number in range(len(row.prompts)):
         made = _written(progress, row, lm, number, steering)
         progress.start(f"Reading text {number + 1}", unit="tokens", total=len(made.ids))
-        found.append(infer_text(lm, readers, made.ids, likely=row.top_next if row.probabilities else 0))
+        with _saying_what_fits(lm, len(made.ids)):
+            found.append(infer_text(lm, readers, made.ids, likely=row.top_next if row.probabilities else 0))
         row.outputs.append(made.output)
     row.facts = [fact_of(sae) | _summary(number, found) for number, sae in enumerate(saes)]
     _write_texts(row, lm, found)
@@ -207,6 +211,24 @@ class _WarmReader(Reader):
     def sae(self) -> Weights:  # type: ignore[override]
         row: SAE = self._row  # type: ignore[attr-defined]
         return warm_sae(row)
+
+
+@contextmanager
+def _saying_what_fits(lm: LM, n_tokens: int) -> Iterator[None]:
+    """Where memory runs out in the worker that all share: let go of what is warm, and say how much there is."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not memory_ran_out(error):
+            raise
+        MODELS_AND_SAES.clear()
+        free = psutil.virtual_memory().available
+        raise JobError(
+            f"Memory ran out with a text of up to {n_tokens:,} tokens: {lm.name} takes {gigabytes(size_of(lm))} without "
+            f"it, and {gigabytes(free)} are free.",
+            f"A text of {max(1, n_tokens // 2):,} tokens needs about half as much beside the model; fewer SAEs at a time "
+            "need less, too.",
+        ) from error
 
 
 def _mean(counts: Any) -> float | None:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from saes.models import SAE
 
-# Action -> what an SAE must be for it. `place`: its hook point exists in a model that is here. `rows`: its codes depend on
-# one position alone. `own`: what it gives back belongs where it reads. `goal`: there is something to compare that with.
+# Action -> what an SAE must be for it. `place`: its hook point exists in a model that is here. `one`: it reads one place.
+# `rows`: its codes depend on one position alone. `own`: what it gives back belongs where it reads. `goal`: there is
+# something to compare that with.
 NEEDS = {
-    "steer": ("place", "rows", "own"),
-    "evaluate": ("place", "rows", "goal"),
-    "harvest": ("place", "rows"),
+    "steer": ("place", "one", "rows", "own"),
+    "evaluate": ("place", "one", "rows", "goal"),
+    "harvest": ("place", "one", "rows"),
+    "read": ("place", "one"),
 }
 SEQUENCES = ("temporal",)
 SEVERAL_PLACES = ("crosscoder", "clt")
 
 
 def why_not(sae: SAE, action: str) -> str:
-    """Why `action` ("steer", "evaluate", "harvest") is not possible with this SAE; "" when it is."""
+    """Why `action` ("steer", "evaluate", "harvest", "read") is not possible with this SAE; "" when it is."""
     if not sae.ready:
         return "It is being brought here." if sae.busy else "Its files are not on this machine; download it first."
     needs = NEEDS[action]
     return (
-        ("rows" in needs and _of_rows(sae))
+        ("one" in needs and _of_one_place(sae))
+        or ("rows" in needs and _of_rows(sae))
         or ("own" in needs and _of_own_place(sae))
         or ("goal" in needs and _of_goal(sae))
         or ("place" in needs and _of_model(sae))
@@ -40,10 +43,14 @@ def is_transcoder(sae: SAE) -> bool:
     return "transcoder" in sae.architecture or elsewhere or bool(d_out and sae.d_in and d_out != sae.d_in)
 
 
+def _of_one_place(sae: SAE) -> str:
+    if sae.architecture not in SEVERAL_PLACES:
+        return ""
+    kind = "crosscoder" if sae.architecture == "crosscoder" else "cross-layer transcoder"
+    return f"A {kind} reads or writes several places of the model at once, which is not possible here yet."
+
+
 def _of_rows(sae: SAE) -> str:
-    if sae.architecture in SEVERAL_PLACES:
-        kind = "crosscoder" if sae.architecture == "crosscoder" else "cross-layer transcoder"
-        return f"A {kind} reads or writes several places of the model at once, which is not possible here yet."
     if sae.architecture in SEQUENCES or sae.config.get("row_by_row") is False:
         return "Its codes depend on whole sequences, and activations are held token by token here."
     return ""

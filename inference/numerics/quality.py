@@ -14,6 +14,14 @@ from torch import Tensor
 from inference.numerics.steer import Steering, SteeringHook
 from saes.numerics.lm import LM, hooked
 
+# What the figures of a text are, by the ids they are shown and exported with.
+DEFINITIONS = {
+    "plain_perplexity_1": "exp(-mean natural log p) of the new tokens under the model without edits, temperature 1",
+    "repetition_3gram_1": "share of 3-grams of new token ids that repeat an earlier one: 1 - distinct / all",
+    "zlib_ratio_9_1": "bytes of the new text compressed by zlib level 9 / bytes of the text as UTF-8",
+    "plain_effect_1": "mean code of the edited features over the new tokens, read by the model without edits",
+}
+
 
 @dataclass(frozen=True)
 class PlainReading:

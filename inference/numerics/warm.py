@@ -42,8 +42,8 @@ class Warm:
             if key not in self._kept:
                 if expected > self.budget():
                     raise TooLarge(
-                        f"{name or 'This'} takes about {_gigabytes(expected)}, and the live worker may keep "
-                        f"{_gigabytes(self.budget())} in memory."
+                        f"{name or 'This'} takes about {gigabytes(expected)}, and the live worker may keep "
+                        f"{gigabytes(self.budget())} in memory."
                     )
                 self._make_room(expected)
                 thing = load()
@@ -51,6 +51,12 @@ class Warm:
                 self._make_room(0, but=key)
             self._kept.move_to_end(key)
             return self._kept[key].thing
+
+    def clear(self) -> None:
+        """Let go of everything that no running job holds."""
+        with self._lock:
+            self._kept.clear()
+        _give_back()
 
     def held(self) -> list[Kept]:
         """What is kept, least recently used first."""
@@ -66,12 +72,21 @@ class Warm:
             del self._kept[oldest]
             gone += 1
         if gone:
-            gc.collect()  # models hold cycles
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _give_back()
 
     def _taken(self) -> int:
         return sum(kept.n_bytes for kept in self._kept.values())
+
+
+def _give_back() -> None:
+    gc.collect()  # models hold cycles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an exception says so; torch's allocator of the main memory says it only in its text."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def size_of(thing: Any) -> int:
@@ -82,5 +97,5 @@ def size_of(thing: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
 
 
-def _gigabytes(n: int) -> str:
+def gigabytes(n: int) -> str:
     return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"

@@ -353,3 +353,20 @@ def test_repetition() -> None:
     assert repetition([1, 2, 3, 4]) == 0.0
     assert repetition([1, 1, 1, 1, 1]) == pytest.approx(2 / 3)
     assert repetition([1, 2, 1, 2], n=2) == pytest.approx(1 / 3)
+
+
+def test_when_memory_runs_out_it_says_what_fits(rows: Rows, monkeypatch: pytest.MonkeyPatch, run_job: Any) -> None:
+    run(generation(rows, (3, "add", 1.0)), run_job)
+    assert jobs.MODELS_AND_SAES.held()
+
+    def too_much(*args: Any, **kwargs: Any) -> Any:
+        return torch.empty(1 << 55)  # the allocator's own refusal
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "generate_text", too_much)
+        row = generation(rows, (3, "add", 1.0))
+        job = run_job(row.start(row.owner))
+    assert job.state == State.FAILED and job.error.startswith("Memory ran out with a text of up to")
+    assert "tiny-llama takes" in job.error and "are free" in job.error and "half as much" in job.hint
+    assert not jobs.MODELS_AND_SAES.held(), "what was warm is let go"
+    run(generation(rows, (3, "add", 1.0)), run_job)

@@ -60,6 +60,34 @@ def expected(rows: Rows, ids: list[int], hook: str = RESID) -> np.ndarray:
         return sae.encode(lm.activations(torch.tensor([ids]), [hook])[hook][0]).numpy()
 
 
+def test_an_sae_of_sequences_reads_the_whole_text(rows: Rows, run_job: Any, client_of: Any) -> None:
+    """A temporal SAE's codes depend on the tokens before, so it is given them all, in order."""
+    from saes.numerics.architectures import sae_class
+    from saes.numerics.formats import save_sae
+    from saes.numerics.sae import SAEConfig
+
+    torch.manual_seed(0)
+    options = {"n_heads": 2, "bottleneck_factor": 4, "kval_topk": 6}
+    config = SAEConfig("temporal", 32, 64, hook_name=RESID, options=options, model_name="tiny-llama")
+    weights = sae_class("temporal")(config).requires_grad_(False)
+    for tensor in weights.parameters():
+        tensor.copy_(0.3 * torch.randn(tensor.shape))
+    sae = SAE.objects.get(pk=rows.sae.pk)
+    sae.pk, sae.name, sae.architecture, sae.d_sae, sae.path = None, "sequences", "temporal", 64, "saes/sequences"
+    sae.save()
+    save_sae(weights, rows.data / "saes" / "sequences")
+    assert client_of("researcher").post(CREATE, posted(rows, sae.pk)).status_code == 302
+    row = inference(rows, run_job, sae)
+    file, lm = CodesFile(row.folder), load_lm(rows.model.location)
+    with torch.inference_mode():
+        dense = load_sae(sae.files).encode(lm.activations(torch.tensor([file.ids]), [RESID])[RESID][0]).numpy()
+    assert (dense != 0).any()
+    for feature in range(64):
+        np.testing.assert_allclose(file.sae(0).along(feature), dense[:, feature], rtol=1e-4, atol=1e-6)
+    steering = client_of("researcher").get(f"/steering/new/?sae={sae.pk}").content.decode()
+    assert "sequences cannot steer. Its codes depend on whole sequences" in steering
+
+
 # -- the job
 def test_everything_that_fires_is_kept(rows: Rows, run_job: Any) -> None:
     other = second_sae(rows)
