@@ -31,7 +31,7 @@ def _top_texts(view: FeatureView, columns: Columns, features: Iterable[int]) -> 
 
     prompts, outputs and top_neurons belong to one answer of that server and are empty here.
     """
-    head = {
+    head: dict[str, Any] = {
         "sae_path": view.sae.path, "sae_id": str(view.sae.pk), "layer": view.sae.hook_name, "prompts": [], "outputs": [],
         "top_neurons": [], "concept_config_path": None, "n_tokens": columns.n_tokens, "corpus": view.capture.name,
     }  # fmt: skip

@@ -39,5 +39,6 @@ def _joined(pieces: Iterable[str]) -> Iterator[bytes]:
 
 async def _later(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
     """The parts, each made in a thread (the request's own, where its database connection lives)."""
-    while part := await sync_to_async(next)(parts, b""):
+    following = sync_to_async(lambda: next(parts, b""))
+    while part := await following():
         yield part

@@ -12,7 +12,7 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.generic import TemplateView
 
-from concepts.models import FeatureView
+from concepts.models import Concept, FeatureView, Label
 from inference.models import Generation
 from saehub.accounts.access import LOGIN, PUBLIC, allowed, needs
 from saehub.fragments import part
@@ -84,6 +84,7 @@ def search(request: HttpRequest) -> HttpResponse:
         )
         if text and allowed(request.user, permission)
     ]
+    found += _meanings(request, text) if text else []
     same_words = any(rows and rows[0]._meta.model is SAE for _, rows in found)
     said = bool(meant.saes or meant.nearest)  # then the SAEs with the same words are one link
     found = [(title, rows) for title, rows in found if rows and not (rows[0]._meta.model is SAE and said)]
@@ -93,6 +94,18 @@ def search(request: HttpRequest) -> HttpResponse:
     more = len(found) > 0 and found[0][0] == "SAEs" and len(found[0][1]) == SEARCH_ROWS
     context = {"q": text, "found": found, "meant": meant, "more_saes": more, "same_words": same_words}
     return render(request, "search.html", context)
+
+
+def _meanings(request: HttpRequest, text: str) -> list[tuple[str, list[Any]]]:
+    """Features by their labels, and concepts by their names."""
+    groups: list[tuple[str, list[Any]]] = []
+    if allowed(request.user, "concepts.view_label"):
+        rows = Label.objects.with_words(text).select_related("sae")
+        groups.append(("Labels of features", list(rows[:SEARCH_ROWS])))
+    if allowed(request.user, "concepts.view_conceptdictionary"):
+        concepts = Concept.objects.filter(name__icontains=text).select_related("dictionary__sae")
+        groups.append(("Concepts", list(concepts[:SEARCH_ROWS])))
+    return groups
 
 
 def _opened(request: HttpRequest, sae: SAE, meant: Resolution) -> HttpResponse:

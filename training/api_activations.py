@@ -18,7 +18,7 @@ from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
 from saehub.jobs.models import LIVE
 from saehub.jobs.starting import starts
 from saes.api_forms import laid_over, refuse
-from training.forms import CaptureForm
+from training.capture_form import CaptureForm
 from training.models import Capture, Corpus
 
 router = Router(tags=["Activations"])

@@ -19,6 +19,7 @@ from saes.api_forms import laid_over, refuse
 from saes.models import SAE
 from training.models import Capture, Run, RunPoint
 from training.run_form import RunForm
+from training.sweep_form import NumbersField
 
 router = Router(tags=["Training"])
 PEERS = {"TopKSae": "topk", "L1Sae": "standard"}  # class names of mi_crow
@@ -206,14 +207,16 @@ def _field(form: RunForm, name: str) -> dict[str, Any]:
     kind = next(
         (word for of, word in sorted(kinds, key=lambda one: one[1] != "number") if isinstance(field, of)), "string"
     )
+    if isinstance(field, NumbersField):
+        kind = "integer" if field.kind is int else "number"
     default = form.get_initial_for_field(field, name)
     return {
         "name": name,
         "label": str(field.label),
         "type": kind,
         "default": default if isinstance(default, bool | int | float | str | None) else str(default),
-        "minimum": getattr(field, "min_value", None),
-        "maximum": getattr(field, "max_value", None),
+        "minimum": getattr(field, "min_value", getattr(field, "least", None)),
+        "maximum": getattr(field, "max_value", getattr(field, "most", None)),
         "help": str(field.help_text),
     }
 
@@ -236,6 +239,8 @@ def train(request: HttpRequest, given: TrainIn) -> Any:
     fields |= {"d_sae": given.n_latents} if given.n_latents is not None else {}
     form = RunForm(laid_over(RunForm(user=request.user), fields), user=request.user)
     refuse(form, {"source": "layer", "architecture": "sae_class", "d_sae": "n_latents", "name": "run_id"})
+    if form.is_sweep:
+        raise Problem(422, f"That are {len(form.points)} SAEs; ask for one at a time, or start the sweep on the page.")
     return form.make().pk
 
 

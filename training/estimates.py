@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 
 from training.models import Capture, Run
-from training.preview import Preview, preview
+from training.preview import Policy, Preview, preview
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text, where the model's own tokenizer cannot be asked
 STORAGE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -24,13 +24,16 @@ def free_bytes() -> int:
 
 @dataclass(frozen=True)
 class CaptureEstimate:
-    """tokens None: the corpus was not counted and no limit is set."""
+    """tokens None: the corpus was not counted and no limit is set. seconds None: the model was not captured from yet;
+    else scaled from the capture `like`."""
 
     tokens: int | None
     bytes: int | None
     free: int
     hooks: list[dict[str, Any]]
     preview: Preview | None
+    seconds: float | None = None
+    like: Capture | None = None
 
     @property
     def fits(self) -> bool:
@@ -47,14 +50,37 @@ def estimate_capture(data: dict[str, Any]) -> CaptureEstimate | None:
     model, corpus, hooks = data.get("model"), data.get("corpus"), data.get("hook_names")
     if not (model and corpus and hooks):
         return None
-    shown = preview(model, corpus.sample, bool(data.get("prepend_bos")), bool(data.get("store_special")))
+    shown = preview(model, corpus.sample, Policy.of(data))
     ratio = shown.characters_per_token if shown else CHARACTERS_PER_TOKEN
     found = int(corpus.n_characters / ratio) if corpus.n_characters is not None else None
     tokens = min(filter(None, (found, data.get("max_tokens"))), default=None)
     rows = [row for row in map(model.hook, hooks) if row]
     width = sum(row["d"] for row in rows)
-    each = width * STORAGE_BYTES[data.get("dtype") or "float32"] + 3 * 4  # with the token and where it stands
-    return CaptureEstimate(tokens, None if tokens is None else tokens * each, free_bytes(), rows, shown)
+    stored = data.get("stored") not in (False, "0")
+    each = (width * STORAGE_BYTES[data.get("dtype") or "float32"] if stored else 0) + 3 * 4  # token, context, place
+    seconds, like = _capture_seconds(model, rows, tokens, data.get("compute_dtype") or Capture.Compute.FP32, stored)
+    size = None if tokens is None else tokens * each
+    return CaptureEstimate(tokens, size, free_bytes(), rows, shown, seconds, like)
+
+
+def _capture_seconds(
+    model: Any, hooks: list[dict[str, Any]], tokens: int | None, compute_dtype: str, stored: bool
+) -> tuple[float | None, Capture | None]:
+    """From the last capture of the same model in the same precision: a pass costs as much as it is deep."""
+    done = Capture.objects.ready().filter(
+        model=model, compute_dtype=compute_dtype, location="", stored=True, seconds__gt=0, n_tokens__gt=0
+    )
+    last = done.order_by("-ready_at").first()
+    if last is None or tokens is None or not stored:
+        return None, None
+    before = [row for row in map(model.hook, last.hook_names) if row]
+    return last.seconds / last.n_tokens * tokens * _depth(model, hooks) / _depth(model, before), last
+
+
+def _depth(model: Any, hooks: list[dict[str, Any]]) -> int:
+    """Layers that a pass runs through."""
+    layers = [row["layer"] for row in hooks if row["layer"] is not None]
+    return max(layers, default=0) + 1
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from training.files import digest
 from training.models import Corpus, Evaluation, Run, Sweep
 from training.numerics.shards import open_capture
 from training.numerics.tokens import CorpusError, read_texts
+from training.preview import BETWEEN_DOCUMENTS, EXAMPLES
 from training.registering import keep, made, new_sae
 from training.sweeper import Sweeper
 from training.trainer import Paused, Trainer, trainer_config
 
-SAMPLE_CHARACTERS = 4000
+SAMPLE_CHARACTERS = 6000
 HUB_SAMPLE_DOCUMENTS = 200
 CHARACTERS_PER_TOKEN = 4  # only to show how far a capture without a limit is
 
@@ -81,9 +82,9 @@ def _read_dataset(progress: Progress, row: Corpus) -> dict[str, Any]:
 
 
 def _more(sample: str, text: str) -> str:
-    """What of `text` still fits into the sample; zero bytes, which the database cannot hold, left out."""
-    room = SAMPLE_CHARACTERS - len(sample)
-    return ("\n\n" if sample else "") + text[:room].replace("\0", "") if room > 0 else ""
+    """What of `text` still fits into the sample, a third of it at most; zero bytes, which the database cannot hold, left out."""
+    room = min(SAMPLE_CHARACTERS - len(sample), SAMPLE_CHARACTERS // EXAMPLES)
+    return (BETWEEN_DOCUMENTS if sample else "") + text[:room].replace("\0", "") if room > 0 else ""
 
 
 def texts_of(row: Corpus) -> Iterator[str]:

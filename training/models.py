@@ -108,8 +108,8 @@ class Capture(Made):
         return bool(self.ready and self.max_tokens and not self.location and found < self.max_tokens)
 
     @property
-    def tokens_per_second(self) -> float | None:
-        return self.n_tokens / self.seconds if self.n_tokens and self.seconds else None
+    def tokens_per_second(self) -> int | None:
+        return round(self.n_tokens / self.seconds) if self.n_tokens and self.seconds else None
 
     def start(self, user: Any, *, title: str = "") -> Any:
         """Queue the job that makes it, or one for each of its parts; the row shows the first."""

@@ -99,9 +99,17 @@ class RunForm(NewRow):
     clip = forms.FloatField(
         required=False, min_value=0, label="Gradient norm at most", help_text="Not limited when empty"
     )
+    processes = forms.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=64,
+        initial=1,
+        label="Processes",
+        help_text="GPUs, or CPU processes, that share each batch; 1 is fastest on a single processor",
+    )
     advanced = [
         "name", "more_hooks", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "l1_warmup", "matryoshka_widths", "aux_coefficient",
-        "dead_after_tokens", "clip",
+        "dead_after_tokens", "clip", "processes",
     ]  # fmt: skip
     only_with = {
         name: ("architecture", tuple(key for key, names in ARCHITECTURE_FIELDS.items() if name in names))
@@ -114,7 +122,7 @@ class RunForm(NewRow):
 
     class Meta:
         model = Run
-        fields = ("name", "architecture", "evaluate_after", "harvest_after")
+        fields = ("name", "architecture", "evaluate_after", "harvest_after", "processes")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -131,6 +139,9 @@ class RunForm(NewRow):
         ]
         source.error_messages["invalid_choice"] = "That capture does not hold this hook point; choose one of the list."
 
+    def clean_processes(self) -> int:
+        return self.cleaned_data["processes"] or 1
+
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data
         if not data.get("source"):
@@ -141,6 +152,8 @@ class RunForm(NewRow):
         self.points = points(self._axes(data) | {"hook_name": hooks})
         if len(self.points) > MOST_RUNS:
             raise ValidationError(f"That are {len(self.points):,} runs; a sweep takes {MOST_RUNS} at most.")
+        if self.is_sweep and data.get("processes", 1) > 1:
+            self.add_error("processes", "A sweep trains side by side in one process; choose 1, or one run alone.")
         if "d_sae" not in self.errors:
             for point in self.points:
                 point["d_sae"] = point.get("d_sae") or EXPANSION * (self.instance.capture.d_in(point["hook_name"]) or 0)
@@ -302,6 +315,7 @@ def like(run: Run) -> dict[str, Any]:
             "architecture": run.architecture,
             "evaluate_after": run.evaluate_after,
             "harvest_after": run.harvest_after,
+            "processes": run.processes,
         }
     )
 

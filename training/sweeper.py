@@ -31,6 +31,8 @@ class Sweeper:
         runs = list(self.sweep.waiting().filter(job=self.progress.job).order_by("pk").select_related("owner"))
         for run in runs:
             run.capture = self.sweep.capture
+        if runs:
+            self.source = open_capture(self.sweep.capture.folder)  # once: a stream keeps its model and its window
         self.members = [self._member(run) for run in runs]
         total = sum(member.training.config.total_rows for member in self.members)
         self.progress.start(f"Training {len(runs)} SAEs side by side", unit="tokens", total=total or None)
@@ -43,7 +45,6 @@ class Sweeper:
         return self._summary()
 
     def _member(self, run: Run) -> Member:
-        self.source = open_capture(self.sweep.capture.folder)
         config = trainer_config(run)
         trainer = Trainer(self.progress, run, config)
         trainer.begin()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from django.contrib import messages
 from django.db.models import Count
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_POST
 
-from saehub.accounts.access import needs
+from saehub.accounts.access import check, needs
 from saehub.fragments import part
+from saehub.jobs.kinds import KINDS
+from saehub.jobs.models import Job, enqueue
 from saes.listing import Column, listing
+from training.capture_form import CaptureForm
 from training.estimates import free_bytes
-from training.forms import CaptureForm, CorpusForm
+from training.forms import CorpusForm
 from training.links import given
 from training.models import Capture, Corpus
-from training.preview import preview
+from training.preview import Policy, preview
 
+CAPTURE_ACTIONS = ("verify_capture", "export_capture")
 CORPUS_COLUMNS = (
     Column("name", "Corpus", "name"),
     Column("source", "From", "source"),
@@ -88,11 +94,17 @@ def capture_create(request: HttpRequest) -> HttpResponse:
     """The form; for htmx the hook points of the chosen model, or what the form as it stands would cost."""
     if getattr(request, "htmx", False) and request.method == "GET":
         return _capture_part(request)
-    form = CaptureForm(request.POST or None, user=request.user, initial=given(request, "model", "corpus"))
+    asked = request.POST or (request.GET if "look" in request.GET else None)  # "look": before the start, without htmx
+    form = CaptureForm(asked, user=request.user, initial=given(request, "model", "corpus"))
     if request.method == "POST" and form.is_valid():
         return redirect(form.make())
     context = {"section": "captures", "form": form, "estimate": form.estimate()}
-    return render(request, "training/capture_create.html", context, status=422 if form.errors else 200)
+    return render(
+        request,
+        "training/capture_create.html",
+        context,
+        status=422 if form.errors and request.method == "POST" else 200,
+    )
 
 
 def _capture_part(request: HttpRequest) -> HttpResponse:
@@ -113,7 +125,35 @@ def capture_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "capture": capture,
         "hooks": hooks,
         "runs": capture.runs.select_related("job", "sae")[:25],
-        "preview": preview(capture.model, capture.corpus.sample, capture.prepend_bos, capture.store_special),
+        "preview": None if capture.location else preview(capture.model, capture.corpus.sample, Policy.of(capture)),
+        "jobs": _jobs_of(capture),
         "free": free_bytes(),
     }
     return render(request, "training/capture_detail.html" + part(request, "live"), context)
+
+
+def _jobs_of(capture: Capture) -> list[Job]:
+    """Its parts while they are made, and the last check and export of its files."""
+    rows = Job.objects.filter(kind__in=(Capture.KIND, *CAPTURE_ACTIONS), subject_id=capture.pk).order_by("pk")
+    last = {job.kind: job for job in rows if job.kind != Capture.KIND}
+    parts = [job for job in rows if job.kind == Capture.KIND] if capture.parts > 1 and not capture.ready else []
+    return [*parts, *last.values()]
+
+
+@require_POST
+@needs("training.view_capture", post="training.add_capture")
+def capture_action(request: HttpRequest, pk: int, kind: str) -> HttpResponse:
+    """Queue a check of a capture's files, or an export of them."""
+    capture = get_object_or_404(Capture, pk=pk)
+    check(request.user, "training.add_capture", capture)
+    if kind not in CAPTURE_ACTIONS:
+        raise Http404
+    if not capture.ready:
+        messages.warning(request, "This capture is not finished yet.")
+    elif kind == "export_capture" and not capture.stored:
+        messages.warning(request, "This capture is streamed, so there are no activations to export.")
+    elif Job.objects.live().filter(kind=kind, subject_id=pk).exists():
+        messages.warning(request, "That is under way already.")
+    else:
+        enqueue(kind, request.user, title=f"{KINDS[kind].title}: {capture.name}", capture=pk)
+    return redirect(capture)

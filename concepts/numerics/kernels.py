@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, disable-error-code=assignment
 """Compiled loops of the harvest's encoder, for a CPU. Import through `sparse_encode`, which does without numba too."""
 
 import numpy as np

@@ -39,8 +39,9 @@ class SparseEncoder:
         self.sae = sae
         self.unsure = 0
         topk = type(sae) is TopKSAE
+        self.k = int(sae.config.k or 0) if topk else 0
         self.rows = CHUNK_ROWS if topk else min(max(64, CHUNK_NUMBERS // sae.config.d_sae), CHUNK_ROWS)
-        self._compiled = (
+        self._compiled: Any = (
             _kernels() if topk and sae.W_enc.device.type == "cpu" and sae.W_enc.dtype == torch.float32 else None
         )
         if self._compiled is not None:
@@ -51,8 +52,8 @@ class SparseEncoder:
         d_sae = self.sae.config.d_sae
         self._weights = self.sae.W_enc.detach().t().contiguous()
         self._bias = self.sae.b_enc.detach().contiguous()
-        self._half = bool(torch.cpu.get_capabilities().get("avx512_bf16")) and d_sae >= 8 * self.sae.k
-        self._wide = WIDER * self.sae.k if self._half else self.sae.k
+        self._half = bool(torch.cpu.get_capabilities().get("avx512_bf16")) and d_sae >= 8 * self.k
+        self._wide = WIDER * self.k if self._half else self.k
         self._factors = self._weights
         if self._half:
             whole = self._padded(self._weights, self._bias)
@@ -74,7 +75,7 @@ class SparseEncoder:
         return self._quickly(centred.float().contiguous(), self._wide)
 
     def _plainly(self, centred: Tensor) -> Fires:
-        k = self.sae.k
+        k = self.k
         values, indices = topk_codes(centred, self.sae.W_enc, self.sae.b_enc, k)
         value = values.relu().float().cpu().numpy().reshape(-1)
         at = np.flatnonzero(~(value <= 0))
@@ -95,7 +96,7 @@ class SparseEncoder:
             )
             if self._half:
                 self._compiled.settle(
-                    rows.numpy(), self._weights.numpy(), self._bias.numpy(), scale.numpy(), self.sae.k, wide,
+                    rows.numpy(), self._weights.numpy(), self._bias.numpy(), scale.numpy(), self.k, wide,
                     counts[first:last], cols[slots], values[slots], sure[first:last],
                 )  # fmt: skip
 
@@ -123,7 +124,7 @@ class SparseEncoder:
 
     def _wholly(self, centred: Tensor) -> Fires:
         """Chosen by a float32 product, and valued by the loop that values all others: no number depends on the chunks."""
-        n, k = len(centred), self.sae.k
+        n, k = len(centred), self.k
         _, cols = topk_codes(centred, self.sae.W_enc, self.sae.b_enc, k)
         columns, values = cols.to(torch.int32).numpy().reshape(-1), np.full(n * k, np.inf, np.float32)
         counts, sure = np.full(n, k), np.empty(n, bool)

@@ -14,7 +14,7 @@ from saehub.accounts.api_access import Problem
 from saehub.accounts.idempotency import as_operation, once
 from saehub.jobs.models import LIVE, Job
 
-LONGEST_WAIT = 60.0
+LONGEST_WAIT = 300.0
 POLL_SECONDS = 0.1
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from django.urls import reverse
 
-from concepts.models import FeatureView, Label
+from concepts.models import ConceptDictionary, FeatureView, Label
 from concepts.search import SearchError, alike, by_label, by_promoted
 from saes.models import SAE
 from saes.numerics.formats import load_sae
@@ -112,3 +112,13 @@ def test_the_page_asks_the_same_queries_for_one_and_three_labels(
     search(client, q="cats")
     with django_assert_num_queries(PAGE_QUERIES):
         assert search(client, q="cats").status_code == 200
+
+
+def test_the_omnibox_finds_labels_and_concepts(rows: Rows, client_of: Any) -> None:
+    client = client_of("annotator")
+    label = Label.objects.name_feature(rows.sae, 5, "about <b>cats</b>", rows.owner)
+    assert client.get("/search/", {"q": "cats"}).url == label.get_absolute_url(), "the only thing of that name"
+    dictionary = ConceptDictionary.objects.create(sae=rows.sae, name="animals", owner=rows.owner)
+    dictionary.change({"big cats": {"description": "", "members": [[5, 1.0, 1, None]]}}, rows.owner, "new")
+    page = client.get("/search/", {"q": "cats"}).content.decode()
+    assert "about &lt;b&gt;cats" in page and "tiny-sae/5" in page and "big cats" in page and "animals" in page

@@ -37,7 +37,7 @@ def test_a_corpus_is_counted_and_hashed(make_corpus):
     assert row.n_documents == 2
     assert row.n_characters == len("First document.") + len("Second one, with ünïcode.")
     assert row.size_bytes == row.file.stat().st_size and len(row.sha256) == 64
-    assert row.sample == "First document.\n\nSecond one, with ünïcode."
+    assert row.sample == "First document.\n\n\nSecond one, with ünïcode."
 
 
 def test_a_corpus_that_is_not_text_fails_with_a_sentence(make_corpus):

@@ -5,6 +5,7 @@ import json
 import psutil
 import pytest
 import torch
+from django.urls import reverse
 
 from saehub.jobs.models import Job, State
 from saes.numerics.formats import load_sae
@@ -77,3 +78,19 @@ def test_stop_and_keep_and_a_rank_that_fails_say_so(make_run, monkeypatch):
     monkeypatch.setattr(Trainer, "asked_to_stop", asked)
     _, job = make_run(processes=2, config=LONG | {"lr": 1e30}, evaluate_after=False, harvest_after=False)
     assert job.state == State.FAILED and "lower the learning rate" in job.error
+
+
+def test_the_form_asks_how_many_processes_and_refuses_them_for_a_sweep(client_of, make_capture):
+    capture, _ = make_capture()
+    given = {
+        "source": f"{capture.pk}:{capture.hook_names[0]}", "architecture": "topk", "k": "4", "d_sae": "64",
+        "n_tokens": 1280, "batch_size": 64, "seed": "0", "lr_warmup": 0.02, "lr_decay": 0.2, "l1_warmup": 0.05,
+        "aux_coefficient": 0.03, "processes": 2,
+    }  # fmt: skip
+    client = client_of("researcher")
+    page = client.post(reverse("training:run_create"), given | {"k": "4, 8"})
+    assert page.status_code == 422 and "A sweep trains side by side in one process" in page.content.decode()
+    assert client.post(reverse("training:run_create"), given).status_code == 302
+    assert Run.objects.get().processes == 2
+    assert client.post(reverse("training:run_create"), given | {"processes": ""}).status_code == 302
+    assert Run.objects.order_by("pk").last().processes == 1

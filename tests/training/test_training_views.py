@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from saehub.jobs.models import Job, State
 from saes.models import SAE, LanguageModel
-from training.forms import CaptureForm
+from training.capture_form import CaptureForm
 from training.models import Capture, Corpus, Evaluation, Run, RunPoint
 from training.run_form import ARCHITECTURES, RunForm
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saes.numerics.sae import SAE
 from training.numerics.checkpoint import FILE as CHECKPOINT
-from training.numerics.checkpoint import TrainingError, load_checkpoint, save_checkpoint
+from training.numerics.checkpoint import Claim, TrainingError, load_checkpoint, save_checkpoint
 from training.numerics.live import look, memory_used
 from training.numerics.losses import LOSSES, Outcome, Terms, variance
 from training.numerics.micro import MICRO_ROWS, accumulate, is_out_of_memory
@@ -130,9 +130,9 @@ def train(
     training = Training(
         sae, config, on_step=on_step, checkpoint_dir=checkpoint_dir, held_out=held_out, say=say, ranks=ranks
     )
-    stream = iter(batches(training.state.tokens) if callable(batches) else batches)
     stopped = False
     try:
+        stream = iter(batches(training.state.tokens) if callable(batches) else batches)
         while not training.done:
             stopped = ranks.told(ranks.first and should_stop is not None and should_stop())
             x = None if stopped else next(stream, None)
@@ -169,6 +169,7 @@ class Training:
         self.folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
         self.state, self._moments = _resume(self.folder, sae, config)
         self.folder = self.folder if ranks.first else None
+        self._claim = Claim(self.folder) if self.folder is not None else None
         self.micro_rows: int | None = None  # rows at once, where a whole batch does not fit into memory
         self._unsaid: list[str] = []
         self._clock, self._scratch = _Clock(self.state), Scratch()
@@ -274,6 +275,8 @@ class Training:
         """Give the SAE its ordinary layout back."""
         if self._optimizer is not None:
             self._optimizer.release()
+        if self._claim is not None:
+            self._claim.release()
 
     def result(self, stopped: bool) -> TrainResult:
         state = self.state

@@ -21,9 +21,10 @@ from training.numerics.checkpoint import FILE, TrainingError, load_checkpoint, s
 from training.numerics.reconstruction import explained_variance
 from training.numerics.shard_writer import ShardWriter
 from training.numerics.shards import open_capture
-from training.numerics.train import StepReport, TrainConfig, capture_batches, train
+from training.numerics.train import StepReport, TrainConfig, Training, capture_batches, train
 
 D, D_SAE, K = 16, 64, 3
+ROOT = Path(__file__).resolve().parents[3]
 DICTIONARY = torch.nn.functional.normalize(torch.randn(48, D, generator=torch.Generator().manual_seed(0)), dim=1)
 
 
@@ -356,3 +357,75 @@ def test_training_from_a_capture_goes_through_its_training_rows_in_the_seed_s_or
     assert not torch.equal(seen, torch.cat(list(capture_batches(capture, "h", dataclasses.replace(made, seed=4))(0))))
     result = train(sae_of(), batches, made)
     assert (result.steps, result.tokens, result.stopped) == (24, 1500, False)
+
+
+def test_two_runs_do_not_write_to_one_place(tmp_path):
+    first = Training(sae_of("topk"), config(), checkpoint_dir=tmp_path)
+    with pytest.raises(TrainingError, match="Another run is writing to"):
+        train(sae_of("topk"), stream(), config(), checkpoint_dir=tmp_path)
+    first.close()
+    assert train(sae_of("topk"), stream(), config(), checkpoint_dir=tmp_path).steps == config().total_steps
+
+
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu", "gated"])
+def test_a_batch_in_parts_is_the_same_batch(architecture, monkeypatch):
+    """An allocator that fails for more than 20 rows at once: the batch of 64 goes through in parts of 16."""
+    from training.numerics import micro
+
+    whole, said = train(sae_of(architecture), stream(), config(precision="float32")), []
+    real = micro.gradients
+
+    def small_memory(sae, x, terms, scratch):
+        if len(x) > 20:
+            raise MemoryError
+        return real(sae, x, terms, scratch)
+
+    monkeypatch.setattr(micro, "gradients", small_memory)
+    parts = train(sae_of(architecture), stream(), config(precision="float32"), say=said.append)
+    assert [sentence.rpartition("parts of ")[2] for sentence in said] == [
+        f"{rows} rows, whose gradients are added up." for rows in (32, 16)
+    ]
+    for one, other in zip(whole.history[:2], parts.history[:2], strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=2e-3)
+        assert one.l0 == pytest.approx(other.l0, rel=2e-2)
+    monkeypatch.setattr(micro, "gradients", lambda *given: small_memory(given[0], torch.zeros(99, 1), *given[2:]))
+    with pytest.raises(TrainingError, match="Memory ran out at step 1, even with 16 rows at once"):
+        train(sae_of(architecture), stream(), config())
+
+
+LIMITED = """
+import resource, sys
+import torch
+from saes.numerics.architectures import build_sae
+from saes.numerics.sae import SAEConfig
+from training.numerics.train import TrainConfig, train
+
+torch.set_num_threads(1)
+sae = build_sae(SAEConfig("gated", 32, 4096))
+x = torch.randn(4096, 32)
+config = TrainConfig(steps=3, batch_size=4096, log_every=1, precision="float32")
+train(build_sae(SAEConfig("gated", 32, 64)), iter([x[:512]] * 3), config)  # what torch needs once
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20, -1))
+said = []
+result = train(sae, iter([x] * 3), config, say=said.append)
+print(result.steps, len(said), said[0] if said else "")
+"""
+
+
+def test_a_process_whose_memory_is_really_limited_trains_in_parts():
+    """A gated step on 4,096 rows of 4,096 features needs more than a gigabyte; the process gets 300 MB."""
+    child = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=200, cwd=ROOT)
+    assert child.returncode == 0, child.stderr[-2000:]
+    steps, halved, sentence = child.stdout.split(maxsplit=2)
+    assert int(steps) == 3 and int(halved) >= 1
+    assert sentence.startswith("Memory ran out at step 1: batches of 4,096 go through in parts of 2,048 rows")
+
+
+def test_a_rate_of_ten_ends_with_a_sentence_and_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(TrainingError, match="lower the learning rate") as error:
+        train(sae_of("standard"), stream(), config(lr=10.0, lr_warmup=0.0, checkpoint_every=1), checkpoint_dir=tmp_path)
+    assert "The last checkpoint is kept." in str(error.value)
+    tensors, facts = load_checkpoint(tmp_path)
+    assert facts["step"] >= 1 and all(torch.isfinite(tensor).all() for tensor in tensors.values())

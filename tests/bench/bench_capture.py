@@ -1,0 +1,167 @@
+"""Capture and shards: python tests/bench/bench_capture.py MODEL_DIR [--peers DIR] [--shards-only]
+
+MODEL_DIR: a transformers folder such as the demo makes of SmolLM2-135M. Everything is measured in turns in one run, best
+of the turns; only ratios mean something on a shared machine. Real tokens per second throughout.
+--peers: a folder on whose path mi_crow is (pip install --target DIR --no-deps mi-crow==1.0.0.post10 and what it imports);
+its save_activations then reads the same texts, padded, as it does by default.
+"""
+
+import argparse
+import importlib
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from saes.numerics.architectures import build_sae
+from saes.numerics.lm import LM, load_lm
+from saes.numerics.sae import SAEConfig
+from training.numerics.capture import capture
+from training.numerics.shard_writer import ShardWriter
+from training.numerics.shards import open_capture
+from training.numerics.tokens import TokenPolicy, iter_contexts
+from training.numerics.train import TrainConfig, train
+
+HOOK, LENGTH, CONTEXTS, ROUNDS = "blocks.9.hook_resid_post", 128, 16, 5
+D, D_SAE, BATCH = 576, 4608, 2048
+
+
+def best(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Least seconds of each call, taken in turns."""
+    least = dict.fromkeys(calls, float("inf"))
+    for _ in range(rounds):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            least[name] = min(least[name], time.perf_counter() - began)
+    return least
+
+
+def captures(lm: LM, peers: str | None) -> None:
+    texts = [text for text in topics.values() if len(text) > 400][:40]
+    policy = TokenPolicy(LENGTH)
+    contexts = [context.ids for context in iter_contexts(texts, lm.tokenizer, policy)][: 4 * CONTEXTS]
+    ids = torch.from_numpy(np.stack(contexts)).long()
+    n = ids.numel()
+    keep, layers = lm.model.model.layers, lm.model.model.layers[:10]
+
+    @torch.inference_mode()
+    def truncated(dtype: torch.dtype | None) -> None:
+        """The first ten layers alone, without hooks or storing."""
+        lm.model.model.layers = layers
+        try:
+            with torch.autocast("cpu", enabled=dtype is not None, dtype=torch.bfloat16):
+                for start in range(0, len(ids), CONTEXTS):
+                    lm.model.model(input_ids=ids[start : start + CONTEXTS], use_cache=False)
+        finally:
+            lm.model.model.layers = keep
+
+    def stored(autocast: bool) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            limit = {"max_tokens": int(0.99 * n * (LENGTH - 1) / LENGTH), "batch_contexts": CONTEXTS}
+            capture(lm, texts, [HOOK], f"{folder}/c", policy=policy, autocast=autocast, **limit)
+
+    calls: dict[str, Callable[[], Any]] = {
+        "truncated forward, float32": lambda: truncated(None),
+        "capture, float32": lambda: stored(False),
+        "truncated forward, bfloat16 autocast": lambda: truncated(torch.bfloat16),
+        "capture, bfloat16 (its sample included)": lambda: stored(True),
+    }
+    real = dict.fromkeys(calls, n)
+    if peers:
+        name = "mi_crow save_activations"
+        calls[name], real[name] = mi_crow(lm, texts, peers)
+    rates = {name: real[name] / seconds for name, seconds in best(calls).items()}
+    for name, rate in rates.items():
+        print(f"{name:42} {rate:9,.0f} tokens/s")
+    exact = rates["capture, float32"]
+    print(f"capture / truncated forward, float32   {exact / rates['truncated forward, float32']:.2f}")
+    fast, alone = rates["capture, bfloat16 (its sample included)"], rates["truncated forward, bfloat16 autocast"]
+    print(f"capture / truncated forward, bfloat16  {fast / alone:.2f}")
+    print(f"capture, bfloat16 / float32            {fast / exact:.2f}")
+    if peers:
+        for kind, rate in (("float32", exact), ("bfloat16", fast)):
+            print(f"capture, {kind} / mi_crow             {rate / rates['mi_crow save_activations']:.2f}")
+
+
+def mi_crow(lm: LM, texts: list[str], path: str) -> tuple[Callable[[], Any], int]:
+    """mi_crow's own way over the same texts in float32, batches of 32 padded texts; and the real tokens of them."""
+    sys.path.insert(0, path)
+    language_model = importlib.import_module("mi_crow.language_model.language_model").LanguageModel
+    store = importlib.import_module("mi_crow.store").LocalStore
+    short = [text[:500] for text in texts]
+    tokens = sum(min(len(ids), LENGTH) for ids in lm.tokenizer(short)["input_ids"])
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            theirs = language_model(lm.model, lm.tokenizer, store(folder))
+            layer = f"{type(lm.model).__name__.lower()}_model_layers_9"
+            theirs.activations.save_activations(short, layer, batch_size=32, max_length=LENGTH, autocast=False)
+
+    return run, tokens
+
+
+def shards() -> None:
+    """Reading shuffled shards against the step that consumes them, and memory from 1 to 10 million tokens read."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "c"
+        synthetic(path, 8 * 65_536)
+        made = open_capture(path)
+        sae = build_sae(SAEConfig("topk", D, D_SAE, k=32), seed=0)
+        x = next(made.batches("h", BATCH))
+        config = TrainConfig(steps=20, batch_size=BATCH, log_every=20)
+
+        def read() -> None:
+            for _ in made.batches("h", BATCH, n_rows=20 * BATCH, seed=1):
+                pass
+
+        seconds = best({"read": read, "step": lambda: train(sae, iter([x] * 20), config)}, rounds=3)
+        for name, one in seconds.items():
+            print(f"{name:6} {20 * BATCH / one:12,.0f} tokens/s")
+        print(f"reading shuffled shards / the step     {seconds['step'] / seconds['read']:.2f}")
+        print("private memory, MB, after so many tokens read:", end="")
+        for row, _ in enumerate(made.batches("h", BATCH, n_rows=10_000_000, seed=2)):
+            if row * BATCH // 1_000_000 != (row + 1) * BATCH // 1_000_000:
+                print(f"  {round((row + 1) * BATCH / 1e6)}M: {private():.0f}", end="", flush=True)
+        print()
+
+
+def private() -> float:
+    """Megabytes of this process that are its own: mapped shards belong to the page cache."""
+    status = Path("/proc/self/status").read_text() if Path("/proc/self/status").exists() else ""
+    lines = [line for line in status.splitlines() if line.startswith("RssAnon")]
+    return int(lines[0].split()[1]) / 1024 if lines else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def synthetic(path: Path, n: int) -> None:
+    facts = {"policy": {"context_length": LENGTH}, "hook_points": [{"name": "h", "d": D}], "dtype": "float32"}
+    writer = ShardWriter(path, facts, {"h": D}, "float32", 65_536)
+    generator = torch.Generator().manual_seed(0)
+    for start in pieces(n, 64 * LENGTH):
+        contexts = np.zeros((64, LENGTH), dtype=np.int32)
+        x = {"h": torch.randn(64 * LENGTH, D, generator=generator)}
+        writer.add(contexts, np.ones(contexts.shape, bool), x, np.full(64, start), start)
+    writer.finish(run_id="bench", held_out_fraction=0.05)
+
+
+def pieces(n: int, size: int) -> Iterator[int]:
+    return iter(range(0, n, size))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--peers")
+    parser.add_argument("--shards-only", action="store_true")
+    given = parser.parse_args()
+    if given.model and not given.shards_only:
+        captures(load_lm(given.model, device="cpu"), given.peers)
+    shards()

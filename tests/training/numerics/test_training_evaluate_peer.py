@@ -1,0 +1,41 @@
+"""Metrics against SAELens' own evaluation of the same SAE on the same activations, in an interpreter that has it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saes.numerics.formats import save_sae
+from tests.saes.numerics.test_saes_peers import peer
+from tests.tiny_models import tiny_sae
+from tests.training.numerics.test_training_evaluate import data
+from training.numerics.reconstruction import Rows, reconstruction
+
+pytestmark = pytest.mark.skipif(peer() is None, reason="needs SAELens: make peers, or SAEHUB_PEERS=its python")
+SAME = {
+    "l0": "l0", "l1": "l1", "mse": "mse", "cossim": "cosine", "l2_norm_in": "l2_norm_in", "l2_norm_out": "l2_norm_out",
+    "l2_ratio": "l2_ratio", "relative_reconstruction_bias": "relative_reconstruction_bias",
+    "explained_variance": "explained_variance", "explained_variance_legacy": "explained_variance_legacy",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["topk", "standard"])
+def test_the_metrics_are_those_of_saelens(architecture, tmp_path):
+    sae, x = tiny_sae(architecture), data(500)
+    save_sae(sae, tmp_path / "sae")
+    np.save(tmp_path / "x.npy", x.numpy())
+    script = Path(__file__).with_name("evaluate_peer.py")
+    answer = subprocess.run([str(peer()), str(script), str(tmp_path)], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    theirs = json.loads(answer.stdout.splitlines()[-1])
+    found = reconstruction(sae, [Rows(x, None, np.arange(500) // 10)])
+    assert found is not None
+    for name, ours in SAME.items():
+        assert found.values[ours] == pytest.approx(theirs[name], rel=2e-5), name
+    density = torch.tensor(theirs["feature_density"])
+    torch.testing.assert_close(found.firing.tokens / found.n, density)
+    heuristic = found.firing.tokens / found.firing.contexts
+    torch.testing.assert_close(heuristic.nan_to_num(-1), torch.tensor(theirs["consistent_activation_heuristic"]))

@@ -1,0 +1,191 @@
+"""The form of a capture. Torch-free: the job checks again what only the model can tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.urls import reverse_lazy
+
+from saes.fields import NewRow, server_path
+from saes.models import LanguageModel
+from saes.uploads import refuse_links
+from training.estimates import CaptureEstimate, estimate_capture
+from training.hook_points import HookPointsWidget, resolved, usual_hook
+from training.models import Capture, Corpus
+from training.preview import can_chat
+
+
+class CaptureForm(NewRow):
+    """What to run a model on, where to look into it, and what to keep."""
+
+    model = forms.ModelChoiceField(LanguageModel.objects.none(), empty_label="Choose a model", label="Language model")
+    hook_names = forms.Field(widget=HookPointsWidget, label="Hook points")
+    corpus = forms.ModelChoiceField(Corpus.objects.none(), empty_label="Choose a corpus", label="Corpus")
+    max_tokens = forms.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=2**31 - 1,
+        label="Tokens at most",
+        help_text="The whole corpus when empty",
+    )
+    context_length = forms.IntegerField(min_value=2, max_value=131_072, initial=128, label="Context length, tokens")
+    prepend_bos = forms.BooleanField(
+        required=False, initial=True, label="BOS before every context", help_text="Left out for a model without one"
+    )
+    store_special = forms.BooleanField(
+        required=False,
+        label="Store special tokens too",
+        help_text="BOS is an attention sink: its activations are tens of times larger and would rule the training",
+    )
+    dtype = forms.ChoiceField(choices=Capture.Storage.choices, initial=Capture.Storage.FP32, label="Stored as")
+    packed = forms.TypedChoiceField(
+        required=False,
+        choices=[("1", "Packed: filled from one document after the other"), ("0", "Padded: one document in each")],
+        coerce=lambda value: value != "0",
+        empty_value=True,
+        initial="1",
+        label="Contexts",
+        help_text="Padding is never stored",
+    )
+    chat_template = forms.BooleanField(
+        required=False,
+        label="Through the chat template",
+        help_text="Every document becomes a user's message in the model's own chat format",
+    )
+    compute_dtype = forms.ChoiceField(
+        required=False,
+        choices=Capture.Compute.choices,
+        initial=Capture.Compute.FP32,
+        label="The model runs in",
+        help_text="How far bfloat16 is from float32 is measured and shown",
+    )
+    max_norm_ratio = forms.FloatField(
+        required=False,
+        min_value=1.5,
+        max_value=10**6,
+        label="Largest norm, times the median",
+        help_text="Tokens above it, such as attention sinks, are left out. 10 is usual; nothing is left out when empty",
+    )
+    stored = forms.TypedChoiceField(
+        required=False,
+        choices=[
+            ("1", "Stored: computed once, read by every run"),
+            ("0", "Streamed: nothing is kept, every run computes them again"),
+        ],
+        coerce=lambda value: value != "0",
+        empty_value=True,
+        initial="1",
+        label="Activations",
+    )
+    parts = forms.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=64,
+        initial=1,
+        label="Parts",
+        help_text="Jobs that share the work, on as many workers as there are",
+    )
+    location = forms.CharField(
+        required=False,
+        max_length=400,
+        label="Read a mi_crow run instead",
+        help_text="Path of the run's folder on the server: its activations are read, the model does not run",
+    )
+    advanced = [
+        "name", "context_length", "prepend_bos", "store_special", "dtype", "packed", "chat_template", "compute_dtype",
+        "max_norm_ratio", "stored", "parts", "location",
+    ]  # fmt: skip
+
+    class Meta:
+        model = Capture
+        fields = (
+            "model", "hook_names", "corpus", "max_tokens", "name", "context_length", "prepend_bos", "store_special",
+            "dtype", "packed", "chat_template", "compute_dtype", "max_norm_ratio", "stored", "parts", "location",
+        )  # fmt: skip
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        fields: Any = self.fields
+        fields["model"].queryset = LanguageModel.objects.ready()
+        fields["corpus"].queryset = Corpus.objects.ready()
+        fields["model"].widget.attrs |= {
+            "hx-get": reverse_lazy("training:capture_create"), "hx-target": "#hooks", "hx-swap": "outerHTML",
+        }  # fmt: skip
+        fields["hook_names"].error_messages["required"] = "Choose at least one hook point."
+        chosen = self._model()
+        fields["hook_names"].widget.model = chosen
+        if not self.is_bound and fields["corpus"].queryset.count() == 1:
+            self.initial.setdefault("corpus", fields["corpus"].queryset.get().pk)
+        if chosen and not self.is_bound:
+            self.initial.setdefault("hook_names", [usual_hook(chosen)])
+            self.initial.setdefault("model", chosen.pk)
+
+    def _model(self) -> LanguageModel | None:
+        """The model that is chosen in the form so far, or the only one there is."""
+        value = str((self.data if self.is_bound else self.initial).get("model") or "")
+        models = LanguageModel.objects.ready()
+        if value.isdecimal():
+            return models.filter(pk=int(value)).first()
+        return models.first() if not self.is_bound and models.count() == 1 else None
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or self.cleaned_data
+        model: Any = data.get("model")
+        if model and data.get("hook_names"):
+            try:
+                data["hook_names"] = resolved(model, data["hook_names"])
+            except ValidationError as error:
+                self.add_error("hook_names", error)
+        longest = model.context_length if model else None
+        if longest and (data.get("context_length") or 0) > longest:
+            self.add_error("context_length", f"{model.name} reads at most {longest:,} tokens at once.")
+        data["prepend_bos"] = bool(data.get("prepend_bos") and model and model.has_bos)
+        data["compute_dtype"] = data.get("compute_dtype") or Capture.Compute.FP32
+        data["parts"] = 1 if data.get("location") else data.get("parts") or 1
+        if model and data.get("chat_template") and not can_chat(model):
+            self.add_error("chat_template", f"The tokenizer of {model.name} has no chat template.")
+        if data.get("location"):
+            self._check_store(data)
+        if model and data.get("corpus"):
+            self._check_size(data)
+            self.check_name(lambda: f"{data['corpus'].name} · {model.name}")
+        return data
+
+    def _check_store(self, data: dict[str, Any]) -> None:
+        """A run of mi_crow under a folder that pages may read; its job looks at every file of it."""
+        try:
+            path = server_path(data["location"].strip(), settings.IMPORT_DIRS)
+            refuse_links(path, settings.IMPORT_DIRS)
+            if not any(path.glob("batch_*/metadata.json")) and not any(path.glob("runs/*/batch_*/metadata.json")):
+                raise ValidationError(f"{path.name} is not a mi_crow run: it has no batch_0/metadata.json.")
+        except ValidationError as error:
+            self.add_error("location", error)
+        else:
+            data["location"], data["stored"], data["max_tokens"] = str(path), True, None
+
+    def _check_size(self, data: dict[str, Any]) -> None:
+        estimate = estimate_capture(data)
+        if estimate is None or data.get("location"):
+            return
+        if estimate.tokens is None:
+            self.add_error(
+                "max_tokens", f"{data['corpus'].name} is a stream whose length was not counted; set a limit."
+            )
+        elif not estimate.fits:
+            self.add_error(
+                "max_tokens",
+                f"This needs about {(estimate.bytes or 0) / 1e9:.1f} GB and the disk has {estimate.free / 1e9:.1f} GB "
+                "to spare; capture fewer tokens or hook points, or store bfloat16.",
+            )
+
+    def estimate(self) -> CaptureEstimate | None:
+        """What the form as it stands would cost; fields with errors count as empty."""
+        if self.is_bound:
+            self.is_valid()
+            return estimate_capture(self.cleaned_data)
+        data = {name: self.get_initial_for_field(field, name) for name, field in self.fields.items()}
+        chosen = Corpus.objects.ready().filter(pk=data["corpus"]).first() if data["corpus"] else None
+        return estimate_capture(data | {"model": self._model(), "corpus": chosen})
