@@ -36,7 +36,28 @@ def keep_topk(z: Tensor, k: int) -> Tensor:
     return torch.zeros_like(z).scatter(-1, indices, values.relu())
 
 
-class TopKSAE(KSAE):
+class ByNorm(SAE):
+    """While `by_norm` is set, features are chosen by what they add to x_hat, z * |W_dec row|; codes keep their own scale.
+
+    For training with decoder rows of any norm (SAELens' `rescale_acts_by_decoder_norm`). Afterwards `fold_norms` gives
+    the same SAE with rows of norm 1, where the two choices are one.
+    """
+
+    by_norm: bool = False
+
+    def chosen(self, z: Tensor, count: int | None = None) -> Tensor:
+        """Codes (n, d_sae) of z, chosen by their size."""
+        raise NotImplementedError
+
+    def activation(self, z: Tensor, count: int | None = None) -> Tensor:
+        """`count`: see BatchTopKSAE.chosen."""
+        if not self.by_norm:
+            return self.chosen(z, count)
+        norms = self.W_dec.norm(dim=-1).detach().clamp_min(torch.finfo(z.dtype).tiny)
+        return self.chosen(z * norms, count) / norms
+
+
+class TopKSAE(ByNorm, KSAE):
     """acts = relu(z) where z is among the k largest of its row, else 0.
 
     relu comes after the choice (as in SAELens), so a row with fewer than k positive z fires fewer than k features.
@@ -44,11 +65,13 @@ class TopKSAE(KSAE):
 
     architecture = "topk"
 
-    def activation(self, z: Tensor) -> Tensor:
+    def chosen(self, z: Tensor, count: int | None = None) -> Tensor:
         return keep_topk(z, self.k)
 
     def encode_sparse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As SAE.encode_sparse, with m = k."""
+        if self.by_norm:
+            return super().encode_sparse(x)
         values, indices = self.pre_activations(x).topk(self.k, dim=-1)
         return blank_zeros(values.relu(), indices)
 
@@ -98,7 +121,7 @@ class GroupMaxSAE(KSAE):
         return torch.zeros_like(groups).scatter(-1, places, values.relu()).flatten(-2)
 
 
-class BatchTopKSAE(SAE):
+class BatchTopKSAE(ByNorm):
     """A BatchTopK SAE as it is while training (Bussmann et al. 2024, arXiv 2412.06410).
 
         acts = relu(z) where it is among the k * rows largest of the whole batch, else 0
@@ -129,7 +152,7 @@ class BatchTopKSAE(SAE):
     def parameter_shapes(cls, config: SAEConfig) -> dict[str, tuple[int, ...]]:
         return super().parameter_shapes(config) | {"threshold": (config.d_sae,)}
 
-    def activation(self, z: Tensor, count: int | None = None) -> Tensor:
+    def chosen(self, z: Tensor, count: int | None = None) -> Tensor:
         """Of z (..., d_sae); `count`, how many codes are kept, is k * rows unless this is a part of the batch."""
         acts = z.relu()
         rows = acts.numel() // self.config.d_sae

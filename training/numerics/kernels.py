@@ -101,9 +101,11 @@ def _maxima(row, best):
             best[g] = max(best[g], row[base + g])
 
 
-@kernel("void(uint16[:,::1], float32[:,::1], boolean, float32[::1], int64, int64[::1], int32[::1], float32[::1])")
-def choose_topk(z16, z32, exact, bias, k, counts, cols, values):
-    """relu of the k largest z + bias of each row, those above 0: pairs in slots b * k ... b * k + counts[b].
+@kernel(
+    "void(uint16[:,::1], float32[:,::1], boolean, float32[::1], int64, boolean, int64[::1], int32[::1], float32[::1])"
+)
+def choose_topk(z16, z32, exact, bias, k, positive, counts, cols, values):
+    """The k largest z + bias of each row, with `positive` those above 0: pairs in slots b * k ... b * k + counts[b].
 
     z (n, m) is z32 when `exact`, else z16 (bfloat16). Columns are dealt into groups; the k-th largest of the groups'
     maxima is a lower bound of the k-th largest value, so that few columns are looked at twice.
@@ -140,7 +142,9 @@ def choose_topk(z16, z32, exact, bias, k, counts, cols, values):
             if keys[c] == bound and ties > 0:
                 ties -= 1
                 chosen = True
-            if chosen and not row[found[c]] <= 0:  # a value that is not a number stays, so that the loss shows it
+            if chosen and not (
+                positive and row[found[c]] <= 0
+            ):  # a value that is not a number stays, so that the loss shows it
                 cols[slot] = found[c]
                 values[slot] = row[found[c]]
                 slot += 1
@@ -227,6 +231,14 @@ def sort_rows(starts, counts, cols, values):
                 cols[q + 1], values[q + 1] = cols[q], values[q]
                 q -= 1
             cols[q + 1], values[q + 1] = i, f
+
+
+@kernel("void(int64[::1], int64[::1], int32[::1], float32[::1], float32[::1])")
+def unweigh(starts, counts, cols, values, norms):
+    """values / norms[cols]: codes that were chosen by what they add to x_hat, in their own units again."""
+    for b in range(len(starts)):
+        for p in range(starts[b], starts[b] + counts[b]):
+            values[p] /= norms[cols[p]]
 
 
 @njit(inline="always")
@@ -406,7 +418,7 @@ def sum_features(
 
 
 @njit(inline="always")
-def _adam(w, g, m, v, lr, beta1, beta2, root):
+def _adam(w, g, m, v, lr, beta1, beta2, root, eps):
     """torch's Adam on one row: m += (1 - beta1) (g - m), v = beta2 v + (1 - beta2) g^2, w -= lr m / (root sqrt(v) + eps).
 
     lr includes 1 / (1 - beta1^t); root = 1 / sqrt(1 - beta2^t).
@@ -414,14 +426,14 @@ def _adam(w, g, m, v, lr, beta1, beta2, root):
     for c in range(len(w)):
         m[c] += (np.float32(1) - beta1) * (g[c] - m[c])
         v[c] = beta2 * v[c] + (np.float32(1) - beta2) * g[c] * g[c]
-        w[c] -= lr * m[c] / (np.sqrt(v[c]) * root + np.float32(1e-8))
+        w[c] -= lr * m[c] / (np.sqrt(v[c]) * root + eps)
 
 
 @kernel(
     "void(int64, int64, int64[::1], int32[::1], float32[::1], float32[::1], uint16[:,::1], uint16[:,:,::1],"
     " float32[:,::1], float32[:,:,::1], boolean, float32, int64[::1], int32[::1], float32[:,::1], float32[::1], float32[:,::1],"
     " float32[:,::1], float32[:,::1], float32[:,::1], float32[::1], float32[::1], float32[::1],"
-    " float32[:,::1], float32[:,::1], float32[:,::1], float32, float32, float32, float32, float32, float32[::1])"
+    " float32[:,::1], float32[:,::1], float32[:,::1], boolean, float32, float32, float32, float32, float32, float32, float32[::1])"
 )
 def update_features(
     first,
@@ -450,19 +462,22 @@ def update_features(
     W_dec,
     m_dec,
     v_dec,
+    unit,
     lr,
     lr_bias,
     beta1,
     beta2,
     root,
+    eps,
     through,
 ):
     """`sum_features` and the whole update of each feature in one go: the gradients of one feature never leave the
     processor's first cache.
 
-    Gradients of dead features are added where place[i] >= 0 (a row of add_*). Then, as optim.Optimizer.step: the part of
-    dW_dec[i] along W_dec[i] removed, Adam on all three, W_dec[i] brought to norm 1. `through` becomes the sum of
-    db_enc[i] W_enc[i], without the dead features' part: what reaches b_dec through the encoder's input.
+    Gradients of dead features are added where place[i] >= 0 (a row of add_*). Then, as optim.Optimizer.step: Adam on all
+    three; with `unit`, before it the part of dW_dec[i] along W_dec[i] is removed, and after it W_dec[i] brought to norm 1.
+    `through` becomes the sum of db_enc[i] W_enc[i], without the dead features' part: what reaches b_dec through the
+    encoder's input.
     """
     d = W_enc.shape[1]
     to_enc, to_dec = np.empty(d, np.float32), np.empty(d, np.float32)
@@ -480,74 +495,19 @@ def update_features(
                 to_enc[c] += add_W_enc[place[i], c]
                 to_dec[c] += add_W_dec[place[i], c]
         to_bias[0] = bias
-        along = np.float32(0)
-        for c in range(d):
-            along += to_dec[c] * W_dec[i, c]
-        for c in range(d):
-            to_dec[c] -= along * W_dec[i, c]
-        _adam(W_enc[i], to_enc, m_enc[i], v_enc[i], lr, beta1, beta2, root)
-        _adam(W_dec[i], to_dec, m_dec[i], v_dec[i], lr, beta1, beta2, root)
-        _adam(b_enc[i : i + 1], to_bias, m_bias[i : i + 1], v_bias[i : i + 1], lr_bias, beta1, beta2, root)
-        size = np.float32(0)
-        for c in range(d):
-            size += W_dec[i, c] * W_dec[i, c]
-        size = np.float32(1) / np.sqrt(size)
-        for c in range(d):
-            W_dec[i, c] *= size
-
-
-@njit(inline="always")
-def _narrow(x):
-    """float32 -> bfloat16 as uint16, to the nearest, ties to even."""
-    bits = np.float32(x).view(np.uint32)
-    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-
-@kernel("void(uint16[:,::1], float32[::1], float32[::1], uint16[:,::1], int64[::1], int64[::1], float32[::1])")
-def cut(z, bias, threshold, acts, counts, fired, sums):
-    """acts = (z + bias) [z + bias > threshold] of rows z (n, m), both bfloat16: ReLU with threshold 0, or JumpReLU.
-
-    counts (n,): how many of each row; fired, sums (m,): how many of each feature, and what they add up to.
-    """
-    n, m = z.shape
-    hits = np.zeros(m, np.int32)
-    sums[:] = 0
-    for b in range(n):
-        count = np.int32(0)
-        for i in range(m):
-            f = _wide(z[b, i]) + bias[i]
-            on = not f <= threshold[i]
-            f = f if on else np.float32(0)
-            acts[b, i] = _narrow(f)
-            hits[i] += np.int32(on)
-            count += np.int32(on)
-            sums[i] += f
-        counts[b] = count
-    fired[:] = hits
-
-
-@kernel(
-    "void(uint16[:,::1], float32[::1], float32[::1], uint16[:,::1], float32, float32[::1], float32[::1], float32,"
-    " float32[::1], float32[::1])"
-)
-def cut_backward(z, bias, threshold, grad, scale, slope, weight, eps, to_bias, to_threshold):
-    """From grad = dL/dacts / scale (n, m), bfloat16, to dL/dz in its place; the loss also holds slope_i f_bi, and
-    weight_b for each feature that fires in row b.
-
-        dz = (scale grad + slope) [z + bias > threshold];   to_bias = sum of dz over rows
-        to_threshold = sum of -(threshold scale grad + weight) / eps where |z + bias - threshold| < eps / 2
-    """
-    n, m = z.shape
-    to_bias[:] = 0
-    to_threshold[:] = 0
-    for b in range(n):
-        if eps > 0:
-            for i in range(m):
-                distance = abs(_wide(z[b, i]) + bias[i] - threshold[i])
-                g = threshold[i] * scale * _wide(grad[b, i]) + weight[b]
-                to_threshold[i] -= g / eps if distance < eps / np.float32(2) else np.float32(0)
-        for i in range(m):
-            f = _wide(z[b, i]) + bias[i]
-            dz = scale * _wide(grad[b, i]) + slope[i] if f > threshold[i] else np.float32(0)
-            to_bias[i] += dz
-            grad[b, i] = _narrow(dz)
+        if unit:
+            along = np.float32(0)
+            for c in range(d):
+                along += to_dec[c] * W_dec[i, c]
+            for c in range(d):
+                to_dec[c] -= along * W_dec[i, c]
+        _adam(W_enc[i], to_enc, m_enc[i], v_enc[i], lr, beta1, beta2, root, eps)
+        _adam(W_dec[i], to_dec, m_dec[i], v_dec[i], lr, beta1, beta2, root, eps)
+        _adam(b_enc[i : i + 1], to_bias, m_bias[i : i + 1], v_bias[i : i + 1], lr_bias, beta1, beta2, root, eps)
+        if unit:
+            size = np.float32(0)
+            for c in range(d):
+                size += W_dec[i, c] * W_dec[i, c]
+            size = np.float32(1) / np.sqrt(size)
+            for c in range(d):
+                W_dec[i, c] *= size

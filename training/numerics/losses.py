@@ -14,16 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saes.numerics.gated import GatedSAE
 from saes.numerics.jumprelu import JumpReLUSAE
-from saes.numerics.sae import SAE
+from saes.numerics.sae import SAE, SAEConfig
 from saes.numerics.standard import StandardSAE
-from saes.numerics.topk import BatchTopKSAE, TopKSAE
-from training.numerics.dense import Penalty, as_rows, dense_step
+from saes.numerics.topk import BatchTopKSAE, ByNorm, TopKSAE
+from training.numerics.dense import Penalty, as_rows, dense_step, gated_step
 from training.numerics.ranks import ALONE, Ranks
 from training.numerics.sparse import (
     Encoder,
     PairGradients,
     Scratch,
+    bias_of,
     by_feature,
     choose,
     decode,
@@ -93,20 +95,29 @@ def l1_penalty(acts: Tensor, W_dec: Tensor) -> Tensor:
     return (acts.abs() @ W_dec.norm(dim=-1)).mean()
 
 
-def auxk(error: Tensor, z_dead: Tensor, W_dead: Tensor, k_aux: int, ranks: Ranks = ALONE) -> Tensor:
+def auxk(
+    error: Tensor, z_dead: Tensor, W_dead: Tensor, k_aux: int, ranks: Ranks = ALONE, by_norm: bool = False
+) -> Tensor:
     """How badly the dead features alone reconstruct what the live ones left over; 0 at best.
 
         A = min(m / k_aux, 1) * sum |e - e_hat|^2 / sum |e|^2,   e_hat = topk(z_dead, k_aux) @ W_dead
 
     with e (n, d_out) the detached residual, z_dead (n, m) the pre-activations of the m dead features, chosen without
-    relu so that features whose z is negative everywhere are reached too, W_dead (m, d_out).
+    relu so that features whose z is negative everywhere are reached too, W_dead (m, d_out). With `by_norm` chosen by
+    z |W_dead row|.
     Gao et al. 2024, appendix A.2; the scale for few dead features and the choice without relu as in SAELens.
     """
     m = z_dead.shape[-1]
-    values, indices = z_dead.topk(min(k_aux, m), dim=-1, sorted=False)
-    e_hat = torch.zeros_like(z_dead).scatter(-1, indices, values) @ W_dead
+    order = z_dead.detach() * W_dead.detach().norm(dim=-1) if by_norm else z_dead
+    indices = order.topk(min(k_aux, m), dim=-1, sorted=False).indices
+    e_hat = torch.zeros_like(z_dead).scatter(-1, indices, z_dead.gather(-1, indices)) @ W_dead
     size = ranks.mean(error.square().sum(-1).mean()).clamp_min(torch.finfo(error.dtype).tiny)
     return min(m / k_aux, 1.0) * squared_error(e_hat, error) / size
+
+
+def chosen_by_norm(sae: SAE) -> bool:
+    """Whether its features are chosen by z |W_dec row| now, see topk.ByNorm."""
+    return isinstance(sae, ByNorm) and sae.by_norm
 
 
 def k_aux(sae: SAE) -> int:
@@ -262,9 +273,9 @@ def dead_part(sae: SAE, centred: Tensor, error: Tensor, terms: Terms) -> dict[st
     """{"aux": aux * auxk} when there are dead features, else {}. Reaches no parameter but those of dead features."""
     if not terms.aux or not len(terms.dead):
         return {}
-    bias = sae.tensor("b_gate" if sae.config.architecture == "gated" else "b_enc")
-    z_dead = centred @ sae.W_enc[:, terms.dead] + bias[terms.dead]
-    return {"aux": terms.aux * auxk(error, z_dead, sae.W_dec[terms.dead], k_aux(sae), terms.ranks)}
+    z_dead = centred @ sae.W_enc[:, terms.dead] + sae.tensor(bias_of(sae))[terms.dead]
+    part = auxk(error, z_dead, sae.W_dec[terms.dead], k_aux(sae), terms.ranks, chosen_by_norm(sae))
+    return {"aux": terms.aux * part}
 
 
 # ---------------------------------------------------------------------------------------------------- gradients
@@ -279,23 +290,23 @@ def gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch | None = None)
     on_cpu = sae.W_dec.device.type == "cpu" and sae.W_dec.dtype == torch.float32
     if on_cpu and kernels() and type(sae) in (TopKSAE, BatchTopKSAE):
         return pair_gradients(sae, x, terms, scratch or Scratch())
-    if on_cpu and kernels() and products_are_rounded() and type(sae) in (StandardSAE, JumpReLUSAE):
+    if on_cpu and kernels() and products_are_rounded() and type(sae) in (StandardSAE, JumpReLUSAE, GatedSAE):
         return dense_gradients(sae, x, terms, scratch or Scratch())
-    if type(sae) is TopKSAE:
+    if type(sae) is TopKSAE and not sae.by_norm:
         return topk_gradients(sae, x, terms)
     return autograd_gradients(sae, x, terms)
 
 
 @torch.no_grad()
 def dense_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outcome:
-    """The gradients of ReLU and JumpReLU by compiled kernels around products in bfloat16."""
+    """The gradients of ReLU, JumpReLU and gated SAEs by compiled kernels around products in bfloat16."""
     n, norms = len(x), sae.W_dec.norm(dim=-1)
     if isinstance(sae, JumpReLUSAE):
         eps = terms.bandwidth * terms.scale
         penalty = Penalty(terms.scale, torch.zeros_like(norms), terms.target_l0, terms.l0, eps)
     else:
         penalty = Penalty(terms.scale, norms * (terms.l1 / (n * terms.scale)))
-    step = dense_step(sae, x.contiguous(), penalty, scratch)
+    step = (gated_step if isinstance(sae, GatedSAE) else dense_step)(sae, x.contiguous(), penalty, scratch)
     parts = {"mse": step.squared_error / terms.scale**2}
     if penalty.eps:
         counts, target = step.counts.float(), terms.target_l0
@@ -303,8 +314,10 @@ def dense_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outc
         parts["l0"] = terms.l0 * float(cost.mean())
     else:
         parts["l1"] = float(penalty.slope @ step.sums)
+    if isinstance(sae, GatedSAE):
+        parts["gate"] = step.gate_error / terms.scale**2
     if len(terms.dead) and terms.aux:
-        dead, extra = dead_gradients(sae, x, -step.residual, terms)
+        dead, extra = dead_gradients(sae, x, -step.residual, terms, scratch)
         parts |= dead
         for name, grad in extra.items():
             step.grads[name].index_add_(0, terms.dead, grad)
@@ -329,7 +342,7 @@ def pair_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outco
     parts |= {"prefixes": float(errors[:-1].sum()) / terms.variance} if len(widths) > 1 else {}
     extra: dict[str, Tensor] = {}
     if len(terms.dead) and terms.aux:
-        dead, extra = dead_gradients(sae, x, -residual[-1], terms)
+        dead, extra = dead_gradients(sae, x, -residual[-1], terms, scratch)
         parts |= dead
     close = rounded(residual, scratch) if fast else residual
     b_dec = totals[0] * scale
@@ -353,7 +366,10 @@ def autograd_gradients(sae: SAE, x: Tensor, terms: Terms) -> Outcome:
     grads["W_enc"] = grads["W_enc"].t().contiguous()
     numbers = {name: part.item() for name, part in parts.items()}
     fired = made.acts > 0
-    least = made.acts[fired].min().item() if sae.config.architecture == "batchtopk" and fired.any() else None
+    least = None
+    if sae.config.architecture == "batchtopk" and fired.any():  # in the units that codes are chosen in
+        weighed = made.acts * sae.W_dec.norm(dim=-1) if chosen_by_norm(sae) else made.acts
+        least = weighed.detach()[fired].min().item()
     return Outcome(grads, numbers, fired.sum(0), squared_error(made.x_hat, x).item(), least)
 
 
@@ -433,16 +449,45 @@ def topk(z: Tensor, k: int, group: int = 16) -> tuple[Tensor, Tensor]:
     return values, columns.gather(1, chosen)
 
 
-def dead_gradients(sae: SAE, x: Tensor, error: Tensor, terms: Terms) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The dead features' part of the loss and its gradients, those features' rows alone: by autograd on their slices."""
-    dead = terms.dead
-    slices = {"W_enc": sae.W_enc.t()[dead], "b_enc": sae.b_enc[dead], "W_dec": sae.W_dec[dead]}
+def dead_gradients(
+    sae: SAE, x: Tensor, error: Tensor, terms: Terms, scratch: Scratch | None = None
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The dead features' part of the loss and its gradients, those features' rows alone: by autograd on their slices, or
+    with `scratch` by the kernels."""
+    dead, bias = terms.dead, bias_of(sae)
+    slices = {"W_enc": sae.W_enc.t()[dead], bias: sae.tensor(bias)[dead], "W_dec": sae.W_dec[dead]}
+    if scratch is not None:
+        return _dead_pairs(sae, x, error, terms, slices, scratch.of("dead"))
     with torch.enable_grad():
         W_enc, b_enc, W_dec = leaves = [part.detach().requires_grad_() for part in slices.values()]
         z_dead = _centred(sae, x).detach() @ W_enc.t() + b_enc
-        part = terms.aux * auxk(error, z_dead, W_dec, k_aux(sae), terms.ranks)
+        part = terms.aux * auxk(error, z_dead, W_dec, k_aux(sae), terms.ranks, chosen_by_norm(sae))
         found = torch.autograd.grad(part, leaves)
     return {"aux": part.item()}, dict(zip(slices, found, strict=True))
+
+
+def _dead_pairs(
+    sae: SAE, x: Tensor, error: Tensor, terms: Terms, slices: dict[str, Tensor], scratch: Scratch
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The same by kernels: the dead features are a TopK SAE of their own, which reconstructs the error."""
+    m, most = len(terms.dead), k_aux(sae)
+    config = SAEConfig("topk", sae.config.d_in, m, d_out=sae.config.d_out, k=min(most, m), apply_b_dec_to_input=False)
+    little = TopKSAE(config)
+    little.by_norm = chosen_by_norm(sae)
+    W_enc, b_enc, W_dec = slices.values()
+    little.W_enc.data, little.b_enc.data, little.W_dec.data = W_enc.t(), b_enc, W_dec
+    encoder = Encoder(little, _centred(sae, x).contiguous(), products_are_rounded(), scratch)
+    pairs = choose(little, encoder, len(x), scratch, positive=False)
+    size = float(terms.ranks.mean(error.square().sum(-1).mean()).clamp_min(torch.finfo(error.dtype).tiny))
+    weight = terms.aux * min(m / most, 1.0) / size
+    scale = 2 * weight / len(x)
+    made = decode(little, error.contiguous(), pairs, [m], scale, scratch)
+    close = rounded(made.residual, scratch) if encoder.fast else made.residual
+    grads = PairGradients(
+        little, by_feature(pairs, made.dz, m), encoder.centred, close, scale, [m], little.b_dec, terms.dead, {}
+    )
+    found = (grads["W_enc"], grads["b_enc"], grads["W_dec"])
+    return {"aux": weight * float(made.errors[0])}, dict(zip(slices, found, strict=True))
 
 
 def _centred(sae: SAE, x: Tensor) -> Tensor:

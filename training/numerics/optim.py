@@ -1,5 +1,6 @@
-"""The optimiser of all SAEs: Adam, features first, decoder rows at norm 1; and its schedules."""
+"""The optimiser of all SAEs: Adam, features first, decoder rows at norm 1 or free; and its schedules."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -8,9 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from saes.numerics.sae import SAE
+from saes.numerics.topk import BatchTopKSAE, ByNorm
+from training.numerics.dense import as_rows
 from training.numerics.losses import trained
-from training.numerics.sparse import PairGradients, Rates
+from training.numerics.sparse import CHUNK_FEATURES, PairGradients, Rates, share
 
+IN_UNITS_OF_X = ("b_enc", "b_dec", "b_gate", "b_mag", "threshold")
+# Adam's usual 1e-8 is not small beside the gradients of a loss of about 1 spread over millions of weights: features that
+# fire rarely learn more slowly with it. Measured: see docs/decisions.md.
+ADAM_EPS = 1e-15
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -20,32 +27,38 @@ class Optimizer:
     W_enc keeps its shape (d_in, d_sae) but is laid out with one feature's weights side by side, because gradients,
     Adam and the decoder's constraint all work on rows of features; `release` restores the ordinary layout.
 
-    After each step every decoder row has norm 1; the component of its gradient along the row, which that would undo, is
-    removed before Adam sees it (Bricken et al. 2023; dictionary_learning's ConstrainedAdam).
+    With `unit`, every decoder row has norm 1 after each step; the component of its gradient along the row, which that
+    would undo, is removed before Adam sees it (Bricken et al. 2023; dictionary_learning's ConstrainedAdam). Without, rows
+    have the norms they learn (Anthropic, April 2024; SAELens), TopK and BatchTopK choose features by z |W_dec row|, and
+    `release` folds the norms into the encoder, which changes no output.
     `bias_scale` multiplies the learning rate of the biases: they live in units of the activations, weights do not, so
     with it a step does what it would do on activations scaled to mean norm sqrt(d_in).
     """
 
-    def __init__(self, sae: SAE, betas: tuple[float, float], bias_scale: float) -> None:
-        self.sae = sae
+    def __init__(self, sae: SAE, betas: tuple[float, float], bias_scale: float, unit: bool = True) -> None:
+        self.sae, self.unit = sae, unit
+        if isinstance(sae, ByNorm):
+            sae.by_norm = not unit
         sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
         self.tensors = {name: tensor.data for name, tensor in sae.named_parameters()}
         self.tensors["W_enc"] = sae.W_enc.data.t()
         self.leaves = {name: nn.Parameter(self.tensors[name]) for name in trained(sae)}
         self.bias_scale = bias_scale
         groups = [
-            {"params": [leaf for leaf in self.leaves.values() if (leaf.ndim == 1) == is_bias]}
+            {"params": [leaf for name, leaf in self.leaves.items() if (name in IN_UNITS_OF_X) == is_bias]}
             for is_bias in (False, True)
         ]
         self.betas = betas
-        self.adam = torch.optim.Adam(groups, betas=betas, fused=True)
+        self.adam = torch.optim.Adam(groups, betas=betas, eps=ADAM_EPS, fused=True)
 
     @torch.no_grad()
     def step(self, grads: Mapping[str, Tensor], lr: float, clip: float | None = None) -> None:
         """One update from gradients in the training layout (see losses.Outcome). `clip` bounds their common L2 norm."""
-        if isinstance(grads, PairGradients) and clip is None:
+        if isinstance(grads, PairGradients):
+            grads = grads if clip is None else bounded(self.sae, grads, clip, self.unit)
+            clip = None
             grads = {"b_dec": self._update_features(grads, lr), **grads.others}
-        else:
+        elif self.unit:
             remove_parallel(grads["W_dec"], self.tensors["W_dec"])
         for name, leaf in self.leaves.items():
             leaf.grad = grads.get(name)
@@ -54,21 +67,21 @@ class Optimizer:
         for group, factor in zip(self.adam.param_groups, (1.0, self.bias_scale), strict=True):
             group["lr"] = lr * factor
         self.adam.step()
-        if "W_dec" in grads:
+        if self.unit and "W_dec" in grads:
             self.tensors["W_dec"].div_(self.tensors["W_dec"].norm(dim=-1, keepdim=True))
         if "threshold" in self.leaves:  # below 0 a JumpReLU would let negative pre-activations through
             self.tensors["threshold"].clamp_(min=0)
 
     def _update_features(self, grads: PairGradients, lr: float) -> Tensor:
-        """The same for W_enc, b_enc and W_dec by the kernels, with torch's own moments; returns the gradient of b_dec."""
-        moments = {name: self._moments(name) for name in ("W_enc", "b_enc", "W_dec")}
+        """The same for W_enc, its bias and W_dec by the kernels, with torch's own moments; returns the gradient of b_dec."""
+        moments = {name: self._moments(name) for name in grads.rows}
         for kept in moments.values():
             kept["step"] += 1
         step = float(moments["W_enc"]["step"])
         beta1, beta2 = self.betas
         rate = lr / (1 - beta1**step)
-        rates = Rates(rate, rate * self.bias_scale, beta1, beta2, (1 - beta2**step) ** -0.5)
-        return grads.update(self.tensors, moments, rates)
+        rates = Rates(rate, rate * self.bias_scale, beta1, beta2, (1 - beta2**step) ** -0.5, ADAM_EPS)
+        return grads.update(self.tensors, moments, self.unit, rates)
 
     def _moments(self, name: str) -> dict[str, Tensor]:
         """torch's Adam's state of a tensor, as it makes it at its first step."""
@@ -95,8 +108,46 @@ class Optimizer:
             self.adam.state[leaf] = {key: tensor.to(leaf.device).clone() for key, tensor in found.items()}
 
     def release(self) -> None:
-        """Give the SAE its ordinary, contiguous layout back."""
+        """Give the SAE its ordinary, contiguous layout back, and decoder rows of norm 1."""
         self.sae.W_enc.data = self.sae.W_enc.data.contiguous()
+        if not self.unit:
+            fold_norms(self.sae)
+
+
+@torch.no_grad()
+def fold_norms(sae: SAE) -> None:
+    """Decoder rows to norm 1 and the encoder by as much larger, in place: x_hat is the same, codes are in other units.
+
+    A BatchTopK SAE's threshold is in the units of z |W_dec row| already.
+    """
+    norms = sae.W_dec.norm(dim=-1).clamp_min(torch.finfo(sae.W_dec.dtype).tiny)
+    sae.W_dec.div_(norms[:, None])
+    sae.W_enc.mul_(norms)
+    for name in {"b_enc", "b_gate", "b_mag", "threshold"} & dict(sae.named_parameters()).keys():
+        if not (name == "threshold" and isinstance(sae, BatchTopKSAE)):
+            sae.tensor(name).mul_(norms)
+    if isinstance(sae, ByNorm):
+        sae.by_norm = False
+
+
+def bounded(sae: SAE, grads: PairGradients, clip: float, unit: bool) -> PairGradients:
+    """The gradients, summed, made smaller together where their L2 norm is above `clip` (as clip_grad_norm_); with `unit`
+    their norm without what lies along decoder rows."""
+    tensors, W_dec = grads.summed(), sae.W_dec.detach()
+    if unit:
+        share(lambda i, j: remove_parallel(tensors["W_dec"][i:j], W_dec[i:j]), len(W_dec), CHUNK_FEATURES)
+
+    def size(grad: Tensor) -> float:
+        return sum(share(lambda i, j: float(grad[i:j].square().sum(dtype=torch.float64)), len(grad), CHUNK_FEATURES))
+
+    def shrink(grad: Tensor, factor: float) -> None:
+        share(lambda i, j: grad[i:j].mul_(factor), len(grad), CHUNK_FEATURES)
+
+    factor = clip / (math.sqrt(sum(map(size, tensors.values()))) + 1e-6)
+    if factor < 1:
+        for grad in tensors.values():
+            shrink(grad, factor)
+    return as_rows(sae, tensors)
 
 
 def remove_parallel(grad: Tensor, W_dec: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from saes.numerics.sae import SAE
-from saes.numerics.topk import TopKSAE
 from training.numerics.ranks import ALONE, Ranks
 
 CHUNK_ROWS = 256  # whose pre-activations stay in a core's second cache between the product and the choice
@@ -33,6 +32,14 @@ def kernels() -> Any:
     except ImportError:
         return None
     return kernels
+
+
+@cache
+def dense_kernels() -> Any:
+    """The compiled passes of the dense steps; only where `kernels` are."""
+    from training.numerics import dense_kernels
+
+    return dense_kernels
 
 
 @cache
@@ -58,6 +65,11 @@ def warm_up() -> None:
     _pool(os.getpid(), torch.get_num_threads())
 
 
+def bias_of(sae: SAE) -> str:
+    """The name of the bias that decides with W_enc whether a feature fires."""
+    return "b_gate" if sae.config.architecture == "gated" else "b_enc"
+
+
 def products_are_rounded() -> bool:
     """Whether float32 products are computed from inputs rounded to bfloat16 now, see optim.matmul_precision."""
     return bool(torch.backends.mkldnn.matmul.fp32_precision == "bf16")  # type: ignore[attr-defined]
@@ -75,6 +87,11 @@ class Scratch:
 
     def __init__(self) -> None:
         self._arrays: dict[str, Tensor] = {}
+        self._others: dict[str, Scratch] = {}
+
+    def of(self, name: str) -> "Scratch":
+        """Another one, for arrays of the same names in another part of the step."""
+        return self._others.setdefault(name, Scratch())
 
     def __call__(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """An uninitialised tensor; the one of the last step when it had the same shape."""
@@ -99,20 +116,27 @@ class Pairs:
 class Encoder:
     """z = centred @ W_enc in runs of rows: from bfloat16 copies of both when `fast`, else in float32.
 
-    centred (n, d): x - b_dec or x itself, in that dtype. b_enc is left to the kernels.
+    centred (n, d): x - b_dec or x itself, in that dtype. b_enc is left to the kernels. Where features are chosen by
+    z |W_dec row| (see topk.ByNorm), z and the bias are those products, and `norms` the factors; else `norms` is None.
     """
 
     def __init__(self, sae: SAE, x: Tensor, fast: bool, scratch: Scratch) -> None:
         n, (d, d_sae) = len(x), sae.W_enc.shape
         self.fast, self.d_sae = fast, d_sae
         self.dtype = torch.bfloat16 if fast else torch.float32
-        self.bias = sae.b_enc.detach().numpy()
+        self.norms = sae.W_dec.detach().norm(dim=-1) if getattr(sae, "by_norm", False) else None
+        bias = sae.tensor(bias_of(sae)).detach()
+        self.bias = (bias if self.norms is None else bias * self.norms).numpy()
         self.centred = scratch("centred", n, d, dtype=self.dtype)
         self._x, self._b_dec = x, sae.b_dec.detach() if sae.config.apply_b_dec_to_input else None
         self._weights = rows = sae.W_enc.detach().t()
-        if fast:
+        if fast or self.norms is not None:
             self._weights = scratch("W_enc", d_sae, d, dtype=self.dtype)
-            share(lambda i, j: self._weights[i:j].copy_(rows[i:j]), d_sae, 4 * CHUNK_FEATURES)
+            share(lambda i, j: self._copy(rows, i, j), d_sae, 4 * CHUNK_FEATURES)
+
+    def _copy(self, rows: Tensor, first: int, last: int) -> None:
+        weighed = rows[first:last] if self.norms is None else rows[first:last] * self.norms[first:last, None]
+        self._weights[first:last].copy_(weighed)
 
     def __call__(self, first: int, last: int, out: Tensor) -> tuple[Any, ...]:
         """Rows first ... last into `out`; returns it the way the kernels take it: (bfloat16, float32, exact, b_enc)."""
@@ -124,13 +148,20 @@ class Encoder:
         return (*_as_both(z), not self.fast, self.bias)
 
 
-def choose(sae: SAE, encoder: Encoder, n: int, scratch: Scratch, ranks: Ranks = ALONE) -> Pairs:
-    """The codes of n rows of a TopK or BatchTopK SAE; for the latter, of n rows of the batch that `ranks` share."""
-    if isinstance(sae, TopKSAE):
-        return topk_pairs(encoder, n, sae.k, scratch)
-    k = int(sae.config.k * ranks.total(n))
-    pairs = batchtopk_pairs(encoder, n, min(k, n * encoder.d_sae), scratch)
-    return pairs if ranks.size == 1 else _of_all(pairs, k, ranks)
+def choose(sae: SAE, encoder: Encoder, n: int, scratch: Scratch, ranks: Ranks = ALONE, positive: bool = True) -> Pairs:
+    """The codes of n rows of a TopK or BatchTopK SAE; for the latter, of n rows of the batch that `ranks` share.
+
+    `least` is in the units that they are chosen in. Without `positive`, TopK's before the relu.
+    """
+    if type(sae).row_by_row:
+        pairs = topk_pairs(encoder, n, int(sae.config.k), scratch, positive)
+    else:
+        k = int(sae.config.k * ranks.total(n))
+        pairs = batchtopk_pairs(encoder, n, min(k, n * encoder.d_sae), scratch)
+        pairs = pairs if ranks.size == 1 else _of_all(pairs, k, ranks)
+    if encoder.norms is not None:
+        kernels().unweigh(*_numpy(pairs.starts, pairs.counts, pairs.cols, pairs.values, encoder.norms))
+    return pairs
 
 
 def _of_all(pairs: Pairs, k: int, ranks: Ranks) -> Pairs:
@@ -146,8 +177,8 @@ def _of_all(pairs: Pairs, k: int, ranks: Ranks) -> Pairs:
     return Pairs(pairs.starts, pairs.counts, cols, values, float(least))
 
 
-def topk_pairs(encoder: Encoder, n: int, k: int, scratch: Scratch) -> Pairs:
-    """The codes of TopK: relu of the k largest of each row."""
+def topk_pairs(encoder: Encoder, n: int, k: int, scratch: Scratch, positive: bool = True) -> Pairs:
+    """The codes of TopK: the k largest of each row, with `positive` their relu."""
     starts = torch.arange(0, n * k, k)
     counts = scratch("counts", n, dtype=torch.int64)
     cols, values = scratch("cols", n * k, dtype=torch.int32), scratch("values", n * k)
@@ -156,7 +187,7 @@ def topk_pairs(encoder: Encoder, n: int, k: int, scratch: Scratch) -> Pairs:
         out = scratch(f"z {get_ident()}", CHUNK_ROWS, encoder.d_sae, dtype=encoder.dtype)[: last - first]
         slots = slice(first * k, last * k)
         arguments = encoder(first, last, out)
-        kernels().choose_topk(*arguments, k, *_numpy(counts[first:last], cols[slots], values[slots]))
+        kernels().choose_topk(*arguments, k, positive, *_numpy(counts[first:last], cols[slots], values[slots]))
 
     share(task, n, CHUNK_ROWS)
     return Pairs(starts, counts, cols, values)
@@ -284,6 +315,8 @@ class PairGradients(Mapping[str, Tensor]):
         self.sae, self.pairs, self.x, self.residual, self.scale, self.b_dec = sae, pairs, x, residual, scale, b_dec
         self.widths = widths
         self.features, self.extra, self.others = features, extra, others or {}
+        self.bias = bias_of(sae)
+        self.rows = ("W_enc", self.bias, "W_dec")  # what is updated feature by feature
 
     def __getitem__(self, name: str) -> Tensor:
         return self._sums[name]
@@ -294,15 +327,21 @@ class PairGradients(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._sums)
 
+    def summed(self) -> dict[str, Tensor]:
+        """The gradients as tensors, to be changed at will: those of the scratch memory, where they lie there."""
+        if len(self.features) == self.sae.config.d_sae and not len(self.x):
+            return {**self.extra, "b_dec": self.b_dec, **self.others}
+        return self._sums
+
     @cached_property
     def _sums(self) -> dict[str, Tensor]:
         d_sae, d = self.sae.W_dec.shape
-        grads = {"W_enc": torch.empty(d_sae, d), "b_enc": torch.empty(d_sae), "W_dec": torch.empty(d_sae, d)}
+        grads = {name: torch.empty(d_sae, *([] if name == self.bias else [d])) for name in self.rows}
         into = [tensor.numpy() for tensor in grads.values()]
         share(lambda i, j: kernels().sum_features(i, j, *self._inputs(), *into), d_sae, CHUNK_FEATURES)
         grads["b_dec"] = self.b_dec
         if self.sae.config.apply_b_dec_to_input:
-            grads["b_dec"] = self.b_dec - self.sae.W_enc.detach() @ grads["b_enc"]
+            grads["b_dec"] = self.b_dec - self.sae.W_enc.detach() @ grads[self.bias]
         for name, extra in self.extra.items():
             grads[name].index_add_(0, self.features, extra)
         return grads | dict(self.others)
@@ -316,14 +355,16 @@ class PairGradients(Mapping[str, Tensor]):
             np.array(self.widths),
         )
 
-    def update(self, tensors: Mapping[str, Tensor], moments: Mapping[str, dict[str, Tensor]], rates: "Rates") -> Tensor:
-        """Adam's step for W_enc, b_enc and W_dec of the training layout, in place (see kernels.update_features);
+    def update(
+        self, tensors: Mapping[str, Tensor], moments: Mapping[str, dict[str, Tensor]], unit: bool, rates: "Rates"
+    ) -> Tensor:
+        """Adam's step for W_enc, its bias and W_dec of the training layout, in place (see kernels.update_features);
         returns the whole gradient of b_dec."""
         d_sae, d = self.sae.W_dec.shape
         place = torch.full((d_sae,), -1, dtype=torch.int32)
         if self.extra:
             place[self.features] = torch.arange(len(self.features), dtype=torch.int32)
-        nothing = {"W_enc": torch.empty(0, d), "b_enc": torch.empty(0), "W_dec": torch.empty(0, d)}
+        nothing = {name: torch.empty(0, *([] if name == self.bias else [d])) for name in self.rows}
         extra = [(self.extra or nothing)[name].contiguous().numpy() for name in nothing]
         state = [
             tensor.numpy()
@@ -334,7 +375,9 @@ class PairGradients(Mapping[str, Tensor]):
 
         def task(first: int, last: int) -> Tensor:
             through = torch.empty(d)
-            kernels().update_features(first, last, *inputs, place.numpy(), *extra, *state, *rates, through.numpy())
+            kernels().update_features(
+                first, last, *inputs, place.numpy(), *extra, *state, unit, *rates, through.numpy()
+            )
             return through
 
         parts = share(task, d_sae, CHUNK_FEATURES)
@@ -349,6 +392,7 @@ class Rates(NamedTuple):
     beta1: float
     beta2: float
     root: float
+    eps: float
 
 
 def _as_both(*tensors: Tensor) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from training.numerics.checkpoint import Claim, TrainingError, load_checkpoint, 
 from training.numerics.live import look, memory_used
 from training.numerics.losses import LOSSES, Outcome, Terms, variance
 from training.numerics.micro import MICRO_ROWS, accumulate, is_out_of_memory
-from training.numerics.optim import Optimizer, matmul_precision, ramp
+from training.numerics.optim import Optimizer, fold_norms, matmul_precision, ramp
 from training.numerics.ranks import ALONE, Ranks
 from training.numerics.shards import Capture
 from training.numerics.sparse import Scratch
@@ -204,7 +204,12 @@ class Training:
             if self._optimizer is None:
                 if self.state.step == 0:
                     _start(self.sae, x, self.state)
-                self._optimizer = Optimizer(self.sae, self.config.betas, self.state.scale)
+                self._optimizer = Optimizer(
+                    self.sae,
+                    self.config.betas,
+                    self.state.scale,
+                    self.config.unit_decoder(self.sae.config.architecture),
+                )
                 self._optimizer.load_state(self._moments)
                 self._moments = {}
                 self.ranks.equal(self._optimizer.tensors)
@@ -245,7 +250,7 @@ class Training:
     def update(self, x: Tensor, outcome: Outcome) -> None:
         """Adam's step, and the counters."""
         assert self._optimizer is not None, "a batch is prepared before it updates"
-        self._optimizer.step(outcome.grads, self.lr, self.config.clip)
+        self._optimizer.step(outcome.grads, self.lr, self.config.clip_of(self.sae.config.architecture))
         follow_codes(self.sae, outcome.least, self.state.step)
         self.state.count(outcome.fired, len(x))
 
@@ -272,9 +277,11 @@ class Training:
             _save(self.folder, self.config, self.state, self._optimizer, self._clock)
 
     def close(self) -> None:
-        """Give the SAE its ordinary layout back."""
+        """Give the SAE its ordinary layout back, with decoder rows of norm 1."""
         if self._optimizer is not None:
             self._optimizer.release()
+        elif self.state.step and not self.config.unit_decoder(self.sae.config.architecture):
+            fold_norms(self.sae)  # a checkpoint of the last step holds them as they were trained
         if self._claim is not None:
             self._claim.release()
 

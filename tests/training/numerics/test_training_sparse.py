@@ -11,9 +11,10 @@ import torch
 
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAE, SAEConfig
+from saes.numerics.topk import ByNorm
 from training.numerics import losses, sparse
 from training.numerics.losses import Terms, autograd_gradients, gradients, pair_gradients, topk_gradients
-from training.numerics.optim import Optimizer, matmul_precision
+from training.numerics.optim import Optimizer, fold_norms, matmul_precision
 from training.numerics.sparse import Encoder, PairGradients, Scratch, batchtopk_pairs, topk_pairs
 from training.numerics.train import TrainConfig, train
 
@@ -108,6 +109,7 @@ CUTS = {
     "standard": {"l1": 3.0},
     "jumprelu": {"l0": 0.3, "bandwidth": 0.5},
     "jumprelu_target": {"l0": 0.2, "bandwidth": 0.5, "target_l0": 40.0},
+    "gated": {"l1": 3.0},
 }
 
 
@@ -119,9 +121,10 @@ def test_dense_steps_are_autograd_s_but_for_bfloat16(kind, centred, dead):
     """Every number near the exact one: what rounding inputs to 8 bits changes, and nothing else."""
     sae = build_sae(SAEConfig(kind.partition("_")[0], D, D_SAE, apply_b_dec_to_input=centred))
     with torch.no_grad():
-        sae.b_enc.copy_(0.3 * torch.randn(D_SAE, generator=torch.Generator().manual_seed(1)))
+        for seed, name in enumerate({"b_enc", "b_gate", "b_mag", "r_mag"} & dict(sae.named_parameters()).keys()):
+            sae.tensor(name).copy_(0.3 * torch.randn(D_SAE, generator=torch.Generator().manual_seed(1 + seed)))
         sae.b_dec.copy_(data().mean(0))
-        if kind != "standard":
+        if "jumprelu" in kind:
             sae.tensor("threshold").copy_(torch.rand(D_SAE, generator=torch.Generator().manual_seed(3)))
     given = terms(dead, **CUTS[kind])
     exact = autograd_gradients(sae, data(), given)
@@ -133,6 +136,45 @@ def test_dense_steps_are_autograd_s_but_for_bfloat16(kind, centred, dead):
     assert (outcome.fired - exact.fired).abs().sum() < 0.005 * exact.fired.sum()
     for name, grad in exact.grads.items():
         assert 0 < (outcome.grads[name] - grad).norm() < (0.06 if name == "threshold" else 0.015) * grad.norm(), name
+
+
+def free(architecture: str) -> SAE:
+    """An SAE in training whose decoder rows have norms from 0.5 to 2."""
+    sae = made(architecture)
+    with torch.no_grad():
+        sae.W_dec.mul_(torch.linspace(0.5, 2, D_SAE)[torch.randperm(D_SAE)].unsqueeze(1))
+    assert isinstance(sae, ByNorm)
+    sae.by_norm = True
+    return sae
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "nested"])
+@pytest.mark.parametrize("dead", [NO_DEAD, DEAD], ids=["none dead", "some dead"])
+def test_codes_chosen_by_decoder_norm(architecture, dead):
+    """Against autograd, whose choice is that of the same SAE with its norms folded; and folding changes no output."""
+    sae, x = free(architecture), data()
+    reference, outcome = autograd_gradients(sae, x, terms(dead)), gradients(sae, x, terms(dead))
+    assert torch.equal(outcome.fired, reference.fired) and outcome.least == pytest.approx(reference.least, rel=1e-5)
+    assert outcome.parts == pytest.approx(reference.parts, rel=1e-5)
+    for name in NAMES:
+        torch.testing.assert_close(outcome.grads[name], reference.grads[name], rtol=1e-4, atol=1e-6, msg=name)
+    before, codes = sae(x), sae.encode(x)
+    fold_norms(sae)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))
+    torch.testing.assert_close(sae(x), before, rtol=1e-4, atol=1e-4)
+    assert torch.equal(sae.encode(x) > 0, codes > 0) and outcome.fired.equal((codes > 0).sum(0))
+
+
+@pytest.mark.parametrize("kind", ["standard", "gated", "jumprelu"])
+def test_folding_the_norms_changes_no_output(kind):
+    sae, x = build_sae(SAEConfig(kind, D, D_SAE)), data()
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            parameter.add_(0.3 * torch.rand(parameter.shape))
+    before, fired = sae(x), sae.encode(x) > 0
+    fold_norms(sae)
+    torch.testing.assert_close(sae(x), before, rtol=1e-4, atol=1e-3)
+    assert (fired != (sae.encode(x) > 0)).sum() <= 2  # a code on its threshold may fall to either side
 
 
 def test_a_row_that_is_not_finite_shows_in_the_loss():

@@ -72,7 +72,7 @@ def test_it_learns_at_any_scale_of_the_activations(architecture, least, scale):
     after = explained_variance(sae, held_out)
     assert result.sae is sae and not result.stopped and result.steps == 300 and result.tokens == len(x)
     assert after > least > before
-    assert result.history[-1].held_out_explained_variance == after
+    assert result.history[-1].held_out_explained_variance == pytest.approx(after, abs=1e-6)  # norms are folded between
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))
     assert sae.W_enc.is_contiguous()
 
