@@ -121,7 +121,9 @@ def test_dense_steps_are_autograd_s_but_for_bfloat16(kind, centred, dead):
     """Every number near the exact one: what rounding inputs to 8 bits changes, and nothing else."""
     sae = build_sae(SAEConfig(kind.partition("_")[0], D, D_SAE, apply_b_dec_to_input=centred))
     with torch.no_grad():
-        for seed, name in enumerate({"b_enc", "b_gate", "b_mag", "r_mag"} & dict(sae.named_parameters()).keys()):
+        for seed, name in enumerate(
+            sorted({"b_enc", "b_gate", "b_mag", "r_mag"} & dict(sae.named_parameters()).keys())
+        ):
             sae.tensor(name).copy_(0.3 * torch.randn(D_SAE, generator=torch.Generator().manual_seed(1 + seed)))
         sae.b_dec.copy_(data().mean(0))
         if "jumprelu" in kind:
@@ -142,7 +144,11 @@ def free(architecture: str) -> SAE:
     """An SAE in training whose decoder rows have norms from 0.5 to 2."""
     sae = made(architecture)
     with torch.no_grad():
-        sae.W_dec.mul_(torch.linspace(0.5, 2, D_SAE)[torch.randperm(D_SAE)].unsqueeze(1))
+        sae.W_dec.mul_(
+            torch.linspace(0.5, 2, D_SAE)[torch.randperm(D_SAE, generator=torch.Generator().manual_seed(4))].unsqueeze(
+                1
+            )
+        )
     assert isinstance(sae, ByNorm)
     sae.by_norm = True
     return sae
@@ -154,7 +160,8 @@ def test_codes_chosen_by_decoder_norm(architecture, dead):
     """Against autograd, whose choice is that of the same SAE with its norms folded; and folding changes no output."""
     sae, x = free(architecture), data()
     reference, outcome = autograd_gradients(sae, x, terms(dead)), gradients(sae, x, terms(dead))
-    assert torch.equal(outcome.fired, reference.fired) and outcome.least == pytest.approx(reference.least, rel=1e-5)
+    assert torch.equal(outcome.fired, reference.fired)
+    assert outcome.least == (None if architecture == "topk" else pytest.approx(reference.least, rel=1e-5))
     assert outcome.parts == pytest.approx(reference.parts, rel=1e-5)
     for name in NAMES:
         torch.testing.assert_close(outcome.grads[name], reference.grads[name], rtol=1e-4, atol=1e-6, msg=name)
@@ -169,8 +176,8 @@ def test_codes_chosen_by_decoder_norm(architecture, dead):
 def test_folding_the_norms_changes_no_output(kind):
     sae, x = build_sae(SAEConfig(kind, D, D_SAE)), data()
     with torch.no_grad():
-        for name, parameter in sae.named_parameters():
-            parameter.add_(0.3 * torch.rand(parameter.shape))
+        for parameter in sae.parameters():
+            parameter.add_(0.3 * torch.rand(parameter.shape, generator=torch.Generator().manual_seed(4)))
     before, fired = sae(x), sae.encode(x) > 0
     fold_norms(sae)
     torch.testing.assert_close(sae(x), before, rtol=1e-4, atol=1e-3)
