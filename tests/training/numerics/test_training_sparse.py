@@ -262,6 +262,7 @@ def test_the_fused_update_equals_the_plain_one(dead):
 
 def test_clipping_goes_through_the_summed_gradients():
     pairs, plain, free = made(), made(), made()
+    found = []
     for sae, as_is, clip in ((pairs, True, 1e-3), (plain, False, 1e-3), (free, True, None)):
         optimizer = Optimizer(sae, (0.0, 0.0), 1.0)
         with torch.no_grad():
@@ -271,7 +272,8 @@ def test_clipping_goes_through_the_summed_gradients():
         moments = [tensor for name, tensor in optimizer.state().items() if name.endswith("exp_avg")]
         norm = torch.cat([tensor.flatten() for tensor in moments]).norm()
         assert norm == pytest.approx(1e-3, rel=1e-3) if clip else norm > 2e-3
-    assert all(torch.equal(getattr(pairs, name), getattr(plain, name)) for name in NAMES)
+        found.append(torch.cat([tensor.flatten() for tensor in sorted(moments, key=len)]))
+    assert (found[0] - found[1]).norm() < 1e-3 * found[1].norm()
 
 
 # -- the same everywhere -------------------------------------------------------------
