@@ -40,10 +40,17 @@ def feature_text(request: HttpRequest, pk: int, index: int) -> HttpResponse:
     if row is not None:
         context |= {"row": row, "text": row.prompt, "link": urlencode(_view_in(view) | link_to(row))}
         context |= _on_text(row, sae, index, view)
-    response = render(request, "inference/feature_text.html" + part(request, "reading"), context)
-    if request.method == "POST" and row is not None:
-        response["HX-Push-Url"] = _address(request, sae, index, row)
-    return response
+    if request.method == "POST" and row is not None and not _carried(request, row):
+        # the whole page: its links to other features carry the text from now on
+        return HttpResponse(status=204, headers={"HX-Redirect": _address(request, sae, index, row)})
+    return render(request, "inference/feature_text.html" + part(request, "reading"), context)
+
+
+def _carried(request: HttpRequest, row: Inference) -> bool:
+    """Whether the page that asks has this text in its link already."""
+    current = getattr(getattr(request, "htmx", None), "current_url_abs_path", None) or ""
+    had = dict(parse_qsl(urlsplit(current).query))
+    return all(had.get(name) == str(value) for name, value in link_to(row).items())
 
 
 def _view(request: HttpRequest, sae: SAE) -> FeatureView | None:

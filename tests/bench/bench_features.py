@@ -24,7 +24,7 @@ class Words:
 
     added_tokens_decoder: dict[int, str] = {}
     all_special_ids: list[int] = []
-    unk_token_id = None
+    unk_token_id = bos_token_id = eos_token_id = None
     backend_tokenizer = None
 
     def __len__(self) -> int:
@@ -81,13 +81,14 @@ def main(folder: Path) -> None:
 
     from concepts.models import FeatureView
     from saes.models import SAE, LanguageModel
-    from training.models import Capture
+    from training.models import Capture, Corpus
 
     setup_test_environment()
     call_command("migrate", verbosity=0)
     make_view(folder)
     now, user = timezone.now(), User.objects.create_superuser("bench")
     model = LanguageModel.objects.create(name="bench", source="folder", location="bench", ready_at=now, hook_points=[])
+    corpus = Corpus.objects.create(name="random", source="text", location="random", ready_at=now)
     capture = Capture.objects.create(
         name="random",
         model=model,

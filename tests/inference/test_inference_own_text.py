@@ -82,7 +82,10 @@ def test_opening_a_link_starts_nothing_and_the_panel_asks_by_post(rows: Rows, cl
     started = client.post(
         panel(rows, 3), {"text": TEXT}, headers=HTMX | {"HX-Current-URL": "http://testserver/saes/1/features/3/?scale=snippet"}
     )  # fmt: skip
-    assert started["HX-Push-Url"] == "/saes/1/features/3/?scale=snippet&text=Paris+is+the+capital+of+France."
+    assert started["HX-Redirect"] == "/saes/1/features/3/?scale=snippet&text=Paris+is+the+capital+of+France."
+    started = client.post(
+        panel(rows, 3), {"text": TEXT}, headers=HTMX | {"HX-Current-URL": f"http://testserver{started['HX-Redirect']}"}
+    )
     assert "Waiting for the worker" in started.content.decode() and "load delay:700ms" in started.content.decode()
 
 
