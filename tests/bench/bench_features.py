@@ -92,6 +92,7 @@ def main(folder: Path) -> None:
     capture = Capture.objects.create(
         name="random",
         model=model,
+        corpus=corpus,
         hook_names=[HOOK],
         context_length=CONTEXT,
         ready_at=now,
@@ -100,6 +101,7 @@ def main(folder: Path) -> None:
     sae = SAE.objects.create(
         name="wide",
         model=model,
+        corpus=corpus,
         model_name="bench",
         hook_name=HOOK,
         d_in=D,
