@@ -101,7 +101,6 @@ def main(folder: Path) -> None:
     sae = SAE.objects.create(
         name="wide",
         model=model,
-        corpus=corpus,
         model_name="bench",
         hook_name=HOOK,
         d_in=D,
