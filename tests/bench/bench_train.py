@@ -56,13 +56,14 @@ def ours(name: str, args: argparse.Namespace, first: Tensor, start: dict[str, Te
     from training.numerics.losses import Terms, gradients
     from training.numerics.optim import Optimizer, matmul_precision
     from training.numerics.sparse import Scratch
-    from training.numerics.train import follow_codes
+    from training.numerics.train import TrainConfig, follow_codes
 
     if name == "ours, plain torch":
         losses.kernels = lambda: None  # as where numba is not installed
     sae = our_sae(args)
     sae.load_state_dict(sae.state_dict() | start)
-    optimizer, scratch = Optimizer(sae, (0.9, 0.999), bias_scale=1.0), Scratch()
+    method, scratch = TrainConfig(), Scratch()
+    optimizer = Optimizer(sae, (0.9, 0.999), 1.0, method.unit_decoder(sae.config.architecture))
     terms = Terms(
         torch.empty(0, dtype=torch.int64),
         variance=float(first.var(0).sum()),
@@ -76,7 +77,7 @@ def ours(name: str, args: argparse.Namespace, first: Tensor, start: dict[str, Te
         nonlocal steps
         with matmul_precision(precision):
             outcome = gradients(sae, x, terms, scratch)
-        optimizer.step(outcome.grads, LR)
+        optimizer.step(outcome.grads, LR, method.clip_of(sae.config.architecture))
         follow_codes(sae, outcome.least, steps)
         steps += 1
 
