@@ -55,7 +55,8 @@ def ids(rows: Rows, view: Any) -> dict[str, int]:
     }  # fmt: skip
     places = {
         "saes": rows.sae.pk, "models": rows.model.pk, "corpora": rows.corpus.pk, "activations": rows.capture.pk,
-        "train": Run.objects.filter(capture=rows.capture).order_by("pk")[0].pk, "dictionaries": dictionary.pk, "configs": config.pk, "labels": label.pk,
+        "train": Run.objects.filter(capture=rows.capture).order_by("pk")[0].pk, "dictionaries": dictionary.pk,
+        "configs": config.pk, "labels": label.pk,
         "generate": generation.pk, "infer": reading.pk, "jobs": job.pk,
     }  # fmt: skip
     return named | places
