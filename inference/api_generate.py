@@ -190,7 +190,9 @@ def sweep_out(pk: Any) -> dict[str, Any]:
 @starts(generation_out)
 def generate(request: HttpRequest, given: GenerateIn) -> Any:
     """Queues a job of the live worker. The row never changes afterwards; without edits both texts are the same."""
-    config = ConceptConfig.objects.filter(pk=given.concept_config_id).first()
+    config = None
+    if given.concept_config_id is not None:
+        config = ConceptConfig.objects.filter(pk=given.concept_config_id).first()
     fields = given.dict(exclude={"sae_id", "edits", "concept_config_id"})
     fields["sae"] = config.sae_id if given.sae_id is None and config is not None else given.sae_id
     fields["config"] = given.concept_config_id

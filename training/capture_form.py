@@ -45,7 +45,7 @@ class CaptureForm(NewRow):
         required=False,
         choices=[("1", "Packed: filled from one document after the other"), ("0", "Padded: one document in each")],
         coerce=lambda value: value != "0",
-        empty_value=True,
+        empty_value=True,  # type: ignore[arg-type]
         initial="1",
         label="Contexts",
         help_text="Padding is never stored",
@@ -76,7 +76,7 @@ class CaptureForm(NewRow):
             ("0", "Streamed: nothing is kept, every run computes them again"),
         ],
         coerce=lambda value: value != "0",
-        empty_value=True,
+        empty_value=True,  # type: ignore[arg-type]
         initial="1",
         label="Activations",
     )

@@ -71,7 +71,7 @@ def _capture_seconds(
         model=model, compute_dtype=compute_dtype, location="", stored=True, seconds__gt=0, n_tokens__gt=0
     )
     last = done.order_by("-ready_at").first()
-    if last is None or tokens is None or not stored:
+    if last is None or last.seconds is None or last.n_tokens is None or tokens is None or not stored:
         return None, None
     before = [row for row in map(model.hook, last.hook_names) if row]
     return last.seconds / last.n_tokens * tokens * _depth(model, hooks) / _depth(model, before), last

@@ -124,7 +124,8 @@ class Command(BaseCommand):
     # -- while it runs
     def see_through(self, row: Run | Sweep) -> Job:
         """Do the row's job in this process, or watch it where a worker was faster; Ctrl-C cancels it."""
-        job = Job.objects.get(pk=row.job_id)
+        assert row.job is not None
+        job = Job.objects.get(pk=row.job.pk)
         worker = threading.Thread(target=self.work, args=(job.pk,), daemon=True, name="train")
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         worker.start()
