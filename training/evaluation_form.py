@@ -53,15 +53,6 @@ class EvaluationForm(forms.Form):
         corpus.error_messages["invalid_choice"] = "Choose a corpus that has been read."
         self.policy = policy_of(sae)
 
-    def clean_capture(self) -> Capture | None:
-        capture: Capture | None = self.cleaned_data["capture"]
-        if capture and capture.d_in(self.sae.hook_name) != self.sae.d_in:
-            raise ValidationError(
-                f"This SAE reads vectors of {self.sae.d_in} numbers, but {capture.name} holds vectors of "
-                f"{capture.d_in(self.sae.hook_name)}; choose a capture of the model it was trained on."
-            )
-        return capture
-
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data
         if self.errors:

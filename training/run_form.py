@@ -159,7 +159,7 @@ class RunForm(NewRow):
                 point["d_sae"] = point.get("d_sae") or EXPANSION * (self.instance.capture.d_in(point["hook_name"]) or 0)
                 self._check_architecture(data, point)
             self._check_size(data)
-        self.check_name(lambda: self._default_name(data))
+            self.check_name(lambda: self._default_name(data))
         return data
 
     def _axes(self, data: dict[str, Any]) -> dict[str, Any]:

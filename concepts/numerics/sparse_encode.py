@@ -91,13 +91,12 @@ class SparseEncoder:
             inputs, bias, scale = self._bounding(rows) if self._half else (rows, self._bias, rows)
             out = self._scratch(f"z {sparse.get_ident()}", sparse.CHUNK_ROWS, self.sae.config.d_sae, dtype=inputs.dtype)
             z = torch.mm(inputs, self._factors.t(), out=out[: last - first])
-            sparse.kernels().choose_topk(
-                *sparse._as_both(z), not self._half, bias.numpy(), wide, counts[first:last], cols[slots], values[slots]
-            )
+            found = counts[first:last], cols[slots], values[slots]
+            sparse.kernels().choose_topk(*sparse._as_both(z), not self._half, bias.numpy(), wide, True, *found)
             if self._half:
                 self._compiled.settle(
-                    rows.numpy(), self._weights.numpy(), self._bias.numpy(), scale.numpy(), self.k, wide,
-                    counts[first:last], cols[slots], values[slots], sure[first:last],
+                    rows.numpy(), self._weights.numpy(), self._bias.numpy(), scale.numpy(), self.k, wide, *found,
+                    sure[first:last],
                 )  # fmt: skip
 
         sparse.share(task, n, sparse.CHUNK_ROWS)

@@ -668,7 +668,7 @@ def test_a_capture_of_another_width_is_refused(client_of: Any) -> None:
     sae = an_sae(d_in=64)
     url = reverse("training:evaluation_create", args=[sae.pk])
     page = client_of("researcher").post(url, {"capture": capture.pk}, follow=True).content.decode()
-    assert "This SAE reads vectors of 64 numbers, but capture holds vectors of 32" in page
+    assert f"It reads vectors of 64 numbers, but {HOOK} of tiny gives 32" in page
     assert not Evaluation.objects.exists()
 
 

@@ -193,7 +193,8 @@ def test_a_new_view_replaces_the_old_one(sae: Any, small_capture: Capture, tmp_p
 
 def test_facts_say_how_it_was_made(view_dir: Path, small_capture: Capture) -> None:
     facts = open_view(view_dir).facts
-    assert facts["policy"] == {"context_length": 16, "prepend_bos": True, "store_special": False}
+    policy = {"context_length": 16, "prepend_bos": True, "store_special": False, "packed": True, "chat_template": False}
+    assert facts["policy"] == policy
     assert facts["special_ids"] == [0, 1]
     assert facts["hook"] == RESID
     assert facts["sae"]["d_sae"] == 96
