@@ -237,10 +237,14 @@ def scatter(
     place = {group: index % len(SERIES) for index, group in enumerate(groups)}
     colour = _lines(groups, range=[SERIES[place[group]] for group in groups])
     dash = _lines(groups, range=[list(DASHES[place[group]]) for group in groups])
-    x_scale = {"zero": False, "type": "log" if log_x else "linear", "padding": 24}
+    x_scale: dict[str, Any] = {"zero": False, "padding": 24}
+    ticks: dict[str, Any] = {"tickCount": 6}
+    if log_x and drawn:
+        values = _log_ticks([point["x"] for point in drawn])
+        x_scale, ticks = {"type": "log", "domain": [values[0], values[-1]], "nice": False}, {"values": values}
     at = {
-        "x": _axis("x", x_title, scale=x_scale, tickCount=6, labelExpr="format(datum.value, '~s')", labelOverlap=True),
-        "y": _axis("y", y_title, scale={"zero": False, "padding": 16}, tickCount=5),
+        "x": _axis("x", x_title, scale=x_scale, labelExpr="format(datum.value, '~s')", labelOverlap=True, **ticks),
+        "y": _axis("y", y_title, scale={"zero": False, "padding": 16} | _room([p["y"] for p in drawn]), tickCount=5),
     }
     layers = [
         {"mark": {"type": "line", "strokeWidth": 1}, "encoding": {"color": colour, "strokeDash": dash}},
@@ -256,7 +260,7 @@ def scatter(
 
 
 # -- pieces of a spec -------------------------------------------------------------------------------------------------
-_LEGEND = {"title": None, "orient": "top", "symbolType": "stroke", "offset": 4}
+_LEGEND = {"title": None, "orient": "top", "symbolType": "stroke", "offset": 4, "columnPadding": 18}
 _BAR = {"type": "bar", "binSpacing": 1, "opacity": 0.85}
 _KINDS = {"domain": ["dead", "alive", "over 10 %"], "range": [MUTED, ACCENT, WARN]}
 _AXIS = {
@@ -275,6 +279,24 @@ def _axis(
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"field": field, "type": "quantitative", "title": title or None, "axis": axis}
     return found | ({"scale": scale} if scale else {}) | ({"bin": bin} if bin else {})
+
+
+def _log_ticks(values: Sequence[Any]) -> list[float]:
+    """1, 2 and 5 of each power of ten from just under the values to just over them; over three decades powers alone."""
+    smallest, largest = min(values), max(values)
+    low, high = math.floor(math.log10(smallest)), math.floor(math.log10(largest))
+    steps = (1, 2, 5) if high - low < 3 else (1,)
+    ticks = [step * 10.0**power for power in range(low - 1, high + 2) for step in steps]
+    under, over = sum(tick < smallest for tick in ticks), sum(tick <= largest for tick in ticks)
+    return ticks[under - 1 : over + 1]
+
+
+def _room(values: Sequence[Any]) -> dict[str, Any]:
+    """A domain about values that are all the same: without one the axis has no length, and its one label is rounded."""
+    if not values or min(values) != max(values):
+        return {}
+    margin = abs(values[0]) / 10 or 1.0
+    return {"domain": [values[0] - margin, values[0] + margin]}
 
 
 def _counts(title: str, log_y: bool) -> dict[str, Any]:

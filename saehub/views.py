@@ -9,6 +9,7 @@ from django.db import connection
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.templatetags.static import static
 from django.urls import reverse
 from django.views.generic import TemplateView
 
@@ -131,6 +132,12 @@ def health(request: HttpRequest) -> HttpResponse:
     """For probes: the site answers and its database too."""
     connection.ensure_connection()
     return HttpResponse("ok\n", content_type="text/plain")
+
+
+@needs(PUBLIC)
+def favicon(request: HttpRequest) -> HttpResponse:
+    """Browsers ask here for the icon of pages that name none, such as those of the admin."""
+    return redirect(static("icon.svg"))
 
 
 style = needs(LOGIN)(TemplateView.as_view(template_name="styleguide.html", extra_context={"samples": samples}))

@@ -30,6 +30,18 @@ def texts(root: ElementTree.Element) -> list[str]:
     return [element.text or "" for element in root.iter(SVG + "text")]
 
 
+def test_log_scatter_has_round_ticks_that_lie_about_its_points() -> None:
+    points = [(8.0, 0.83, "k 8", "a"), (32.0, 0.87, "k 32", "a")]
+    chart = charts.scatter(points, title="Sweep", x_title="L0", y_title="variance", log_x=True)
+    assert [text for text in texts(drawn(chart)) if text.isdigit()] == ["5", "10", "20", "50"]
+
+
+def test_scatter_of_one_point_does_not_round_its_only_figure_away() -> None:
+    chart = charts.scatter([(32.0, 0.911, "A", "a")], title="One", x_title="L0", y_title="variance")
+    ticks = [float(text) for text in texts(drawn(chart)) if text.startswith(("0.", "1."))]
+    assert len(ticks) >= 3 and min(ticks) < 0.911 < max(ticks)
+
+
 def bars(root: ElementTree.Element, colour: str) -> list[ElementTree.Element]:
     return [path for path in root.iter(SVG + "path") if path.attrib.get("fill") == colour and path.attrib.get("d")]
 

@@ -152,17 +152,17 @@ def now(run: Run, points: Sequence[RunPoint]) -> list[Figure]:
             fig_text(values.get("explained_variance")),
             f"explained_variance: {VARIANCE}, on the last batch",
         ),
+        Figure(
+            "expl. variance per dimension",
+            fig_text(values.get("held_out_explained_variance_per_dimension")),
+            "explained_variance_per_dimension: mean over dimensions of 1 − E(x_d − x̂_d)² / Var(x_d), 512 held-out tokens",
+        ),
         Figure("L0", fig_text(values.get("l0")), "l0: features with acts_i ≠ 0 on a token, mean over the last batch"),
         Figure("loss", fig_text(values.get("loss")), "Of the last batch, before its update"),
         *(
             Figure(f"– {name}", fig_text(value), "A part of the loss")
             for name, value in values.get("parts", {}).items()
             if len(values["parts"]) > 1
-        ),
-        Figure(
-            "– per dimension",
-            fig_text(values.get("held_out_explained_variance_per_dimension")),
-            "explained_variance_per_dimension: mean over dimensions of 1 − E(x_d − x̂_d)² / Var(x_d), 512 held-out tokens",
         ),
         Figure(
             "cosine, held out",
