@@ -17,18 +17,19 @@ from tests.conftest import ROLES
 
 pytestmark = pytest.mark.django_db
 NUMBER = re.compile(r"<int:\w+>")
+WORD = re.compile(r"<slug:\w+>")
 
 
 def patterns(
     resolver: Any = None, prefix: str = "", spaces: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
-    """(path, view, namespaces) of every URL of the site; numbers in a path become 1."""
+    """(path, view, namespaces) of every URL of the site; numbers in a path become 1, words a word."""
     for entry in (resolver or get_resolver()).url_patterns:
         path = prefix + str(entry.pattern)
         if isinstance(entry, URLResolver):
             yield from patterns(entry, path, (*spaces, *filter(None, [entry.namespace])))
         elif isinstance(entry, URLPattern):
-            yield "/" + NUMBER.sub("1", path), entry.callback, spaces
+            yield "/" + WORD.sub("word", NUMBER.sub("1", path)), entry.callback, spaces
 
 
 OWN = [(path, view) for path, view, spaces in patterns() if not {"admin", "api"} & set(spaces)]
