@@ -94,6 +94,7 @@ def _complete(found: dict[str, Any], view: Any, place: str, method: str, schemas
             if kind == "application/json":
                 _show(sent, schemas)
     refusals = {400, 401, 403, 422} | ({404} if "{" in place else set()) | ({404, 409} if method != "get" else set())
+    refusals |= {404} if any(one["name"].endswith("_id") for one in found["parameters"]) else set()
     refusals |= {409} if "/features" in place else set()
     refusals |= {409, 410} if "/infer/" in place or "/export" in place else set()
     refusals |= {413, 415} if "requestBody" in found else set()
