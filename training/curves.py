@@ -204,8 +204,12 @@ def config_rows(run: Run) -> list[tuple[str, str]]:
 def snippet(run: Run) -> str:
     """Python that trains the same SAE from the capture's folder."""
     config = ordered_config(run)
-    sae = {"architecture": run.architecture, "d_in": run.capture.d_in(run.hook_name)}
+    sae = {"architecture": run.sae_architecture, "d_in": run.capture.d_in(run.hook_name)}
     sae |= {name: config.pop(name) for name in ("d_sae", "k") if name in config}
+    config.pop("skip", None)
+    if run.hook_name_out:
+        sae |= {"d_out": run.capture.d_in(run.hook_name_out), "apply_b_dec_to_input": False}
+    save = ', "sparsify"' if run.architecture == "topk_transcoder" else ""
     return f"""\
 from saes.numerics.architectures import build_sae
 from saes.numerics.formats import save_sae
@@ -216,8 +220,8 @@ from training.numerics.train import TrainConfig, capture_batches, train
 capture = open_capture("{run.capture.folder}")
 config = TrainConfig({_arguments(config)})
 sae = build_sae(SAEConfig({_arguments(sae)}), seed=config.seed)
-result = train(sae, capture_batches(capture, "{run.hook_name}", config), config)
-save_sae(result.sae, "my-sae")"""
+result = train(sae, capture_batches(capture, {run.hooks!r}, config), config)
+save_sae(result.sae, "my-sae"{save})"""
 
 
 def _arguments(values: dict[str, Any]) -> str:

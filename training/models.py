@@ -217,6 +217,23 @@ class Run(Made):
         return reverse("training:run_detail", args=[self.pk])
 
     @property
+    def hooks(self) -> str | tuple[str, str]:
+        """What it is trained on: a hook point, or the two of a transcoder."""
+        return (self.hook_name, self.hook_name_out) if self.hook_name_out else self.hook_name
+
+    @property
+    def place(self) -> str:
+        """The same in words."""
+        return f"{self.hook_name} → {self.hook_name_out}" if self.hook_name_out else self.hook_name
+
+    @property
+    def sae_architecture(self) -> str:
+        """Of the SAE that it trains: a transcoder with a skip is of a class of its own."""
+        return self.architecture.replace(
+            "_transcoder", "_skip_transcoder" if self.config.get("skip") else "_transcoder"
+        )
+
+    @property
     def state(self) -> str:
         """As of every row that a job makes, and `paused`: it has a checkpoint and no job."""
         found = super().state

@@ -11,6 +11,7 @@ from django.db import transaction
 from django.utils.text import slugify
 
 from saehub.jobs.models import enqueue
+from saes.checksums import checksums
 from saes.fields import size_of
 from saes.hook_places import place_of
 from saes.models import SAE, LanguageModel
@@ -25,7 +26,7 @@ from training.files import digest
 from training.models import Evaluation, Run
 from training.numerics.shards import Capture as Shards
 from training.numerics.train import TrainResult
-from training.trainer import SAE_FILES, checkpoints, reproduction
+from training.trainer import SAE_FILES, WEIGHTS, checkpoints, reproduction
 
 
 def made(sae: SAE) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def made(sae: SAE) -> dict[str, Any]:
 
 def new_sae(row: Run, source: Shards, seed: int) -> SAEWeights:
     """The SAE that a run begins with."""
-    return build_sae(_sae_config(row, source.d[row.hook_name]), seed=seed, device=pick_device())
+    return build_sae(_sae_config(row, source), seed=seed, device=pick_device())
 
 
 def keep(row: Run, result: TrainResult) -> SAE:
@@ -46,15 +47,18 @@ def keep(row: Run, result: TrainResult) -> SAE:
     return registered
 
 
-def _sae_config(row: Run, d_in: int) -> SAEConfig:
+def _sae_config(row: Run, source: Shards) -> SAEConfig:
     model = row.capture.model
     return SAEConfig(
-        architecture=row.architecture,
-        d_in=d_in,
+        architecture=row.sae_architecture,
+        d_in=source.d[row.hook_name],
+        d_out=source.d[row.hook_name_out or row.hook_name],
+        apply_b_dec_to_input=not row.hook_name_out,
         d_sae=row.config["d_sae"],
         k=row.config.get("k"),
         options={name: row.config[name] for name in ("matryoshka_widths",) if name in row.config},
         hook_name=row.hook_name,
+        hook_name_out=row.hook_name_out,
         model_name=model.location if model.source == LanguageModel.Source.HUB else model.name,
         metadata={
             "saehub_run": row.pk,
@@ -69,7 +73,7 @@ def _save(row: Run, result: TrainResult) -> str:
     path = SAE(path=f"sae/{slugify(row.capture.model.name) or 'model'}/run-{row.pk}").files
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(path, replaces=SAE_FILES) as partial:
-        save_sae(result.sae, partial)
+        save_sae(result.sae, partial, _format(result.sae))
         for name, content in (
             ("history.json", [vars(report) for report in result.history]),
             ("config.json", reproduction(row)),
@@ -82,10 +86,16 @@ def _save(row: Run, result: TrainResult) -> str:
     return f"sae/{path.parent.name}/{path.name}"
 
 
+def _format(sae: SAEWeights) -> str:
+    """SAELens' form, except for what only sparsify has one for."""
+    return "sparsify" if "topk" in sae.config.architecture and not sae.reconstructs else "saelens"
+
+
 @transaction.atomic
 def _register(row: Run, result: TrainResult, path: str) -> SAE:
     """The SAE's row, the finished run, and the jobs that follow: all of it or none."""
     files = SAE(path=path).files
+    weights = next(files / name for name in WEIGHTS if (files / name).exists())
     config = result.sae.config
     hook = row.capture.model.hook(row.hook_name)
     sae, _ = SAE.objects.update_or_create(
@@ -97,14 +107,16 @@ def _register(row: Run, result: TrainResult, path: str) -> SAE:
             "model": row.capture.model,
             "model_name": row.capture.model.name,
             "hook_name": row.hook_name,
-            "site": place_of(row.hook_name, config.architecture)[0],
+            "hook_name_out": row.hook_name_out,
+            "site": place_of(row.hook_name, config.architecture, row.hook_name_out)[0],
             "layer": hook["layer"] if hook else None,
             "architecture": config.architecture,
             "d_in": config.d_in,
             "d_sae": config.d_sae,
             "k": config.k,
             "size_bytes": size_of(files),
-            "sha256": digest(files / "sae_weights.safetensors"),
+            "sha256": digest(weights),
+            "checksums": {} if weights.name == WEIGHTS[0] else checksums(files, ("cfg.json", weights.name)),
             "config": json.loads((files / "cfg.json").read_text()),
         },
     )

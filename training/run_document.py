@@ -16,7 +16,7 @@ from training.models import Capture, Run, Sweep
 from training.run_form import ARCHITECTURE_FIELDS, RunForm
 from training.sweep_form import AXES
 
-WHERE = ("name", "capture", "capture_name", "corpus_sha256", "hook_name", "architecture")
+WHERE = ("name", "capture", "capture_name", "corpus_sha256", "hook_name", "hook_name_out", "architecture")
 AFTER = ("evaluate_after", "harvest_after")
 TRAINER = ("steps", "betas", "bandwidth", "precision", "order_seed", "log_every", "checkpoint_every", "decoder")
 FORM = (
@@ -51,6 +51,7 @@ def _of(run: Run, hooks: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         "capture_name": run.capture.name,
         "corpus_sha256": run.capture.corpus.sha256,
         "hook_name": hooks,
+        **({"hook_name_out": run.hook_name_out} if run.hook_name_out else {}),
         "architecture": run.architecture,
         **config,
         "evaluate_after": run.evaluate_after,

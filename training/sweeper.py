@@ -53,10 +53,10 @@ class Sweeper:
             config,
             on_step=trainer.point,
             checkpoint_dir=checkpoints(run),
-            held_out=held_out_rows(self.source, run.hook_name),
+            held_out=held_out_rows(self.source, run.hooks),
             say=lambda sentence: self.progress.log(f"{run.name}: {sentence}"),
         )
-        return Member(run, run.hook_name, training)
+        return Member(run, run.hooks, training)
 
     def _should_stop(self, member: Member) -> bool:
         """Asked of every run before every step."""

@@ -18,13 +18,15 @@ from training.models import Run, RunPoint
 from training.numerics.checkpoint import load_checkpoint
 from training.numerics.several import RankKilled, Several, Task
 from training.numerics.shards import Capture as Shards
+from training.numerics.shards import Hooks
 from training.numerics.train import StepReport, TrainConfig, TrainResult, capture_batches, train
 from training.run_document import of_run
 
 HELD_OUT_ROWS = 512  # held-out rows behind the live curve; the evaluation afterwards uses all of them
 LOOK_SECONDS = 0.5  # between looks at the database
 LISTEN_SECONDS = 0.1  # between looks at what the ranks of a run in several processes say
-SAE_FILES = ("cfg.json", "sae_weights.safetensors", "history.json", "config.json", "metrics.json")
+WEIGHTS = ("sae_weights.safetensors", "sae.safetensors")  # as SAELens or sparsify names them
+SAE_FILES = ("cfg.json", *WEIGHTS, "history.json", "config.json", "metrics.json")
 
 
 def trainer_config(run: Run) -> TrainConfig:
@@ -56,17 +58,17 @@ class Trainer:
 
     def train(self, sae: SAE, source: Shards) -> TrainResult:
         """Raises Cancelled once the checkpoint of the present step is written, so that a retry goes on from here."""
-        self.progress.start(f"Training on {self.run.hook_name}", unit="tokens", total=self.config.total_rows)
+        self.progress.start(f"Training on {self.run.place}", unit="tokens", total=self.config.total_rows)
         self.begin()
         if self.run.processes > 1:
             self._train_in_several(sae, source)
         result = train(
             sae,
-            capture_batches(source, self.run.hook_name, self.config),
+            capture_batches(source, self.run.hooks, self.config),
             self.config,
             on_step=self.point,
             checkpoint_dir=checkpoints(self.run),
-            held_out=held_out_rows(source, self.run.hook_name),
+            held_out=held_out_rows(source, self.run.hooks),
             should_stop=self.should_stop if self.run.processes == 1 else lambda: True,
             say=self.progress.log,
         )
@@ -89,7 +91,7 @@ class Trainer:
             sae=asdict(sae.config),
             config=asdict(self.config),
             capture=str(source.path),
-            hook_name=self.run.hook_name,
+            hooks=self.run.hooks,
             checkpoints=str(checkpoints(self.run)),
             held_out_rows=min(HELD_OUT_ROWS, source.split_rows("held_out")),
         )
@@ -165,7 +167,7 @@ def checkpoints(run: Run) -> Path:
     return run.folder / "checkpoints"
 
 
-def held_out_rows(source: Shards, hook: str) -> torch.Tensor | None:
+def held_out_rows(source: Shards, hook: Hooks) -> torch.Tensor | None:
     rows = min(HELD_OUT_ROWS, source.split_rows("held_out"))
     if not rows:
         return None
@@ -176,7 +178,13 @@ def reproduction(run: Run) -> dict[str, Any]:
     """Everything needed to train the same SAE again, as JSON."""
     capture = run.capture
     return {
-        "run": {"id": run.pk, "name": run.name, "hook_name": run.hook_name, "architecture": run.architecture},
+        "run": {
+            "id": run.pk,
+            "name": run.name,
+            "hook_name": run.hook_name,
+            "hook_name_out": run.hook_name_out,
+            "architecture": run.architecture,
+        },
         "config": run.config,
         "document": of_run(run),
         "capture": {"id": capture.pk, "name": capture.name, **capture.manifest},

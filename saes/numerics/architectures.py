@@ -37,7 +37,10 @@ ARCHITECTURES: dict[str, type[SAE]] = {
         several.CrossLayerTranscoder,
     )
 }
-TRAINABLE = ("standard", "topk", "batchtopk", "jumprelu", "gated")  # what build_sae and the trainer know today
+TRAINABLE = (  # what build_sae and the trainer know
+    "standard", "topk", "batchtopk", "jumprelu", "gated",
+    "topk_transcoder", "topk_skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder",
+)  # fmt: skip
 
 # Measured on layer 9 of SmolLM2-135M, 131k tokens: held-out FVU 0.224 with encoder rows of this norm, 0.257 with 1.
 ENCODER_NORM = 0.58
@@ -61,8 +64,8 @@ def build_sae(
     """A trainable SAE with fresh weights, the same for the same seed on every device.
 
     W_dec rows are random directions of norm 1; W_enc is its transpose with every feature's norm set to ENCODER_NORM
-    (independent directions when d_out differs from d_in); biases and thresholds are zero. Raises SAEError for a config that no
-    architecture accepts, or one that does not fit into memory.
+    (independent directions for a transcoder, whose two sides are of two spaces); biases, thresholds and W_skip are zero.
+    Raises SAEError for a config that no architecture accepts, or one that does not fit into memory.
     """
     cls = sae_class(config.architecture)
     if config.architecture not in TRAINABLE:
@@ -71,7 +74,11 @@ def build_sae(
         sae = cls(config, device=device, dtype=dtype)
         generator = torch.Generator().manual_seed(seed)
         sae.W_dec.copy_(_unit_rows(config.d_sae, config.d_out, generator))
-        encoder = sae.W_dec if config.d_out == config.d_in else _unit_rows(config.d_sae, config.d_in, generator)
+        encoder = (
+            sae.W_dec
+            if sae.reconstructs and config.d_out == config.d_in
+            else _unit_rows(config.d_sae, config.d_in, generator)
+        )
         sae.W_enc.copy_(ENCODER_NORM * encoder.T)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in str(error):

@@ -286,3 +286,42 @@ def test_an_unfinished_capture_goes_on_where_it_was_cancelled(make_capture, run_
     job.retry()
     assert run_job(job).state == State.DONE, job.traceback
     assert Capture.objects.get().ready
+
+
+IN, OUT = "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "saved"),
+    [
+        ("topk_transcoder", {"k": 4}, "topk_transcoder"),
+        ("jumprelu_transcoder", {"l0_coefficient": 0.1, "skip": True}, "jumprelu_skip_transcoder"),
+    ],
+)
+def test_a_transcoder_trains_from_two_hook_points_and_what_follows_works(
+    make_capture, make_run, run_job, architecture, config, saved
+):
+    make_capture(hook_names=[IN, OUT])
+    run, job = make_run(
+        architecture=architecture, hook_name=IN, hook_name_out=OUT, config={"d_sae": 64, "lr": 1e-2, **config}
+    )
+    assert job.state == State.DONE, job.traceback
+    row, sae = run.sae, load_sae(run.sae.files)
+    assert (row.hook_name, row.hook_name_out, row.site, row.layer, row.architecture) == (
+        IN,
+        OUT,
+        "transcoder",
+        1,
+        saved,
+    )
+    assert (sae.config.architecture, sae.config.hook_name, sae.config.hook_name_out) == (saved, IN, OUT)
+    told = json.loads((row.files / "config.json").read_text())
+    assert told["run"]["hook_name_out"] == OUT and told["document"]["hook_name_out"] == OUT
+    evaluated = run_job(Job.objects.get(kind="evaluate"))
+    assert evaluated.state == State.DONE, evaluated.traceback
+    live = run.points.last().values["held_out_explained_variance"]
+    assert live > run.points.first().values["held_out_explained_variance"]
+    measured = Evaluation.objects.get().metrics["explained_variance"]
+    if measured["n"] <= 512:  # the rows behind the live curve
+        assert measured["value"] == pytest.approx(live, abs=1e-4)
+    assert run_job(Job.objects.get(kind="harvest")).state == State.DONE

@@ -19,6 +19,7 @@ from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.sae import SAE, SAEConfig
 from saes.numerics.standard import StandardSAE
 from saes.numerics.topk import BatchTopKSAE, ByNorm, TopKSAE
+from saes.numerics.transcoders import Skip
 from training.numerics.dense import Penalty, as_rows, dense_step, gated_step
 from training.numerics.ranks import ALONE, Ranks
 from training.numerics.sparse import (
@@ -33,6 +34,7 @@ from training.numerics.sparse import (
     products_are_rounded,
     rounded,
 )
+from training.numerics.transcoding import sides
 
 CHUNK_ROWS = 512  # rows of x whose pre-activations stay in the processor's cache between the product and the choice
 
@@ -175,7 +177,7 @@ class Count(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: x (n, d_in), z and acts (n, d_sae), x_hat (n, d_in)."""
+    """One forward pass: z and acts (n, d_sae), x_hat (n, d_out), and x (n, d_out), what x_hat is to be."""
 
     x: Tensor
     z: Tensor
@@ -236,6 +238,10 @@ LOSSES: dict[str, Callable[[SAE, Pass, Terms], dict[str, Tensor]]] = {
     "standard": standard_loss,
     "gated": gated_loss,
     "jumprelu": jumprelu_loss,
+    "topk_transcoder": topk_loss,
+    "topk_skip_transcoder": topk_loss,
+    "jumprelu_transcoder": jumprelu_loss,
+    "jumprelu_skip_transcoder": jumprelu_loss,
 }
 
 
@@ -245,17 +251,21 @@ def matryoshka_widths(sae: SAE) -> list[int]:
 
 
 def forward_pass(sae: SAE, x: Tensor, terms: Terms) -> Pass:
-    """Codes and reconstruction of x (n, d_in), x in the space the encoder reads, with gradients for thresholds too."""
+    """Codes and reconstruction of x (n, d_in), x in the space the encoder reads, with gradients for thresholds too.
+
+    Of a transcoder x is (n, d_in + d_out), see `sides`."""
+    x, goal = sides(sae, x)
     z = _centred(sae, x) @ sae.W_enc
     if sae.config.architecture != "gated":
         z = z + sae.b_enc
-    jump = sae.config.architecture == "jumprelu"
+    jump = isinstance(sae, JumpReLUSAE)
     eps = terms.bandwidth * terms.scale
     if isinstance(sae, BatchTopKSAE):
         acts = sae.activation(z, _kept(sae, z, terms.ranks))
     else:
         acts = Jump.apply(z, sae.tensor("threshold"), eps) if jump else sae.activation(z)  # type: ignore[no-untyped-call]
-    return Pass(x, z, acts, acts @ sae.W_dec + sae.b_dec)
+    x_hat = acts @ sae.W_dec + sae.b_dec
+    return Pass(goal, z, acts, x_hat + F.linear(x, sae.W_skip) if isinstance(sae, Skip) else x_hat)
 
 
 def _kept(sae: BatchTopKSAE, z: Tensor, ranks: Ranks) -> int:
@@ -284,8 +294,8 @@ def dead_part(sae: SAE, centred: Tensor, error: Tensor, terms: Terms) -> dict[st
 def gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch | None = None) -> Outcome:
     """Gradients of the architecture's loss on a batch x (n, d_in), x in the space the encoder reads (normalised).
 
-    The fastest way there is for it. With `scratch`, which the caller keeps from step to step, the outcome's gradients
-    are good until the next call.
+    Of a transcoder x is (n, d_in + d_out), see `transcoding.sides`. The fastest way there is for it. With
+    `scratch`, which the caller keeps from step to step, the outcome's gradients are good until the next call.
     """
     on_cpu = sae.W_dec.device.type == "cpu" and sae.W_dec.dtype == torch.float32
     if on_cpu and kernels() and type(sae) in (TopKSAE, BatchTopKSAE):
@@ -356,7 +366,8 @@ def autograd_gradients(sae: SAE, x: Tensor, terms: Terms) -> Outcome:
     with torch.enable_grad():
         made = forward_pass(sae, x, terms)
         parts = LOSSES[sae.config.architecture](sae, made, terms)
-        parts |= dead_part(sae, _centred(sae, x).detach(), (x - made.x_hat).detach(), terms)
+        centred = _centred(sae, sides(sae, x)[0]).detach()
+        parts |= dead_part(sae, centred, (made.x - made.x_hat).detach(), terms)
         total = torch.stack(list(parts.values())).sum()
         found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     grads = {
@@ -370,7 +381,7 @@ def autograd_gradients(sae: SAE, x: Tensor, terms: Terms) -> Outcome:
     if sae.config.architecture == "batchtopk" and fired.any():  # in the units that codes are chosen in
         weighed = made.acts * sae.W_dec.norm(dim=-1) if chosen_by_norm(sae) else made.acts
         least = weighed.detach()[fired].min().item()
-    return Outcome(grads, numbers, fired.sum(0), squared_error(made.x_hat, x).item(), least)
+    return Outcome(grads, numbers, fired.sum(0), squared_error(made.x_hat, made.x).item(), least)
 
 
 @torch.no_grad()

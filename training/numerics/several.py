@@ -25,7 +25,7 @@ from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAEConfig
 from training.numerics.checkpoint import TrainingError
 from training.numerics.ranks import joined
-from training.numerics.shards import open_capture
+from training.numerics.shards import Hooks, open_capture
 from training.numerics.train import StepReport, TrainConfig, capture_batches, train
 
 TASK, SAID, STOP, ERROR = "task.json", "said.jsonl", "stop", "error.txt"
@@ -40,7 +40,7 @@ class Task:
     sae: dict[str, Any]
     config: dict[str, Any]
     capture: str
-    hook_name: str
+    hooks: Hooks
     checkpoints: str
     held_out_rows: int = 0
 
@@ -116,19 +116,17 @@ def work(folder: Path) -> None:
     """One rank's part of the run."""
     task = Task(**json.loads((folder / TASK).read_text(encoding="utf-8")))
     config = TrainConfig(**task.config)
-    source = open_capture(task.capture)
+    source, hooks = open_capture(task.capture), task.hooks
     with joined() as ranks:
         held_out = None
         if task.held_out_rows and ranks.first:
             held_out = next(
-                source.batches(
-                    task.hook_name, task.held_out_rows, split="held_out", shuffle=False, n_rows=task.held_out_rows
-                )
+                source.batches(hooks, task.held_out_rows, split="held_out", shuffle=False, n_rows=task.held_out_rows)
             )
         voice = _Voice(folder, config.batch_size) if ranks.first else None
         train(
             build_sae(SAEConfig(**task.sae), seed=config.seed, device=ranks.device),
-            capture_batches(source, task.hook_name, config),
+            capture_batches(source, hooks, config),
             config,
             on_step=voice.report if voice else None,
             checkpoint_dir=task.checkpoints,

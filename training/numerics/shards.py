@@ -17,7 +17,7 @@ import errno
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ HELD_OUT_FRACTION = 0.05
 WINDOW_ROWS = 2**18  # rows shuffled together; part of the definition of the shuffled order
 
 Split = Literal["train", "held_out", "all"]
+Hooks = str | Sequence[str]  # a hook point, or several whose activations are put side by side
 
 
 class CaptureError(ValueError):
@@ -198,7 +199,7 @@ class Capture:
 
     def batches(
         self,
-        hook: str,
+        hook: Hooks,
         batch_size: int,
         *,
         split: Split = "train",
@@ -208,7 +209,8 @@ class Capture:
         n_rows: int | None = None,
         start_row: int = 0,
     ) -> Iterator[Tensor]:
-        """Batches (batch_size, d) float32 of a split, the last one possibly smaller.
+        """Batches (batch_size, d) float32 of a split, the last one possibly smaller; of several hook points the
+        activations of the same tokens side by side, d the sum of their widths.
 
         Without `epochs` and `n_rows` it is one pass; with `n_rows` as many passes as that many rows need. The order is
         fixed by the seed and does not depend on the batch size: shards are shuffled, then all rows of a window of
@@ -229,7 +231,7 @@ class Capture:
     # ------------------------------------------------------------------------------------------------ the order
 
     def _batches(
-        self, hook: str, batch_size: int, split: Split, seed: int | None, start: int, end: int
+        self, hook: Hooks, batch_size: int, split: Split, seed: int | None, start: int, end: int
     ) -> Iterator[Tensor]:
         shard, row, at = np.empty(0, np.int64), np.empty(0, np.int64), start
         for more_shard, more_row in self._order(split, seed, start):
@@ -288,15 +290,18 @@ class Capture:
 
     # ------------------------------------------------------------------------------------------------ the files
 
-    def _gather(self, hook: str, shard: np.ndarray, row: np.ndarray) -> Tensor:
-        out = torch.empty(len(row), self.d[hook])
+    def _gather(self, hook: Hooks, shard: np.ndarray, row: np.ndarray) -> Tensor:
+        hooks = _listed(hook)
+        widths = [self.d[name] for name in hooks]
+        out = torch.empty(len(row), sum(widths))
         for i in np.unique(shard).tolist():
             at = np.flatnonzero(shard == i)
-            x = self._activations(i, hook)
-            out[torch.from_numpy(at)] = x[torch.from_numpy(row[at])].float()
+            places, rows = torch.from_numpy(at), torch.from_numpy(row[at])
+            for name, part in zip(hooks, out.split(widths, dim=1), strict=True):
+                part[places] = self._activations(i, name)[rows].float()
         if not out.sum().isfinite():
             raise CaptureError(
-                f"The capture {self.path.name} holds NaN or infinite values at {hook}; capture it again."
+                f"The capture {self.path.name} holds NaN or infinite values at {' or '.join(hooks)}; capture it again."
             )
         return out
 
@@ -311,10 +316,15 @@ class Capture:
     def _read(self, i: int, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return read_tensor(self.path / self.shards[i]["file"], key, shape, dtype)
 
-    def _check(self, hook: str, split: str) -> None:
-        if hook not in self.d:
-            raise CaptureError(
-                f"The capture {self.path.name} has no hook point {hook}; it has {', '.join(self.hook_names)}."
-            )
+    def _check(self, hook: Hooks, split: str) -> None:
+        for name in _listed(hook):
+            if name not in self.d:
+                raise CaptureError(
+                    f"The capture {self.path.name} has no hook point {name}; it has {', '.join(self.hook_names)}."
+                )
         if split not in ("train", "held_out", "all"):
             raise CaptureError(f'There is no split "{split}"; choose train, held_out or all.')
+
+
+def _listed(hook: Hooks) -> Sequence[str]:
+    return [hook] if isinstance(hook, str) else hook

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saes.numerics.lm import LM, load_lm
 from training.numerics.forward import outliers, precision, stored_rows
-from training.numerics.shards import Capture, CaptureError
+from training.numerics.shards import Capture, CaptureError, Hooks
 from training.numerics.tokens import TokenPolicy, stored_mask
 
 SHARDS_KEPT = 16  # a window, and the shards that the next one begins with
@@ -63,6 +63,14 @@ class StreamedCapture(Capture):
         if len(next(iter(x.values()))) != self._rows_of[i][0]:
             raise CaptureError(f"{self.shards[i]['file']} of the capture {self.path.name} does not fit its manifest.")
         return {hook: self._ordinary(hook, values).float().cpu() for hook, values in x.items()}
+
+    def _check(self, hook: Hooks, split: str) -> None:
+        super()._check(hook, split)
+        if not isinstance(hook, str) and self.manifest["max_norm_ratio"]:
+            raise CaptureError(
+                f"The capture {self.path.name} is streamed and replaces outliers at each hook point by itself, so that its "
+                "rows at two of them are not of the same tokens; store it, or set no limit on norms."
+            )
 
     def _ordinary(self, hook: str, x: Tensor) -> Tensor:
         ratio = self.manifest["max_norm_ratio"]

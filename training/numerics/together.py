@@ -10,26 +10,26 @@ from torch import Tensor
 
 from training.numerics.checkpoint import TrainingError
 from training.numerics.optim import matmul_precision
-from training.numerics.shards import Capture
+from training.numerics.shards import Capture, Hooks
 from training.numerics.sparse import warm_up
 from training.numerics.train import TrainConfig, Training, TrainResult
 
-Streams = Callable[[int], Iterator[Mapping[str, Tensor]]]  # from a first row to batches {hook name: (n, d_in)}
+Streams = Callable[[int], Iterator[Mapping[Hooks, Tensor]]]  # from a first row to batches {hooks: (n, d)}
 
 
 @dataclass(eq=False)
 class Member:
-    """One of them. `key` is the caller's name for it, `hook` the activations it reads."""
+    """One of them. `key` is the caller's name for it, `hook` the activations it reads (a tuple: side by side)."""
 
     key: object
-    hook: str
+    hook: Hooks
     training: Training
 
 
-def capture_streams(capture: Capture, hooks: Sequence[str], config: TrainConfig) -> Streams:
+def capture_streams(capture: Capture, hooks: Sequence[Hooks], config: TrainConfig) -> Streams:
     """The training rows of a capture at several hook points, the same tokens at each, from any row on."""
 
-    def batches(start_row: int) -> Iterator[Mapping[str, Tensor]]:
+    def batches(start_row: int) -> Iterator[Mapping[Hooks, Tensor]]:
         each = [
             capture.batches(hook, config.batch_size, seed=config.order, n_rows=config.total_rows, start_row=start_row)
             for hook in hooks
@@ -127,7 +127,7 @@ def _end(member: Member, stopped: bool, on_end: Callable[[Member, TrainResult | 
 
 
 def _step(
-    members: Sequence[Member], xs: Mapping[str, Tensor], precision: str, pool: ThreadPoolExecutor
+    members: Sequence[Member], xs: Mapping[Hooks, Tensor], precision: str, pool: ThreadPoolExecutor
 ) -> list[tuple[Member, TrainingError]]:
     """One step of each; returns those that cannot go on. Two are worked on at a time, so that what one does on a single
     core does not leave the other idle. The precision of products belongs to the process, so all share one block."""

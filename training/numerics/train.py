@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.sae import SAE
 from training.numerics.checkpoint import FILE as CHECKPOINT
 from training.numerics.checkpoint import Claim, TrainingError, load_checkpoint, save_checkpoint
@@ -19,9 +20,10 @@ from training.numerics.losses import LOSSES, Outcome, Terms, variance
 from training.numerics.micro import MICRO_ROWS, accumulate, is_out_of_memory
 from training.numerics.optim import Optimizer, fold_norms, matmul_precision, ramp
 from training.numerics.ranks import ALONE, Ranks
-from training.numerics.shards import Capture
+from training.numerics.shards import Capture, Hooks
 from training.numerics.sparse import Scratch
 from training.numerics.train_config import TrainConfig as TrainConfig
+from training.numerics.transcoding import Units, row_width, sides
 
 THRESHOLD_RATE = 0.01  # of BatchTopK's threshold
 DIVERGED = 100  # times the first batch's squared error, or the variance: no run that is any good comes near it
@@ -91,7 +93,7 @@ class TrainResult:
     stopped: bool
 
 
-def capture_batches(capture: Capture, hook: str, config: TrainConfig) -> Callable[[int], Iterator[Tensor]]:
+def capture_batches(capture: Capture, hook: Hooks, config: TrainConfig) -> Callable[[int], Iterator[Tensor]]:
     """The training rows of a capture in the config's order, from any row on: the `batches` that `train` can resume."""
 
     def batches(start_row: int) -> Iterator[Tensor]:
@@ -115,8 +117,9 @@ def train(
 ) -> TrainResult:
     """Train `sae` in place until the config's last step, the end of the batches, or should_stop().
 
-    batches: tensors (n, d_in) in the model's activation space; an iterator, or a function from the first row wanted to
-    an iterator, which is what resuming needs (an iterator must already begin where the checkpoint stopped).
+    batches: tensors (n, d_in) in the model's activation space, of a transcoder (n, d_in + d_out); an iterator, or a
+    function from the first row wanted to an iterator, which is what resuming needs (an iterator must already begin where
+    the checkpoint stopped).
     on_step gets a report every `log_every` steps and may raise to stop at once; should_stop is asked at every step and
     stops with a checkpoint. say gets sentences for the log. With `checkpoint_dir`, a checkpoint found there is
     continued, to the bit on a CPU: the result is that of training without the interruption.
@@ -168,6 +171,7 @@ class Training:
         self.say = say or (lambda sentence: None)
         self.folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
         self.state, self._moments = _resume(self.folder, sae, config)
+        self.units = Units.from_tensors(self._moments, sae.W_dec.device)  # of a transcoder, once it has begun
         self.folder = self.folder if ranks.first else None
         self._claim = Claim(self.folder) if self.folder is not None else None
         self.micro_rows: int | None = None  # rows at once, where a whole batch does not fit into memory
@@ -194,13 +198,13 @@ class Training:
 
     def prepared(self, x: Tensor) -> Tensor:
         """The batch on the SAE's device, in the space its encoder reads; the first one sets the units of the loss."""
-        if x.ndim != 2 or x.shape[1] != self.sae.config.d_in:
+        if x.ndim != 2 or x.shape[1] != row_width(self.sae):
             raise TrainingError(
-                f"The SAE takes activations of width {self.sae.config.d_in}, but a batch has shape {tuple(x.shape)}; "
+                f"The SAE takes activations of width {row_width(self.sae)}, but a batch has shape {tuple(x.shape)}; "
                 "choose the hook point it is for."
             )
         with torch.no_grad():
-            x = self.sae.normalise(x.to(self.sae.W_dec.device))
+            x = self._in_its_space(x)
             if self._optimizer is None:
                 if self.state.step == 0:
                     _start(self.sae, x, self.state)
@@ -214,6 +218,15 @@ class Training:
                 self._moments = {}
                 self.ranks.equal(self._optimizer.tensors)
         return x
+
+    def _in_its_space(self, x: Tensor) -> Tensor:
+        """Rows on the SAE's device, normalised, or of a transcoder in the units it is trained in."""
+        x = x.to(self.sae.W_dec.device)
+        if self.sae.reconstructs:
+            return self.sae.normalise(x)
+        if self.units is None:
+            self.units = Units.of(self.sae, x)
+        return self.units.apply(self.sae, x)
 
     def gradients(self, x: Tensor) -> Outcome:
         """Of the loss on a prepared batch, within `matmul_precision`. Changes nothing but scratch memory.
@@ -274,14 +287,19 @@ class Training:
     def save(self) -> None:
         """Write the checkpoint, where there is a folder for it and a step was made."""
         if self.folder is not None and self._optimizer is not None:
-            _save(self.folder, self.config, self.state, self._optimizer, self._clock)
+            units = self.units.tensors() if self.units is not None else {}
+            _save(self.folder, self.config, self.state, self._optimizer, self._clock, units)
 
     def close(self) -> None:
-        """Give the SAE its ordinary layout back, with decoder rows of norm 1."""
+        """Give the SAE its ordinary layout back, with decoder rows of norm 1, in the language model's own space."""
         if self._optimizer is not None:
             self._optimizer.release()
         elif self.state.step and not self.config.unit_decoder(self.sae.config.architecture):
             fold_norms(self.sae)  # a checkpoint of the last step holds them as they were trained
+        if self.units is not None:
+            self.units.fold(self.sae)
+            fold_norms(self.sae)
+            self.units = None
         if self._claim is not None:
             self._claim.release()
 
@@ -290,8 +308,9 @@ class Training:
         return TrainResult(self.sae, state.history, state.step, state.tokens, self._clock.seconds, state, stopped)
 
     def _report(self, x: Tensor, outcome: Outcome) -> StepReport:
-        state, total_variance = self.state, float(variance(x)) if len(x) > 1 else self.state.variance
-        seen = look(self.sae, self.held_out) if self.held_out is not None else None
+        state, goal = self.state, sides(self.sae, x)[1]
+        total_variance = float(variance(goal)) if len(x) > 1 else state.variance
+        seen = look(self.sae, self._held_out_rows()) if self.held_out is not None else None
         return StepReport(
             step=state.step,
             tokens=state.tokens,
@@ -308,6 +327,11 @@ class Training:
             seconds=self._clock.seconds,
             memory=memory_used(self.sae.W_dec.device),
         )
+
+    def _held_out_rows(self) -> Tensor:
+        """As `look` takes them."""
+        assert self.held_out is not None
+        return self.held_out if self.sae.reconstructs else self._in_its_space(self.held_out)
 
     def _check_finite(self, outcome: Outcome) -> None:
         """Raises TrainingError for a loss that is not a number, or an error far above the first one."""
@@ -334,7 +358,9 @@ def _check(sae: SAE) -> None:
     config = sae.config
     if config.architecture not in LOSSES:
         raise TrainingError(f"A {config.architecture} SAE cannot be trained here; choose {' or '.join(LOSSES)}.")
-    if config.d_in != config.d_out:
+    if not sae.reconstructs and (config.apply_b_dec_to_input or config.normalize_activations != "none"):
+        raise TrainingError("A transcoder is trained on activations as they come: no b_dec subtracted, not normalised.")
+    if sae.reconstructs and config.d_in != config.d_out:
         raise TrainingError(
             f"This SAE reads {config.d_in} numbers and writes {config.d_out}; only equal ones can be trained."
         )
@@ -345,13 +371,14 @@ def _check(sae: SAE) -> None:
 @torch.no_grad()
 def _start(sae: SAE, x: Tensor, state: TrainState) -> None:
     """Set the scales, and b_dec unless it is already set, from the first batch."""
-    state.scale = float(x.norm(dim=-1).mean()) / math.sqrt(sae.config.d_in)
-    state.variance = float(variance(x))
+    x, goal = sides(sae, x)
+    state.scale = float(x.norm(dim=-1).mean()) / math.sqrt(sae.config.d_in) if sae.reconstructs else 1.0  # see Units
+    state.variance = float(variance(goal))
     if not (0 < state.scale < math.inf and 0 < state.variance < math.inf):
         raise TrainingError("The first batch has no variance, or is not finite; check the capture.")
     if not sae.b_dec.any():
-        sae.b_dec.copy_(x.mean(0))
-    if sae.config.architecture == "jumprelu" and not sae.tensor("threshold").any():
+        sae.b_dec.copy_(goal.mean(0))
+    if isinstance(sae, JumpReLUSAE) and not sae.tensor("threshold").any():
         sae.tensor("threshold").fill_(FIRST_THRESHOLD * state.scale)
 
 
@@ -400,8 +427,10 @@ class _Clock:
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
 
-def _save(folder: Path, config: TrainConfig, state: TrainState, optimizer: Optimizer, clock: _Clock) -> None:
-    tensors = {f"sae.{name}": tensor for name, tensor in optimizer.tensors.items()} | optimizer.state()
+def _save(
+    folder: Path, config: TrainConfig, state: TrainState, optimizer: Optimizer, clock: _Clock, units: dict[str, Tensor]
+) -> None:
+    tensors = {f"sae.{name}": tensor for name, tensor in optimizer.tensors.items()} | optimizer.state() | units
     tensors["silent"] = state.silent
     state.seconds = clock.seconds
     facts = {name: getattr(state, name) for name in STATE}
@@ -439,7 +468,7 @@ def _identity(sae: SAE, config: TrainConfig) -> dict[str, Any]:
     shape = {
         name: getattr(sae.config, name)
         for name in ("architecture", "d_in", "d_sae", "k", "options", "normalize_activations")
-    }
+    } | ({} if sae.reconstructs else {"d_out": sae.config.d_out})
     return {
         "config": json.loads(json.dumps(settings)),
         "sae": shape | {"apply_b_dec_to_input": sae.config.apply_b_dec_to_input},

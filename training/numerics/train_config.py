@@ -8,8 +8,9 @@ from training.numerics.optim import ramp
 
 ALWAYS = 1e-3  # a bound below every gradient's norm
 # Measured against SAELens (held-out FVU after 65k tokens, layer 9 of SmolLM2-135M): see docs/decisions.md.
-DECODERS = {"topk": "unit"}  # the rest is "free"
-CLIPS: dict[str, float] = {"topk": 0.0}  # the rest is ALWAYS
+KINDS_OF_TOPK = ("topk", "topk_transcoder", "topk_skip_transcoder")
+DECODERS = dict.fromkeys(KINDS_OF_TOPK, "unit")  # the rest is "free"
+CLIPS = dict.fromkeys(KINDS_OF_TOPK, 0.0)  # the rest is ALWAYS
 
 
 @dataclass(frozen=True)
