@@ -300,8 +300,12 @@ def _kind(data: dict[str, Any]) -> str:
         return f"{nested}{architecture}{data.get('k')}"
     if architecture == "jumprelu":
         target = data.get("target_l0")
-        return f"jumprelu-{f'l0-{target:g}' if target else data.get('l0_coefficient')}"
-    return f"{'relu' if architecture == 'standard' else architecture}-l1-{data.get('l1_coefficient')}"
+        return f"jumprelu-{f'l0-{target:g}' if target else _short(data.get('l0_coefficient'))}"
+    return f"{'relu' if architecture == 'standard' else architecture}-l1-{_short(data.get('l1_coefficient'))}"
+
+
+def _short(number: Any) -> str:
+    return f"{number:g}" if isinstance(number, float) else str(number)
 
 
 def like(run: Run) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _capture_part(request: HttpRequest) -> HttpResponse:
 @needs("training.view_capture")
 def capture_detail(request: HttpRequest, pk: int) -> HttpResponse:
     capture = get_object_or_404(Capture.objects.select_related("job", "owner", "model", "corpus"), pk=pk)
-    norms = capture.manifest.get("norms", {})
+    norms, jobs = capture.manifest.get("norms", {}), _jobs_of(capture)
     hooks = [(name, capture.model.hook(name), norms.get(name)) for name in capture.hook_names]
     context = {
         "section": "captures",
@@ -126,7 +126,8 @@ def capture_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "hooks": hooks,
         "runs": capture.runs.select_related("job", "sae")[:25],
         "preview": None if capture.location else preview(capture.model, capture.corpus.sample, Policy.of(capture)),
-        "jobs": _jobs_of(capture),
+        "jobs": jobs,
+        "filing": any(job.is_live for job in jobs),
         "free": free_bytes(),
     }
     return render(request, "training/capture_detail.html" + part(request, "live"), context)

@@ -78,7 +78,7 @@ def execute(job: Job) -> None:
     progress = Progress(job)
     try:
         result = job.kind_row.function()(progress, **job.params)
-        job.finish(State.DONE, result=result, done=_all_of_it(job), step="")
+        job.finish(State.DONE, result=result, done=_done(job, result), step="")
     except Cancelled:
         job.finish(State.CANCELLED)
     except LeaseLost:
@@ -91,9 +91,10 @@ def execute(job: Job) -> None:
         job.announce()
 
 
-def _all_of_it(job: Job) -> int:
+def _done(job: Job, result: dict[str, Any]) -> int:
+    """All of it, unless the job says that it was paused: then what it has reached."""
     total, done = Job.objects.filter(pk=job.pk).values_list("total", "done").first() or (0, 0)
-    return total or done
+    return done if result.get("paused") else total or done
 
 
 @contextmanager

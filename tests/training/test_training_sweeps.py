@@ -185,11 +185,12 @@ def test_a_single_run_pauses_and_resumes(make_run: Any, make_capture: Any, run_j
     )  # fmt: skip
     job = run.start(None)
     client_of("admin").post(reverse("training:run_pause", args=[run.pk]))
-    assert run_job(job).result["paused"] is True
+    done = run_job(job)
+    assert done.result["paused"] is True and done.done < FAST["n_tokens"]
     run.refresh_from_db()
     assert run.state == "paused"
     page = client_of("admin").get(run.get_absolute_url()).content.decode()
-    assert 'id="resume"' in page
+    assert 'id="resume"' in page and 'id="paused"' in page and 'id="card"' not in page
     client_of("admin").post(reverse("training:run_resume", args=[run.pk]))
     run.refresh_from_db()
     assert run_job(run.job).state == State.DONE, run.job.error

@@ -417,7 +417,7 @@ def test_relu_takes_its_own_fields(client_of: Any) -> None:
         ),
         ("jumprelu", {"l0_coefficient": 0.5}, {"l0_coefficient": 0.5, "l1_warmup": 0.05}, "jumprelu-0.5"),
         ("jumprelu", {"l0_coefficient": 1, "target_l0": 8}, {"l0_coefficient": 1, "target_l0": 8}, "jumprelu-l0-8"),
-        ("gated", {"l1_coefficient": 2}, {"l1_coefficient": 2, "l1_warmup": 0.05}, "gated-l1-2.0"),
+        ("gated", {"l1_coefficient": 2}, {"l1_coefficient": 2, "l1_warmup": 0.05}, "gated-l1-2"),
     ],
 )
 def test_each_architecture_takes_its_own_fields(
