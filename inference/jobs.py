@@ -19,7 +19,7 @@ import transformers
 from django.conf import settings
 
 import saehub
-from concepts.numerics.token_text import token_texts
+from concepts.numerics.token_text import show_nul, token_texts
 from inference import codes
 from inference.models import Generation, Inference, PromptBatch, Steered, Sweep
 from inference.neurons import top_texts
@@ -166,7 +166,8 @@ def _written(progress: Progress, row: Inference, lm: LM, number: int, steering: 
     whole = [*ids, *made.ids] if made else ids
     text = prompt + (made.text if made else "")
     if row.chat:
-        text = str(lm.tokenizer.decode(whole, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        whole_text = lm.tokenizer.decode(whole, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = show_nul(str(whole_text))
     output = {
         "prompt": prompt, "text": text, "completion": made.text if made else "", "n_prompt_tokens": len(ids),
         "n_tokens": len(whole), "stopped": made.stopped if made else "", "seconds": time.monotonic() - began,

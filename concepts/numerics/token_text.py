@@ -34,16 +34,21 @@ def _text(number: int, piece: str | None, added: bool, read: Any) -> str:
     return piece if added and not _BYTE_TOKEN.fullmatch(piece) else show_bytes(read(piece))
 
 
+def show_nul(text: str) -> str:
+    """The text with `<0x00>` for every NUL, which neither a database's text nor a page can hold."""
+    return text.replace("\0", "<0x00>")
+
+
 def show_bytes(raw: bytes) -> str:
-    """UTF-8 text; every byte that is not part of a whole character is shown as `<0xE2>`."""
+    """UTF-8 text; every byte that is not part of a whole character is shown as `<0xE2>`, and NUL as `<0x00>`."""
     shown = ""
     while raw:
         try:
-            return shown + raw.decode()
+            return show_nul(shown + raw.decode())
         except UnicodeDecodeError as error:
             shown += raw[: error.start].decode() + "".join(f"<0x{byte:02X}>" for byte in raw[error.start : error.end])
             raw = raw[error.end :]
-    return shown
+    return show_nul(shown)
 
 
 def _is_byte_level(tokenizer: Any) -> bool:

@@ -12,7 +12,7 @@ import jinja2
 import torch
 from torch import Tensor
 
-from concepts.numerics.token_text import token_texts
+from concepts.numerics.token_text import show_nul, token_texts
 from inference.numerics.steer import Steering, steering_hooks
 from saes.numerics.lm import LM, hooked
 from training.numerics.tokens import special_ids
@@ -259,4 +259,4 @@ class _Decoder:
         return self.pieces
 
     def _text(self) -> str:
-        return self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return show_nul(self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

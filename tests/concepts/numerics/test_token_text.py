@@ -17,6 +17,7 @@ from concepts.numerics.token_text import show_bytes, token_texts, vocabulary_tex
         (b" \xe2\x80", " <0xE2><0x80>"),
         (b"\xa9", "<0xA9>"),
         (b"a\xffb\xc3\xa9", "a<0xFF>bé"),
+        (b"a\x00b\xff", "a<0x00>b<0xFF>"),
     ],
 )
 def test_show_bytes(raw: bytes, shown: str) -> None:

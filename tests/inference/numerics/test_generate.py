@@ -152,6 +152,14 @@ def test_characters_of_several_tokens_come_whole(llama: Any) -> None:
     assert decoder.finish()[-1] == "\N{REPLACEMENT CHARACTER}"
 
 
+def test_a_nul_that_a_model_writes_can_be_stored(llama: Any) -> None:
+    from inference.numerics.generate import _Decoder
+
+    decoder = _Decoder(llama.tokenizer, llama.tokenizer("one")["input_ids"])
+    pieces = [decoder.push(token) for token in llama.tokenizer(" a\0b")["input_ids"]]
+    assert "".join(pieces) == " a<0x00>b" and "<0x00>" in pieces
+
+
 def test_stops_at_end_of_sequence(llama: Any) -> None:
     first = generate(llama, PROMPT, max_new_tokens=6)
     assert first.stopped == "length"
