@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,13 @@ import pytest
 from concepts.models import FeatureView, Label
 from inference.codes import CodesFile
 from inference.models import Generation, Inference
+from inference.numerics.generate import generate
+from inference.numerics.steer import Edit, Steering
+from saehub.jobs.models import Job, State
+from saes.numerics.formats import load_sae
+from saes.numerics.lm import load_lm
+from tests.conftest import make_user, wait_for
+from tests.e2e.conftest import PASSWORD
 from tests.e2e.test_e2e_browser import no_violations
 from tests.e2e.test_e2e_concepts import harvested  # noqa: F401
 from tests.steering_rows import Rows, steering_files  # noqa: F401
@@ -51,6 +61,17 @@ def test_a_token_of_the_ribbon_shows_what_fires_on_it(page: Any, harvested: tupl
     Label.objects.name_feature(rows.sae, last, "about <i>capitals</i>", rows.owner)
     page.reload()
     assert page.locator("#token tr.here .label").inner_text() == "about <i>capitals</i>"
+    no_violations(page)
+    page.keyboard.press("n")
+    page.wait_for_selector(f"#token h2:has-text('Token {min(token + 1, len(file) - 1)} ')")
+    with page.expect_download() as download:
+        page.click(".act >> text=CSV")
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert len(lines) == 1 + len(fires)
+    # And on to steering with it.
+    page.keyboard.press("s")
+    page.wait_for_url(re.compile(r"/steering/new/"))
+    assert page.input_value("[name=edits-0-feature]") == str(last)
 
 
 def test_a_name_typed_into_an_edit_steers(page: Any, harvested: tuple[Rows, FeatureView]) -> None:  # noqa: F811
@@ -81,3 +102,91 @@ def test_a_name_typed_into_an_edit_steers(page: Any, harvested: tuple[Rows, Feat
     assert [edit["feature"] for edit in Generation.objects.get().edits] == [feature]
     assert "talk of Paris" in page.inner_text("main table")
     no_violations(page)
+
+
+def endless(model: Path, copy: Path) -> Path:
+    """The same weights, which may write longer texts and know no end of them."""
+    shutil.copytree(model, copy)
+    changes = {
+        "config.json": {"max_position_embeddings": 2 * LONG, "eos_token_id": None},
+        "generation_config.json": {"eos_token_id": None},
+        "tokenizer_config.json": {"eos_token": None},
+    }
+    for name, change in changes.items():
+        kept = json.loads((copy / name).read_text())
+        (copy / name).write_text(json.dumps(kept | change))
+    return copy
+
+
+def test_stop_while_tokens_stream(page: Any, harvested: tuple[Rows, FeatureView], tmp_path: Path) -> None:  # noqa: F811
+    rows, _ = harvested
+    patient = endless(Path(rows.model.location), tmp_path / "patient")
+    type(rows.model).objects.filter(pk=rows.model.pk).update(location=str(patient), context_length=2 * LONG)
+    page.goto(f"/steering/new/?sae={rows.sae.pk}&feature=3&mode=add&value=2&prompt=The+cat+sat")
+    page.locator("details#advanced > summary").click()
+    page.fill("[name=max_new_tokens]", str(LONG))
+    page.fill("[name=temperature]", "1")
+    page.click("main form button.primary")
+    page.wait_for_url(re.compile(r"/steering/\d+/$"))
+    seen: set[int] = set()
+    output = page.locator("#live .output").first
+
+    def streams() -> bool:
+        seen.add(len(output.inner_text()))
+        page.wait_for_timeout(50)
+        return len(seen) > 3
+
+    wait_for(streams, 60, "tokens that come while the page is looked at")
+    page.click("#stop button")
+    page.wait_for_selector("#stop:not(:has(button))", state="attached", timeout=10_000)
+    row = Generation.objects.get()
+    wait_for(lambda: Job.objects.get(pk=row.job_id).state == State.CANCELLED, 10, "the job to stop")
+    row.refresh_from_db()
+    assert 0 < len(row.baseline["ids"]) < LONG and not row.steered and not row.ready, "stopped in the first text"
+    page.goto(f"/steering/{row.pk}/")
+    assert row.baseline["text"].strip()[:40] in output.inner_text(), "what was written is kept"
+    no_violations(page)
+    # The worker is free at once for the next.
+    page.click(".act >> text=Fork")
+    page.locator("details#advanced > summary").click()
+    page.fill("[name=max_new_tokens]", "6")
+    page.click("main form button.primary")
+    page.wait_for_selector("#state .chip.ok", timeout=60_000)
+    assert Generation.objects.ready().count() == 1
+
+
+def test_two_at_once_get_what_each_asked_for(
+    page: Any,
+    chromium: Any,
+    site: str,
+    harvested: tuple[Rows, FeatureView],  # noqa: F811
+) -> None:
+    rows, _ = harvested
+    bob = make_user("bob", "researcher")
+    bob.set_password(PASSWORD)
+    bob.save()
+    context = chromium.new_context(base_url=site)
+    other = context.new_page()
+    other.goto("/login/")
+    other.fill("[name=username]", "bob")
+    other.fill("[name=password]", PASSWORD)
+    other.click("main button")
+    other.wait_for_url(f"{site}/")
+    asked = {page: ("The cat sat", 3, 60.0), other: ("Paris is", 9, 45.0)}
+    for one, (prompt, feature, value) in asked.items():
+        one.goto(f"/steering/new/?sae={rows.sae.pk}&feature={feature}&mode=add&value={value}")
+        one.fill("[name=prompt]", prompt)
+    for one in asked:  # the second is asked for while the first is under way
+        one.click("main form button.primary")
+    for one in asked:
+        one.wait_for_url(re.compile(r"/steering/\d+/$"))
+        one.wait_for_selector("#state .chip.ok", timeout=120_000)
+    lm, sae = load_lm(rows.model.location), load_sae(rows.sae.files)
+    for one, (prompt, feature, value) in asked.items():
+        row = Generation.objects.get(pk=int(one.url.rstrip("/").rpartition("/")[2]))
+        steering = [Steering(sae, rows.sae.hook_name, [Edit(feature, "add", value)])]
+        assert row.prompt == prompt and row.owner.username == ("ada" if one is page else "bob")
+        assert row.baseline["ids"] == generate(lm, prompt, max_new_tokens=row.max_new_tokens).ids
+        assert row.steered["ids"] == generate(lm, prompt, max_new_tokens=row.max_new_tokens, steering=steering).ids
+        assert row.steered["text"].strip()[:20] in one.locator("#live .output").nth(1).inner_text()
+    context.close()
