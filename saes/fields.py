@@ -61,7 +61,8 @@ class NewRow(forms.ModelForm):
 
     def full_clean(self) -> None:
         """Fields that the present choices do not ask for may be empty."""
-        spared = [self.fields[name] for name in self.only_with if not self.asks_for(name)]
+        unasked = [self.fields[name] for name in self.only_with if not self.asks_for(name)]
+        spared = [field for field in unasked if field.required]
         for field in spared:
             field.required = False
         super().full_clean()

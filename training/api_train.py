@@ -26,7 +26,7 @@ PEERS = {"TopKSae": "topk", "L1Sae": "standard"}  # class names of mi_crow
 PEER_FIELDS = {"l1_lambda": "l1_coefficient", "clip_grad": "clip", "learning_rate": "lr", "n_latents": "d_sae"}
 RUN: Any = {
     "id": 7, "name": "smollm2-135m-layer9-topk32-4608", "job_id": 41, "job_ids": [41], "status": "running",
-    "progress": 0.613, "activations_id": 5, "model_id": 1, "layer": "blocks.9.hook_resid_post", "sae_class": "topk",
+    "progress": 0.613, "activations_id": 5, "model_id": 1, "layer": "blocks.9.hook_resid_post", "layer_out": "", "sae_class": "topk",
     "config": {"d_sae": 4608, "k": 32, "n_tokens": 1000000}, "sae_id": None, "sae_path": None, "metadata_path": None,
     "seconds": None, "tokens": None, "owner": "ada", "created_at": "2026-11-22T08:00:00Z", "error": "",
 }  # fmt: skip
@@ -47,6 +47,7 @@ class RunOut(Schema):
     activations_id: int
     model_id: int
     layer: str
+    layer_out: str = Field(description="What a transcoder predicts")
     sae_class: str
     config: dict[str, Any]
     sae_id: int | None
@@ -103,7 +104,9 @@ class TrainIn(Schema):
     activations_id: int
     layer: str = Field("", max_length=200, description="The first of the activations when left out")
     sae_class: str = Field("topk", max_length=40, description="One of /saes/classes, or TopKSae, L1Sae")
-    sae_kwargs: dict[str, Any] = Field(default_factory=dict, description="Fields of the class, such as k")
+    sae_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Fields of the class, such as k; hook_name_out of a transcoder"
+    )
     n_latents: int | None = Field(None, description="Features (d_sae)")
     hyperparams: dict[str, Any] = Field(default_factory=dict, description="Fields of the trainer")
     training_config: dict[str, Any] = Field(default_factory=dict, description="Another name of hyperparams")
@@ -159,6 +162,7 @@ def run_out(row: Run) -> dict[str, Any]:
         "activations_id": row.capture_id,
         "model_id": row.capture.model_id,
         "layer": row.hook_name,
+        "layer_out": row.hook_name_out,
         "sae_class": row.architecture,
         "sae_path": f"/api/v1/saes/{sae}" if sae else None,
         "metadata_path": f"/api/v1/saes/{sae}/metadata" if sae else None,

@@ -21,7 +21,7 @@ AFTER = ("evaluate_after", "harvest_after")
 TRAINER = ("steps", "betas", "bandwidth", "precision", "order_seed", "log_every", "checkpoint_every", "decoder")
 FORM = (
     "d_sae",
-    *dict.fromkeys(name for names in ARCHITECTURE_FIELDS.values() for name in names),
+    *dict.fromkeys(name for names in ARCHITECTURE_FIELDS.values() for name in names if name not in WHERE),
     *RunForm.trainer_fields,
 )
 KEYS = (*WHERE, *dict.fromkeys(FORM), *AFTER, *TRAINER)
@@ -95,7 +95,7 @@ def form_of(document: Mapping[str, Any], user: Any) -> RunForm:
     hooks = document.get("hook_name") or capture.hook_names[0]
     hooks = [hooks] if isinstance(hooks, str) else list(hooks)
     data["source"], data["more_hooks"] = f"{capture.pk}:{hooks[0]}", ", ".join(map(str, hooks[1:]))
-    for name in ("name", "architecture", *FORM):
+    for name in ("name", "hook_name_out", "architecture", *FORM):
         if name in document:
             data[name] = _text(document[name])
     for name in AFTER:

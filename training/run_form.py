@@ -22,6 +22,8 @@ ARCHITECTURES = {
     "jumprelu": "JumpReLU: every feature learns its threshold",
     "gated": "Gated: one path decides which features fire, another how strongly",
     "standard": "ReLU, sparse by an L1 penalty",
+    "topk_transcoder": "TopK transcoder: predicts another hook point, such as an MLP's output from its input",
+    "jumprelu_transcoder": "JumpReLU transcoder: the same, with thresholds",
 }
 ARCHITECTURE_FIELDS = {  # what each of them is asked, beside what all are
     "topk": ("k",),
@@ -29,7 +31,10 @@ ARCHITECTURE_FIELDS = {  # what each of them is asked, beside what all are
     "jumprelu": ("l0_coefficient", "target_l0", "l1_warmup"),
     "gated": ("l1_coefficient", "l1_warmup"),
     "standard": ("l1_coefficient", "l1_warmup"),
+    "topk_transcoder": ("hook_name_out", "skip", "k"),
+    "jumprelu_transcoder": ("hook_name_out", "skip", "l0_coefficient", "target_l0", "l1_warmup"),
 }
+TRANSCODERS = ("topk_transcoder", "jumprelu_transcoder")
 
 
 class RunForm(NewRow):
@@ -44,6 +49,14 @@ class RunForm(NewRow):
         max_length=2000,
         label="More hook points",
         help_text="Of the same capture, with commas between, or all: an SAE for each",
+    )
+    hook_name_out = forms.ChoiceField(
+        label="Output hook point",
+        help_text="What the transcoder predicts; of the same capture",
+        error_messages={"required": "Choose the hook point that the transcoder predicts, of the same capture."},
+    )
+    skip = forms.BooleanField(
+        required=False, label="Skip connection", help_text="A linear map of the input is added; it begins at 0"
     )
     k = NumbersField(int, 1, 2**20, initial=32, label="k, features per token", help_text=SEVERAL)
     l1_coefficient = NumbersField(float, 0, 1e6, initial=2.0, label="L1 coefficient", help_text=SEVERAL)
@@ -137,6 +150,10 @@ class RunForm(NewRow):
             for row in self.captures.values()
             for hook in row.hook_names
         ]
+        held = dict.fromkeys(hook for row in self.captures.values() for hook in row.hook_names)
+        out: Any = self.fields["hook_name_out"]
+        out.choices = [("", "Choose a hook point"), *((hook, hook) for hook in held)]
+        out.error_messages["invalid_choice"] = "No capture here holds the hook point %(value)s; choose one of the list."
         source.error_messages["invalid_choice"] = "That capture does not hold this hook point; choose one of the list."
 
     def clean_processes(self) -> int:
@@ -148,6 +165,7 @@ class RunForm(NewRow):
             return data
         key, _, hook = data["source"].partition(":")
         self.instance.capture, self.instance.hook_name = self.captures[int(key)], hook
+        self.instance.hook_name_out = self._goal(data, hook)
         hooks = self._hooks(hook, data.get("more_hooks", ""))
         self.points = points(self._axes(data) | {"hook_name": hooks})
         if len(self.points) > MOST_RUNS:
@@ -165,6 +183,43 @@ class RunForm(NewRow):
     def _axes(self, data: dict[str, Any]) -> dict[str, Any]:
         """The axes that the architecture asks for, with the values given."""
         return {name: data.get(name) for name in AXES if name in self.fields and self.asks_for(name)}
+
+    def _goal(self, data: dict[str, Any], hook: str) -> str:
+        """The hook point that a transcoder predicts, "" for an SAE; adds an error where the two cannot be a pair."""
+        if not self.asks_for("hook_name_out"):
+            return ""
+        if data.get("more_hooks", "").strip():
+            self.add_error("more_hooks", "A transcoder reads one hook point; leave this empty, and train others apart.")
+        goal: str = data.get("hook_name_out") or ""
+        fault = self._unlike_a_pair(hook, goal, data.get("architecture", ""))
+        if fault:
+            self.errors.pop("hook_name_out", None)
+            self.add_error("hook_name_out", fault)
+        return goal
+
+    def _unlike_a_pair(self, hook: str, goal: str, architecture: str) -> str:
+        """What is wrong with two hook points as those of a transcoder, in one sentence."""
+        capture = self.instance.capture
+        there, widths = capture.hook_names, (capture.d_in(hook), capture.d_in(goal))
+        if len(there) < 2:
+            return (
+                f"A transcoder needs two hook points of the same tokens, and this capture holds only {there[0]}; capture "
+                "both in one pass."
+            )
+        if not goal:
+            return ""
+        if goal not in there:
+            return f"{goal} is not in this capture; it holds {', '.join(there)}."
+        if goal == hook:
+            return f"A transcoder predicts another hook point than the one it reads, {hook}."
+        if architecture == "topk_transcoder" and widths[0] != widths[1]:
+            return (
+                f"{hook} has {widths[0]} dimensions and {goal} {widths[1]}: a TopK transcoder is kept in sparsify's format, "
+                "which has one width; choose JumpReLU."
+            )
+        if not capture.stored and capture.max_norm_ratio:
+            return "This capture is streamed and replaces outliers at each hook point apart; store it, or set no limit on norms."
+        return ""
 
     def _hooks(self, first: str, more: str) -> list[str]:
         """The hook points of the runs: the one that was chosen, and the others that were named."""
@@ -278,6 +333,7 @@ class RunForm(NewRow):
                 capture=capture,
                 sweep=sweep,
                 hook_name=point["hook_name"],
+                hook_name_out=self.instance.hook_name_out,
                 architecture=data["architecture"],
                 config=self.config(point) | shared,
                 evaluate_after=data["evaluate_after"],
@@ -289,12 +345,16 @@ class RunForm(NewRow):
         """What the job builds the SAE and its TrainConfig from; without the axes where `point` has none."""
         data = {name: value for name, value in self.cleaned_data.items() if name not in AXES} | point
         names = ["d_sae", *ARCHITECTURE_FIELDS[data["architecture"]], *self.trainer_fields]
-        return {name: data[name] for name in names if data.get(name) not in (None, "")} | self.more
+        kept = [name for name in names if name != "hook_name_out" and data.get(name) not in (None, "")]
+        return {name: data[name] for name in kept} | self.more
 
 
 def _kind(data: dict[str, Any]) -> str:
     """The part of a name that says what is trained."""
     architecture = data.get("architecture")
+    if architecture in TRANSCODERS:
+        kind = _kind(data | {"architecture": architecture.removesuffix("_transcoder")})
+        return f"{kind}-{'skip-' if data.get('skip') else ''}transcoder"
     if architecture in ("topk", "batchtopk"):
         nested = "matryoshka-" if architecture == "batchtopk" and data.get("matryoshka_widths") else ""
         return f"{nested}{architecture}{data.get('k')}"
@@ -316,6 +376,7 @@ def like(run: Run) -> dict[str, Any]:
         | widths
         | {
             "source": f"{run.capture_id}:{run.hook_name}",
+            "hook_name_out": run.hook_name_out,
             "architecture": run.architecture,
             "evaluate_after": run.evaluate_after,
             "harvest_after": run.harvest_after,
@@ -331,8 +392,11 @@ def like_sae(sae: SAE) -> dict[str, Any]:
     if run is not None:
         return like(run)
     found: dict[str, Any] = {"d_sae": sae.d_sae, "k": sae.k}
-    if sae.architecture in ARCHITECTURES:
-        found["architecture"] = sae.architecture
+    kind = sae.architecture.replace("_skip_transcoder", "_transcoder")
+    if kind in ARCHITECTURES:
+        found["architecture"] = kind
+    if kind in TRANSCODERS:
+        found |= {"hook_name_out": sae.hook_name_out, "skip": kind != sae.architecture}
     given = sae.config or {}
     for name in ("l1_coefficient", "l0_coefficient", "matryoshka_widths"):
         if given.get(name) is not None:
@@ -350,7 +414,8 @@ def context_size(sae: SAE) -> int | None:
 
 def _source_for(sae: SAE) -> str:
     """The capture that holds the SAE's hook point, of contexts of its length if there is one; "" if there is none."""
-    rows = list(Capture.objects.ready().filter(model=sae.model, hook_names__contains=[sae.hook_name]).order_by("-pk"))
+    hooks = [name for name in (sae.hook_name, sae.hook_name_out) if name]
+    rows = list(Capture.objects.ready().filter(model=sae.model, hook_names__contains=hooks).order_by("-pk"))
     length = context_size(sae)
     rows.sort(key=lambda row: row.context_length != length)
     return f"{rows[0].pk}:{sae.hook_name}" if rows else ""

@@ -22,6 +22,10 @@ CASES = {
     "batchtopk": ({"architecture": "batchtopk", "k": 2.5, "options": {"matryoshka_widths": [16, D_SAE]}}, {}),
     "standard": ({"architecture": "standard"}, {"l1_coefficient": 0.3, "clip": 1.0}),
     "gated": ({"architecture": "gated"}, {"l1_coefficient": 0.3}),
+    "transcoder": (
+        {"architecture": "topk_skip_transcoder", "k": 3, "d_in": D - 4, "d_out": 4, "apply_b_dec_to_input": False},
+        {},
+    ),
     "jumprelu": ({"architecture": "jumprelu"}, {"l0_coefficient": 0.01, "target_l0": 5.0}),
 }
 ROWS, BATCH = 64 * 30 + 1, 64  # the last batch has one row, fewer than there are ranks
@@ -30,7 +34,7 @@ ROWS, BATCH = 64 * 30 + 1, 64  # the last batch has one row, fewer than there ar
 def trained(case: str, x: torch.Tensor, ranks: Ranks = ALONE) -> TrainResult:
     shape, changes = CASES[case]
     given = {"n_tokens": ROWS, "batch_size": BATCH, "lr": 3e-3, "log_every": 1, "precision": "float32", "seed": 1}
-    sae = build_sae(SAEConfig(d_in=D, d_sae=D_SAE, **shape), seed=1)
+    sae = build_sae(SAEConfig(**{"d_in": D, "d_sae": D_SAE} | shape), seed=1)
     return train(sae, iter(x.split(BATCH)), TrainConfig(**given | changes), held_out=x[:32], ranks=ranks)
 
 

@@ -193,4 +193,4 @@ def _value(name: str, text: str) -> str:
     """A flag's text as YAML: with commas a list where the document takes one, and names as they are."""
     if name in LISTS and "," in text:
         return f"[{text}]"
-    return json.dumps(text) if name in ("name", "capture_name", "hook_name", "corpus_sha256") else text
+    return json.dumps(text) if name in ("name", "capture_name", "hook_name", "hook_name_out", "corpus_sha256") else text
