@@ -13,6 +13,8 @@ from saes.numerics.sae import SAE, SAEConfig
 from training.numerics.checkpoint import TrainingError
 from training.numerics.losses import Terms, autograd_gradients
 from training.numerics.reconstruction import ExplainedVariance
+from training.numerics.shards import CaptureError
+from training.numerics.stream import StreamedCapture
 from training.numerics.train import TrainConfig, train
 from training.numerics.transcoding import Units, sides
 
@@ -155,3 +157,15 @@ def test_a_goal_that_never_varies_is_refused():
     x[:, D:] = 1.0
     with pytest.raises(TrainingError, match="no variance"):
         train(made("topk_transcoder"), iter([x]), config())
+
+
+def test_a_stream_that_replaces_outliers_has_no_pairs():
+    manifest = {
+        "shards": [{"n_rows": 4, "n_held_out": 0}], "hook_points": [{"name": "in", "d": D}, {"name": "out", "d": D_OUT}],
+        "policy": {"context_length": 4}, "held_out_fraction": 0.0, "n_contexts": 1, "n_tokens": 4, "dtype": "float32",
+    }  # fmt: skip
+    limited, free = (StreamedCapture(Path("x"), manifest | {"max_norm_ratio": ratio}) for ratio in (10.0, None))
+    limited.batches("in", 2)
+    free.batches(("in", "out"), 2)
+    with pytest.raises(CaptureError, match="at two of them are not of the same tokens"):
+        limited.batches(("in", "out"), 2)
