@@ -37,7 +37,7 @@ def test_training_survives_the_death_of_its_worker(tiny_model_dir: Path) -> None
         capture.save()
         made(capture)
 
-        config = {"d_sae": 512, "k": 8, "n_tokens": 4_000_000, "batch_size": 1024, "seed": 0}
+        config = {"d_sae": 512, "k": 8, "n_tokens": 2_000_000, "batch_size": 1024, "seed": 0}
         run = Run.objects.create(
             name="run", capture=capture, hook_name=hooks[0], architecture="topk", config=config,
             evaluate_after=False, harvest_after=False,
@@ -52,13 +52,13 @@ def test_training_survives_the_death_of_its_worker(tiny_model_dir: Path) -> None
         assert worker is not None
         worker.kill()
         child.wait(10)
-        wait_for(lambda: Job.objects.get(pk=job.pk).state in (State.DONE, State.FAILED), 150, "the run to be finished")
+        wait_for(lambda: Job.objects.get(pk=job.pk).state in (State.DONE, State.FAILED), 200, "the run to be finished")
     job.refresh_from_db()
     assert job.state == State.DONE, job.error
     assert job.attempt == 2
     assert any("continued at step" in line for line in job.lines.values_list("text", flat=True))
     run.refresh_from_db()
-    assert run.ready and run.tokens == 4_000_000
+    assert run.ready and run.tokens == 2_000_000
     assert SAE.objects.count() == 1
     steps = list(run.points.values_list("step", flat=True))
     assert steps == sorted(set(steps)), "no step is shown twice"
