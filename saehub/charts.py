@@ -29,6 +29,7 @@ SERIES = (ACCENT, OK, WARN, RUN)
 OVERLAID = (*SERIES, "var(--bad, #a4262c)", "var(--ink, #22242b)")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])  # so that colour is not the only thing that tells lines apart
 DENSE = 0.1  # a feature that fires on more than a tenth of the tokens says little
+WIDEST, LEGEND_LINE = 28, 70  # letters of a name in a legend, and of all names that fit in one line of it
 FLOOR = 0.8  # where the bars of a log axis begin, just under a count of one
 
 Value = float | int | None
@@ -307,7 +308,8 @@ def _counts(title: str, log_y: bool) -> dict[str, Any]:
 
 def _lines(series: Mapping[str, Any], **scale: Any) -> dict[str, Any]:
     """One colour or dash for each line, in the order given; a single line needs no legend."""
-    legend = _LEGEND if len(series) > 1 else None
+    wide = sum(min(len(name), WIDEST) for name in series) > LEGEND_LINE
+    legend = _LEGEND | ({"columns": 2} if wide else {}) if len(series) > 1 else None
     return {"field": "s", "type": "nominal", "legend": legend, "scale": {"domain": list(series), **scale}}
 
 

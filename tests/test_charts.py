@@ -36,6 +36,18 @@ def test_log_scatter_has_round_ticks_that_lie_about_its_points() -> None:
     assert [text for text in texts(drawn(chart)) if text.isdigit()] == ["5", "10", "20", "50"]
 
 
+def test_long_names_do_not_run_out_of_the_legend() -> None:
+    names = [f"{letter} smollm2-135m-instruct-layer9-topk" for letter in "ABCD"]
+    points = [(i + 1.0, i + 1.0, name[0], name) for i, name in enumerate(names)]
+    root = drawn(charts.scatter(points, title="Four", x_title="L0", y_title="variance"))
+    shifts = {
+        float(g.attrib["transform"].split("(")[1].split(",")[0])
+        for g in root.iter(SVG + "g")
+        if "transform" in g.attrib
+    }
+    assert max(shifts) < 400, "an entry of the legend begins where its name has room in 560"
+
+
 def test_scatter_of_one_point_does_not_round_its_only_figure_away() -> None:
     chart = charts.scatter([(32.0, 0.911, "A", "a")], title="One", x_title="L0", y_title="variance")
     ticks = [float(text) for text in texts(drawn(chart)) if text.startswith(("0.", "1."))]

@@ -124,7 +124,8 @@ def pareto(sweep: Sweep, rows: Sequence[SweepRow]) -> charts.Chart | None:
         title="L0 against explained variance",
         x_title="L0, features per token",
         y_title="explained variance",
-        n=f"{len(known)} runs, {measured} of them evaluated on all held-out tokens, the others by their last point",
+        n=f"{len(known)} runs, {measured} of them evaluated on all held-out tokens"
+        + (", the others by their last point" if measured < len(known) else ""),
         log_x=True,
     )
 
