@@ -41,13 +41,16 @@ def _answers(port: int) -> bool:
         return False
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(
+    scope="module"
+)  # not longer: while Playwright's loop runs, other tests of the process cannot use theirs
 def chromium() -> Iterator[Any]:
     if CHROMIUM is None:
         message = "Chromium is not installed, so no page was opened (apt-get install chromium)"
         if os.environ.get("SAEHUB_REQUIRE_BROWSER"):
             pytest.fail(message)
         pytest.skip(message)
+    before = dict(os.environ)
     os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # Playwright's loop runs in the thread that also asks the database
     from playwright.sync_api import sync_playwright
 
@@ -55,6 +58,8 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
+    if "DJANGO_ALLOW_ASYNC_UNSAFE" not in before:
+        del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]
 
 
 @pytest.fixture
