@@ -85,12 +85,6 @@ def train_together(
             member.training.close()
 
 
-def save_all(members: Sequence[Member]) -> None:
-    """A checkpoint of each that has made a step."""
-    for member in members:
-        member.training.save()
-
-
 def _common(members: Sequence[Member]) -> TrainConfig:
     """The config of one of them, once it is sure that all can share a stream."""
     shared = {
