@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from numbers import Integral
@@ -184,6 +184,17 @@ def bytesize(value: Any) -> str:
 @register.filter
 def fig(value: Any, digits: int = 3) -> str:
     return _data(fig_text(value, digits), value, exact_text(value))
+
+
+@register.simple_tag
+def figure_rows(rows: Iterable[Sequence[Any]]) -> SafeString:
+    """The body of a table of figures: four digits each, the exact value in data-v for the downloads.
+
+    One tag, because a chart has some hundred cells, and they took longer as template nodes than the rest of its page.
+    """
+    lines = [[("" if v is None else escape(str(v)), escape(fig_text(v, 4))) for v in row] for row in rows]
+    cells = ("".join(f'<td class="n" data-v="{exact}">{shown}</td>' for exact, shown in line) for line in lines)
+    return mark_safe("\n".join(f"<tr>{line}</tr>" for line in cells))  # every text went through escape
 
 
 @register.filter

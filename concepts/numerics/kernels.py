@@ -1,62 +1,110 @@
 # mypy: allow-untyped-defs, disable-error-code=assignment
-"""Compiled loops of the harvest's encoder, for a CPU. Import through `sparse_encode`, which does without numba too."""
+"""Compiled loops of the harvest's encoder, for a CPU. Import through `sparse_encode`, which does without numba too.
+
+Both take the rows x (n, d) of the encoder's input, the encoder as rows (m, d) and bias (m,), and upper bounds of the
+pre-activations x . w_j + bias_j: scale_b (1 + 2^-8) (z_bj + slack_j), where z (n, m) is z32 when `exact`, else z16. Only
+what its bound does not rule out is computed, in float32 and by one loop, so that no value depends on the other rows.
+"""
 
 import numpy as np
+from numba import njit
 
-from training.numerics.kernels import kernel
+from training.numerics.kernels import _key, _kth, _maxima, _read_row, kernel
 
-
-@kernel(
-    "void(float32[:,::1], float32[:,::1], float32[::1], float32[::1], int64, int64, int64[::1], int32[::1], float32[::1],"
-    " boolean[::1])"
+_GIVEN = (
+    "uint16[:,::1], float32[:,::1], boolean, float32[::1], float32[:,::1], float32[:,::1], float32[::1], float32[::1]"
 )
-def settle(x, rows, bias, scale, k, wide, counts, cols, values, sure):
-    """Of the candidates of each row of x, those that the float32 values x . w + b choose: relu of the k largest.
+_MADE = "int64[::1], int32[::1], float32[::1]"
+_ROUNDED = np.float32(1 + 2.0**-8)
+_RUN = 16  # columns looked at together
 
-    Candidates of row b are the counts[b] of slots b * wide ..., with upper bounds of their values / scale[b], the largest
-    there are; what is chosen takes their place from slot b * wide on. They are computed by falling bound, until the k-th
-    largest value lies above the next bound; sure[b] says that this happened, so that no other column can belong to them.
+
+@njit(inline="always")
+def _product(x, w, bias):
+    total = np.float32(0)
+    for j in range(len(x)):
+        total += x[j] * w[j]
+    return total + bias
+
+
+@njit(inline="always")
+def _of_key(key):
+    """The float32 of a key, see `_key`, which is its own inverse."""
+    return np.int32(key ^ ((key >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
+
+
+@kernel(f"int64({_GIVEN}, int64, {_MADE})")
+def encode_topk(z16, z32, exact, slack, x, rows, bias, scale, k, counts, cols, values):
+    """relu of the k largest of each row, those above 0, one row after another: counts (n,), cols and values (n * k,).
+
+    The k-th largest of the values of the largest bounds is at most the k-th largest of all, so that no column with a
+    bound below it belongs to them. Returns how many there are in all.
     """
-    best, at = np.empty(k, np.float32), np.empty(k, np.int32)
-    bounds, columns = np.empty(wide, np.float32), np.empty(wide, np.int32)
-    for b in range(len(x)):
-        first, n = b * wide, counts[b]
-        for c in range(n):  # by falling bound
-            bound, column = values[first + c], cols[first + c]
-            j = c
-            while j > 0 and bounds[j - 1] < bound:
-                bounds[j], columns[j] = bounds[j - 1], columns[j - 1]
-                j -= 1
-            bounds[j], columns[j] = bound, column
-        slack = scale[b] * np.float32(1 + 2.0**-8)  # the bounds' product was rounded too
-        least, held, done = 0, 0, False
-        for c in range(n):
-            if held == k and best[least] > bounds[c] * slack:
-                done = True
-                break
-            w = rows[columns[c]]
-            total = np.float32(0)
-            for j in range(x.shape[1]):
-                total += x[b, j] * w[j]
-            total += bias[columns[c]]
-            if held < k:
-                best[held], at[held] = total, columns[c]
-                held += 1
-            elif total > best[least] or total != total:
-                best[least], at[least] = total, columns[c]
-            else:
-                continue
-            if held == k:
-                least = 0
-                for j in range(1, k):
-                    if best[j] < best[least]:
-                        least = j
-        if not done and n == wide and held == k:
-            done = best[least] > bounds[n - 1] * slack
-        sure[b] = done
-        slot = first
-        for j in range(held):
-            if not best[j] <= 0:  # a value that is not a number stays, so that the harvest says so
-                cols[slot], values[slot] = at[j], best[j]
+    n, m = z32.shape if exact else z16.shape
+    groups = max(m // 16, k)
+    bounds, best = np.empty(m, np.float32), np.empty(groups, np.float32)
+    found, value, keys = np.empty(m, np.int32), np.empty(m, np.float32), np.empty(m, np.int32)
+    slot = 0
+    for b in range(n):
+        _read_row(z16, z32, exact, slack, b, bounds)
+        _maxima(bounds, best)
+        for g in range(groups):
+            keys[g] = _key(best[g])
+        low, high = _of_key(_kth(keys, groups, k, 16)), np.float32(np.inf)  # at least k bounds are as large as low
+        held, least = 0, 0
+        for look in range(2):
+            before = held
+            for g in range(groups):
+                if not best[g] < low:
+                    for j in range(g, m, groups):
+                        if not bounds[j] < low and (look == 0 or bounds[j] < high):
+                            found[held] = j
+                            value[held] = _product(x[b], rows[j], bias[j])
+                            keys[held] = _key(value[held])
+                            held += 1
+            if held > before:
+                least = _kth(keys, held, k, 0)
+            high, low = low, _of_key(max(least, 0)) / (scale[b] * _ROUNDED)
+        ties = k
+        for c in range(held):
+            ties -= keys[c] > least
+        start = slot
+        for c in range(held):
+            chosen = keys[c] > least
+            if keys[c] == least and ties > 0:
+                ties -= 1
+                chosen = True
+            if chosen and not value[c] <= 0:  # a value that is not a number stays, so that the harvest says so
+                cols[slot], values[slot] = found[c], value[c]
                 slot += 1
-        counts[b] = slot - first
+        counts[b] = slot - start
+    return slot
+
+
+@kernel(f"int64({_GIVEN}, float32[::1], {_MADE})")
+def encode_above(z16, z32, exact, slack, x, rows, bias, scale, threshold, counts, cols, values):
+    """The values above their column's threshold (m,), none below 0, one row after another, as many as there are.
+
+    cols and values have room for them all. Returns how many there are.
+    """
+    n, m = z32.shape if exact else z16.shape
+    bounds = np.empty(m, np.float32)
+    slot = 0
+    for b in range(n):
+        _read_row(z16, z32, exact, slack, b, bounds)
+        factor, start = scale[b] * _ROUNDED, slot
+        for first in range(0, m, _RUN):
+            last = min(first + _RUN, m)
+            possible = 0
+            for j in range(first, last):
+                possible += not bounds[j] * factor < threshold[j]
+            if possible == 0:
+                continue
+            for j in range(first, last):
+                if not bounds[j] * factor < threshold[j]:
+                    value = _product(x[b], rows[j], bias[j])
+                    if not value <= threshold[j]:
+                        cols[slot], values[slot] = j, value
+                        slot += 1
+        counts[b] = slot - start
+    return slot

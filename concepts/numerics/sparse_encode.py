@@ -1,13 +1,13 @@
 """All codes above 0 of many rows, fast: the same numbers as `SAE.encode`, without its dense matrix where that is possible.
 
-TopK on a CPU with bfloat16 instructions: rows x = (centred, 1) / s of length 1 and w = (W_enc[:, j], b_enc[j]) are rounded,
-x = x' + dx and w = w' + dw, and their product, which takes a fraction of the time, gives upper bounds of z_j / s,
+TopK, ReLU and JumpReLU on a CPU with bfloat16 instructions: rows x = (x', 1) / s of length 1 (x' the encoder's input) and
+w = (W_enc[:, j], b_enc[j]) are rounded, x = x~ + dx and w = w~ + dw, and their product, which takes a fraction of the time,
+gives upper bounds of z_j / s,
 
-  x.w_j <= x'.w'_j + |dx| |w_j| + |x'| |dw_j|   (and 2^-8 of the product, which is rounded too).
+  x.w_j <= x~.w~_j + |dx| |w_j| + |x~| |dw_j|   (and 2^-8 of the product, which is rounded too).
 
-The columns of the largest bounds are computed again in float32, by falling bound, until the k-th largest value found lies
-above the next bound: no other column can then belong to the k largest. The few rows of which WIDER k columns do not
-say so begin anew with more. So the choice and the values are those of float32.
+Only columns that their bounds do not rule out are computed again in float32: those that may lie above their threshold, or
+above the k-th largest of the values of the largest bounds. So the choice and the values are those of float32.
 """
 
 from typing import Any
@@ -16,144 +16,136 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saes.numerics.sae import SAE
+from saes.numerics.jumprelu import JumpReLUSAE
+from saes.numerics.sae import SAE, encodes_as
+from saes.numerics.standard import StandardSAE
 from saes.numerics.topk import TopKSAE
 from training.numerics import sparse
 from training.numerics.losses import topk_codes
 
 CHUNK_ROWS = 4096  # rows encoded at once, at most
 CHUNK_NUMBERS = 2**21  # codes made at once by an SAE that makes them all
-WIDER = 3  # candidates of a row / k, at first
-TILE = 64  # numbers in a row of the products in bfloat16, a multiple of this
+RUN_ROWS = 256  # whose bounds stay near a core between the product and the loop that reads them
+PROBE_ROWS = 64
+DENSE = 1 / 5  # of all codes; where bounds leave more open, making them all is faster
 
 Fires = tuple[np.ndarray, np.ndarray, np.ndarray]  # row, feature, value
 
 
 class SparseEncoder:
-    """(row, feature, value) of every code above 0, and of NaN, of rows x (m, d_in); in no order within a row.
+    """(row, feature, value) of every code above 0, and of NaN, of rows x (m, d_in); in the order of the rows.
 
-    `rows` is how many it takes at once. `unsure` counts the rows that had to be encoded twice.
+    `rows` is how many it takes at once. `dense`: whether all codes are made and then looked at, because many fire or the
+    architecture is not one of those above. ReLU and JumpReLU decide it (None before) by the first rows they see; who goes
+    on where another encoder stopped sets it to the same, since the two ways round differently.
     """
 
     def __init__(self, sae: SAE) -> None:
         self.sae = sae
-        self.unsure = 0
-        topk = type(sae) is TopKSAE
-        self.k = int(sae.config.k or 0) if topk else 0
-        self.rows = CHUNK_ROWS if topk else min(max(64, CHUNK_NUMBERS // sae.config.d_sae), CHUNK_ROWS)
-        self._compiled: Any = (
-            _kernels() if topk and sae.W_enc.device.type == "cpu" and sae.W_enc.dtype == torch.float32 else None
-        )
-        if self._compiled is not None:
+        self.k = int(sae.config.k) if _is_topk(sae) else 0
+        threshold = None if self.k else _threshold(sae)
+        chosen = (self.k or threshold is not None) and sae.W_enc.device.type == "cpu" and sae.W_enc.isfinite().all()
+        self._kernels: Any = _kernels() if chosen and sae.W_enc.dtype == torch.float32 else None
+        self.dense = None if self._kernels is not None and not self.k else not self.k
+        few = min(max(64, CHUNK_NUMBERS // sae.config.d_sae), CHUNK_ROWS)
+        self.rows = few if self.dense else CHUNK_ROWS
+        if self._kernels is not None:
+            self._threshold = torch.empty(0) if threshold is None else threshold
             self._prepare()
 
     def _prepare(self) -> None:
         """Copies of the encoder: rows (d_sae, d_in) in float32, and in bfloat16 where the processor multiplies those."""
-        d_sae = self.sae.config.d_sae
-        self._weights = self.sae.W_enc.detach().t().contiguous()
+        self._factors = self.sae.W_enc.detach()
+        self._weights = self._factors.t().contiguous()
         self._bias = self.sae.b_enc.detach().contiguous()
-        self._half = bool(torch.cpu.get_capabilities().get("avx512_bf16")) and d_sae >= 8 * self.k
-        self._wide = WIDER * self.k if self._half else self.k
-        self._factors = self._weights
+        self._half = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
         if self._half:
-            whole = self._padded(self._weights, self._bias)
+            whole = torch.cat([self._factors, self._bias[None]])
             self._factors = whole.to(torch.bfloat16)
-            self._lengths = whole.norm(dim=1)
-            self._lost = (whole - self._factors.float()).norm(dim=1)
+            self._lengths = whole.norm(dim=0)
+            self._lost = (whole - self._factors.float()).norm(dim=0)
         self._scratch = sparse.Scratch()
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Fires:
-        if type(self.sae) is not TopKSAE:
-            value = self.sae.encode(x).float().cpu().numpy().reshape(-1)
-            at = np.flatnonzero(~(value <= 0))
-            return at // self.sae.config.d_sae, at % self.sae.config.d_sae, value[at]
-        centred = self.sae.normalise(x)
-        centred = centred - self.sae.b_dec if self.sae.config.apply_b_dec_to_input else centred
-        if self._compiled is None:
-            return self._plainly(centred)
-        return self._quickly(centred.float().contiguous(), self._wide)
+        inputs = self.sae.encoder_input(x).contiguous()
+        if self.dense is None:
+            self.dense = self._leaves_many_open(inputs[:PROBE_ROWS])
+        if self.dense:
+            return self._densely(x)
+        return self._plainly(inputs) if self._kernels is None else self._quickly(inputs)
 
-    def _plainly(self, centred: Tensor) -> Fires:
-        k = self.k
-        values, indices = topk_codes(centred, self.sae.W_enc, self.sae.b_enc, k)
+    def _densely(self, x: Tensor) -> Fires:
+        d_sae, found, first = self.sae.config.d_sae, [], 0
+        for part in x.split(max(1, CHUNK_NUMBERS // d_sae)):
+            value = self.sae.encode(part).float().cpu().numpy().reshape(-1)
+            at = np.flatnonzero(~(value <= 0))
+            found.append((first + at // d_sae, at % d_sae, value[at]))
+            first += len(part)
+        row, feature, values = (np.concatenate(part) for part in zip(*found, strict=True))
+        return row, feature, values
+
+    def _plainly(self, inputs: Tensor) -> Fires:
+        values, indices = topk_codes(inputs, self.sae.W_enc, self.sae.b_enc, self.k)
         value = values.relu().float().cpu().numpy().reshape(-1)
         at = np.flatnonzero(~(value <= 0))
-        return at // k, indices.cpu().numpy().reshape(-1)[at], value[at]
+        return at // self.k, indices.cpu().numpy().reshape(-1)[at], value[at]
 
-    def _quickly(self, centred: Tensor, wide: int) -> Fires:
-        n = len(centred)
-        counts, cols = np.empty(n, np.int64), np.empty(n * wide, np.int32)
-        values, sure = np.empty(n * wide, np.float32), np.ones(n, bool)
+    def _quickly(self, inputs: Tensor) -> Fires:
+        d_sae = self.sae.config.d_sae
+        room = RUN_ROWS * (self.k or d_sae)  # virtual memory: only what is used is ever touched
 
-        def task(first: int, last: int) -> None:
-            rows, slots = centred[first:last], slice(first * wide, last * wide)
-            inputs, bias, scale = self._bounding(rows) if self._half else (rows, self._bias, rows)
-            out = self._scratch(f"z {sparse.get_ident()}", sparse.CHUNK_ROWS, self.sae.config.d_sae, dtype=inputs.dtype)
-            z = torch.mm(inputs, self._factors.t(), out=out[: last - first])
-            found = counts[first:last], cols[slots], values[slots]
-            sparse.kernels().choose_topk(*sparse._as_both(z), not self._half, bias.numpy(), wide, True, *found)
-            if self._half:
-                self._compiled.settle(
-                    rows.numpy(), self._weights.numpy(), self._bias.numpy(), scale.numpy(), self.k, wide, *found,
-                    sure[first:last],
-                )  # fmt: skip
+        def task(first: int, last: int) -> Fires:
+            rows = inputs[first:last]
+            factors, slack, scale = self._bounding(rows)
+            place = f"{sparse.get_ident()}"
+            z = self._scratch(f"z {place}", RUN_ROWS, d_sae, dtype=factors.dtype)[: len(rows)]
+            torch.mm(factors, self._factors, out=z)
+            given = *sparse._as_both(z), not self._half, *_numpy(slack, rows, self._weights, self._bias, scale)
+            counts = np.empty(len(rows), np.int64)
+            cols = self._scratch(f"cols {place}", room, dtype=torch.int32).numpy()
+            values = self._scratch(f"values {place}", room).numpy()
+            if self.k:
+                n = self._kernels.encode_topk(*given, self.k, counts, cols, values)
+            else:
+                n = self._kernels.encode_above(*given, self._threshold.numpy(), counts, cols, values)
+            return counts, cols[:n].copy(), values[:n].copy()
 
-        sparse.share(task, n, sparse.CHUNK_ROWS)
-        row = np.repeat(np.arange(n), counts)
-        at = row * wide + _ranks(counts)
-        return self._with_unsure(centred, (row, cols[at], values[at]), sure, wide)
+        found = sparse.share(task, len(inputs), RUN_ROWS)
+        counts, cols, values = (np.concatenate(part) for part in zip(*found, strict=True))
+        return np.repeat(np.arange(len(inputs)), counts), cols, values
 
-    @staticmethod
-    def _padded(rows: Tensor, last: Tensor) -> Tensor:
-        """(rows, last, zeros), as wide as the processor's tiles like it."""
-        n, d = rows.shape
-        whole = rows.new_zeros(n, -(-(d + 1) // TILE) * TILE)
-        whole[:, :d], whole[:, d] = rows, last
-        return whole
-
-    def _bounding(self, centred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rounded rows of length 1, what is added to their products to bound those of all of them, and their lengths."""
-        whole = self._padded(centred, torch.ones(len(centred)))
+    def _bounding(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What to multiply with `_factors`, what is added to the products to bound those of all rows, and the units."""
+        if not self._half:
+            return rows, self._bias, torch.ones(len(rows))
+        whole = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
         scale = whole.norm(dim=1)
         whole /= scale[:, None]
         rounded = whole.to(torch.bfloat16)
-        lost = (whole - rounded.float()).norm(dim=1).max()
-        return rounded, self._lengths * lost + self._lost * rounded.float().norm(dim=1).max(), scale
+        again = rounded.float()
+        lost = (whole - again).norm(dim=1).max()
+        return rounded, self._lengths * lost + self._lost * again.norm(dim=1).max(), scale
 
-    def _wholly(self, centred: Tensor) -> Fires:
-        """Chosen by a float32 product, and valued by the loop that values all others: no number depends on the chunks."""
-        n, k = len(centred), self.k
-        _, cols = topk_codes(centred, self.sae.W_enc, self.sae.b_enc, k)
-        columns, values = cols.to(torch.int32).numpy().reshape(-1), np.full(n * k, np.inf, np.float32)
-        counts, sure = np.full(n, k), np.empty(n, bool)
-        self._compiled.settle(
-            centred.numpy(), self._weights.numpy(), self._bias.numpy(), np.ones(n, np.float32), k, k, counts, columns, values,
-            sure,
-        )  # fmt: skip
-        row = np.repeat(np.arange(n), counts)
-        at = row * k + _ranks(counts)
-        return row, columns[at], values[at]
-
-    def _with_unsure(self, centred: Tensor, found: Fires, sure: np.ndarray, wide: int) -> Fires:
-        """What was found, with the rows that are not sure encoded again: from more candidates, in the end from all."""
-        if sure.all():
-            return found
-        again = np.flatnonzero(~sure)
-        self.unsure += len(again)
-        few, more = centred[torch.from_numpy(again)], 8 * wide
-        row, feature, value = self._quickly(few, more) if 2 * more < self.sae.config.d_sae else self._wholly(few)
-        kept = sure[found[0]]
-        parts = (again[row], feature.astype(np.int32), value)
-        row, feature, value = (np.concatenate([old[kept], new]) for old, new in zip(found, parts, strict=True))
-        order = np.argsort(row, kind="stable")
-        return row[order], feature[order], value[order]
+    def _leaves_many_open(self, rows: Tensor) -> bool:
+        factors, slack, scale = self._bounding(rows)
+        bounds = ((factors @ self._factors).float() + slack) * scale[:, None]
+        return bool((bounds > self._threshold).float().mean() > DENSE)
 
 
-def _ranks(counts: np.ndarray) -> np.ndarray:
-    """0, 1, ... within each of the groups of these sizes."""
-    ends = counts.cumsum()
-    return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
+def _is_topk(sae: SAE) -> bool:
+    return encodes_as(sae, TopKSAE) and type(sae).chosen is TopKSAE.chosen and not sae.by_norm  # type: ignore[attr-defined]
+
+
+def _threshold(sae: SAE) -> Tensor | None:
+    """(d_sae,): what a pre-activation must be above to fire as it is; None for an SAE of another kind."""
+    if encodes_as(sae, StandardSAE):
+        return torch.zeros(sae.config.d_sae)
+    return sae.tensor("threshold").detach().clamp_min(0).contiguous() if encodes_as(sae, JumpReLUSAE) else None
+
+
+def _numpy(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.numpy() for tensor in tensors]
 
 
 def _kernels() -> Any:

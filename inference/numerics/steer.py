@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.lm import LM
-from saes.numerics.sae import SAE
+from saes.numerics.sae import SAE, encodes_as
 from saes.numerics.standard import StandardSAE
 
 LARGEST_VALUE = torch.finfo(torch.float32).max
@@ -136,6 +137,11 @@ class SteeringHook:
         self.ids = torch.tensor([edit.feature for edit in edits], dtype=torch.int64, device=sae.W_dec.device)
         self.values = torch.tensor([float(edit.value) for edit in edits], device=sae.W_dec.device)
         self.directions = sae.W_dec.detach()[self.ids].float()
+        self.threshold: Tensor | None = None  # of each edited feature, where no other one decides with it
+        if encodes_as(sae, StandardSAE):
+            self.threshold = torch.zeros(len(self.ids), device=self.ids.device)
+        elif encodes_as(sae, JumpReLUSAE):
+            self.threshold = sae.tensor("threshold").detach()[self.ids]
 
     def __call__(self, x: Tensor, start: int = 0) -> Tensor | None:
         shift = self.shift(x, start)
@@ -171,13 +177,13 @@ class SteeringHook:
     def codes(self, x: Tensor) -> Tensor:
         """z (b, t, edits) of the edited features alone.
 
-        A standard SAE's codes do not depend on each other, so only those columns are computed. Others choose among all
-        features: the whole selection is made and the edited ones are read from it.
+        Codes of a standard or a JumpReLU SAE do not depend on each other, so only those columns are computed. Others
+        choose among all features: the whole selection is made and the edited ones are read from it.
         """
         sae = self.sae
-        if type(sae) is StandardSAE:
-            inputs = sae.normalise(x) - sae.b_dec if sae.config.apply_b_dec_to_input else sae.normalise(x)
-            return sae.activation(inputs @ sae.W_enc[:, self.ids] + sae.b_enc[self.ids]).float()
+        if self.threshold is not None:
+            z = sae.encoder_input(x) @ sae.W_enc[:, self.ids] + sae.b_enc[self.ids]
+            return (z.relu() * (z > self.threshold)).float()
         values, indices = sae.encode_sparse(x)
         return torch.where(indices[..., None] == self.ids, values[..., None], 0).sum(-2).float()
 

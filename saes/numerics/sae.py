@@ -240,6 +240,12 @@ class SAE(nn.Module):
         return torch.zeros_like(norm), norm / self.config.d_in**0.5
 
 
+def encodes_as(sae: SAE, kind: type[SAE]) -> bool:
+    """Whether this SAE, a transcoder perhaps, has the plain encoder of that class: activation(x' @ W_enc + b_enc)."""
+    names = ("encode", "pre_activations", "encoder_input", "activation")
+    return not sae.glu and all(getattr(type(sae), name) is getattr(kind, name) for name in names)
+
+
 def blank_zeros(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Give slots that do not fire (value 0) the index 0, so that they never name a feature."""
     return values, torch.where(values != 0, indices, 0)

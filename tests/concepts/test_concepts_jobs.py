@@ -174,8 +174,9 @@ def test_a_harvest_whose_process_was_killed_goes_on(rows: Rows) -> None:
 
     slow = (
         "import time;"
-        "from concepts.numerics import harvest as h, sparse_encode as s; s.CHUNK_ROWS = 50; h.CHECKPOINT_SECONDS = 0.0;"
-        "run = h._scatter; h._scatter = lambda *a: (time.sleep(0.05), run(*a));"
+        "from concepts.numerics import code_files as c, harvest as h, sparse_encode as s;"
+        "s.CHUNK_ROWS = 50; c.CHECKPOINT_SECONDS = 0.0;"
+        "run = c._scatter; c._scatter = lambda *a: (time.sleep(0.05), run(*a));"
         "from saes.numerics.formats import load_sae; from training.numerics.shards import open_capture;"
         f"h.harvest(load_sae({str(rows.sae.files)!r}), open_capture({str(rows.capture.folder)!r}), {RESID!r},"
         f" {str(rows.data / 'views' / '7.new')!r}, k=12)"

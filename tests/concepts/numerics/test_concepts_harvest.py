@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from concepts.featurefile import FeatureView, open_view
-from concepts.numerics import harvest as module
-from concepts.numerics import sparse_encode
-from concepts.numerics.harvest import HarvestError, fingerprint, harvest
+from concepts.numerics import code_files, sparse_encode
+from concepts.numerics.code_files import HarvestError
+from concepts.numerics.harvest import fingerprint, harvest
 from concepts.numerics.sparse_encode import SparseEncoder
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAEConfig
@@ -117,9 +117,11 @@ def run(sae: Any, capture: Capture, folder: Path, **options: Any) -> dict[str, A
     return harvest(sae, capture, RESID, folder, k=K, intervals=INTERVALS, per_interval=PER_INTERVAL, **options)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "standard"])
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])
 def test_equals_the_naive_implementation(architecture: str, small_capture: Capture, tmp_path: Path) -> None:
     sae = tiny_sae(architecture)
+    if architecture == "jumprelu":
+        sae.threshold += torch.linspace(0.5, 2, 96)
     sae.b_enc[7] = -1000  # a dead feature
     summary = run(sae, small_capture, tmp_path / "view")
     naive = Naive(sae, small_capture)
@@ -135,7 +137,7 @@ def test_blocks_and_chunks_change_nothing(
 ) -> None:
     """Chunks that cut contexts and shards, and many blocks of features. (Which samples are drawn depends on them.)"""
     monkeypatch.setattr(sparse_encode, "CHUNK_ROWS", 37)
-    monkeypatch.setattr(module, "BLOCK_CODES", 900)
+    monkeypatch.setattr(code_files, "BLOCK_CODES", 900)
     run(sae, small_capture, tmp_path / "view")
     compare(open_view(tmp_path / "view"), Naive(sae, small_capture), small_capture.context_length)
     assert not list((tmp_path / "view").glob("codes-*"))
@@ -224,7 +226,7 @@ def test_full_disk(sae: Any, small_capture: Capture, tmp_path: Path) -> None:
 
 def test_more_scratch_than_disk(tmp_path: Path) -> None:
     with pytest.raises(HarvestError, match=r"needs about 1000000000.0 GB of scratch space and [\d.]+ GB are free"):
-        module._check_space(1e18, tmp_path)
+        code_files._check_space(1e18, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,7 @@ class Killed(BaseException):
 def killed(sae: Any, capture: Capture, folder: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """A harvest that ends after `at` rows; its folder is put back as the kill would have left it."""
     monkeypatch.setattr(sparse_encode, "CHUNK_ROWS", 100)
-    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(code_files, "CHECKPOINT_SECONDS", 0.0)
     kept, temporary = folder.with_name("kept"), folder.with_name(f"{folder.name}.tmp")
 
     def progress(done: int, total: int | None, step: str) -> None:
@@ -285,7 +287,7 @@ def test_a_killed_harvest_goes_on_where_it_was(
     assert min(seen) > 1500, "nothing was encoded twice"
     for file in (tmp_path / "whole").glob("*.npy"):
         assert file.read_bytes() == (tmp_path / "view" / file.name).read_bytes(), file.name
-    assert not list((tmp_path / "view").glob("codes-*")) and not (tmp_path / "view" / module.SCRATCH).exists()
+    assert not list((tmp_path / "view").glob("codes-*")) and not (tmp_path / "view" / code_files.SCRATCH).exists()
 
 
 def test_scratch_of_another_sae_is_not_gone_on_with(
@@ -327,6 +329,66 @@ def test_the_fast_encoder_chooses_as_float32_does(k: int, offset: float) -> None
     found[row, feature] = value
     with torch.no_grad():
         np.testing.assert_allclose(found, sae.encode(x).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def sparse_sae(architecture: str, offset: float) -> Any:
+    """512 features with encoder columns of every length, of which few fire on most rows."""
+    sae = build_sae(SAEConfig(architecture, 32, 512, hook_name=RESID, k=6 if "topk" in architecture else None))
+    sae.requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    sae.W_enc *= torch.logspace(-1, 1, 512)
+    if architecture != "gated":
+        sae.b_enc += offset * torch.rand(512, generator=generator)
+    if "jumprelu" in architecture:
+        sae.threshold.copy_(sae.W_enc.norm(dim=0) * (torch.rand(512, generator=generator) + 1) - 0.5)
+    return sae
+
+
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "jumprelu_transcoder", "topk_transcoder"])
+@pytest.mark.parametrize("offset", [0.0, -8.0])
+@pytest.mark.parametrize("dense", [False, True])
+def test_both_ways_of_encoding_agree(architecture: str, offset: float, dense: bool) -> None:
+    sae = sparse_sae(architecture, offset)
+    x = torch.randn(700, sae.config.d_in, generator=torch.Generator().manual_seed(2))
+    x *= torch.logspace(-2, 2, 700)[:, None]
+    encoder = SparseEncoder(sae)
+    encoder.dense = dense
+    row, feature, value = encoder(x)
+    assert (np.diff(row) >= 0).all()
+    found = np.zeros((700, 512), np.float32)
+    found[row, feature] = value
+    np.testing.assert_allclose(found, sae.encode(x).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_codes_do_not_depend_on_the_other_rows() -> None:
+    """The bounds of a row do, the codes that they leave do not."""
+    for architecture in ("topk", "jumprelu"):
+        sae = sparse_sae(architecture, -1.0)
+        x = torch.randn(300, 32, generator=torch.Generator().manual_seed(2)) * torch.logspace(-2, 2, 300)[:, None]
+        encoder = SparseEncoder(sae)
+        encoder.dense = False
+        found = []
+        for rows in (1, 7, 300):
+            codes = {}
+            for first in range(0, 300, rows):
+                row, feature, value = encoder(x[first : first + rows])
+                codes |= {(int(r) + first, int(f)): v.tobytes() for r, f, v in zip(row, feature, value, strict=True)}
+            found.append(codes)
+        assert found[0] == found[1] == found[2] and len(found[0]) > 300
+
+
+def test_the_way_of_encoding_is_chosen_by_how_many_codes_the_bounds_leave_open() -> None:
+    x = torch.randn(200, 32, generator=torch.Generator().manual_seed(2))
+    for architecture, offset, dense in (
+        ("topk", 0.0, False),
+        ("standard", 0.0, True),
+        ("standard", -60.0, False),
+        ("jumprelu", -3.0, False),
+        ("gated", 0.0, True),
+    ):
+        encoder = SparseEncoder(sparse_sae(architecture, offset))
+        encoder(x)
+        assert encoder.dense is dense, architecture
 
 
 def test_activations_that_are_no_numbers_are_not_swallowed() -> None:

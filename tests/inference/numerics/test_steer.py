@@ -51,10 +51,12 @@ def by_definition(sae: Any, x: Tensor, edits: list[Edit]) -> Tensor:
 
 
 @pytest.mark.parametrize("normalisation", ["none", "layer_norm", "constant_norm_rescale"])
-@pytest.mark.parametrize("architecture", ["topk", "standard"])
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])
 @pytest.mark.parametrize("mode", list(MODES))
 def test_every_mode_equals_its_definition(mode: str, architecture: str, normalisation: str) -> None:
     sae, x = tiny_sae(architecture, normalize_activations=normalisation), inputs()
+    if architecture == "jumprelu":
+        sae.threshold += torch.linspace(0, 1, 96)
     edits = [Edit(i, mode, VALUES[mode]) for i in [*strongest(sae, x, 3), 95]]
     steered = steering_hook(sae, edits)(x)
     torch.testing.assert_close(steered, by_definition(sae, x, edits), **CLOSE)

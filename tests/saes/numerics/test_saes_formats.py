@@ -373,3 +373,22 @@ def test_path_that_is_no_folder_is_refused(tmp_path):
     (tmp_path / "sae.bin").write_bytes(b"x")
     with pytest.raises(UnknownFormat, match=r"sae\.bin is a file of no SAE format"):
         detect_format(tmp_path / "sae.bin")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(5,), (), (33, 70), (4, 5, 6), (0, 4)])
+def test_one_value_that_is_no_number_is_found_anywhere(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = torch.randn(shape).to(dtype)
+    turned = tensor.mT if tensor.ndim > 1 else tensor
+    refuse_non_finite({"sound": tensor, "turned": turned, "large": tensor * 0 + torch.finfo(dtype).max / 2})
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for place in sorted({0, tensor.numel() // 2, tensor.numel() - 1} if tensor.numel() else []):
+            one = tensor.clone()
+            one.view(-1)[place] = bad
+            for given in (one, one.mT if one.ndim > 1 else one):
+                with pytest.raises(FormatError, match="W holds 1 values that are not finite"):
+                    refuse_non_finite({"W": given})
+            if place:
+                one.view(-1)[0] = -bad  # of both signs: their sum is no number either
+                with pytest.raises(FormatError, match="W holds 2 values"):
+                    refuse_non_finite({"W": one})
