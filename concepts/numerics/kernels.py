@@ -20,11 +20,23 @@ _RUN = 16  # columns looked at together
 
 
 @njit(inline="always")
-def _product(x, w, bias):
-    total = np.float32(0)
-    for j in range(len(x)):
-        total += x[j] * w[j]
-    return total + bias
+def _products(x, rows, bias, cols, first, last, values):
+    """values[c] = x . rows[cols[c]] + bias[cols[c]] for c from `first` to `last`; there is room for three more in both.
+
+    Four at a time, because the rows come from a cache that answers late, and always four, so that each is summed alike.
+    """
+    for c in range(last, last + 3):
+        cols[c] = cols[last - 1]
+    for c in range(first, last, 4):
+        w0, w1, w2, w3 = rows[cols[c]], rows[cols[c + 1]], rows[cols[c + 2]], rows[cols[c + 3]]
+        s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for j in range(len(x)):
+            s0 += x[j] * w0[j]
+            s1 += x[j] * w1[j]
+            s2 += x[j] * w2[j]
+            s3 += x[j] * w3[j]
+        values[c], values[c + 1] = s0 + bias[cols[c]], s1 + bias[cols[c + 1]]
+        values[c + 2], values[c + 3] = s2 + bias[cols[c + 2]], s3 + bias[cols[c + 3]]
 
 
 @njit(inline="always")
@@ -43,7 +55,7 @@ def encode_topk(z16, z32, exact, slack, x, rows, bias, scale, k, counts, cols, v
     n, m = z32.shape if exact else z16.shape
     groups = max(m // 16, k)
     bounds, best = np.empty(m, np.float32), np.empty(groups, np.float32)
-    found, value, keys = np.empty(m, np.int32), np.empty(m, np.float32), np.empty(m, np.int32)
+    found, value, keys = np.empty(m + 3, np.int32), np.empty(m + 3, np.float32), np.empty(m, np.int32)
     slot = 0
     for b in range(n):
         _read_row(z16, z32, exact, slack, b, bounds)
@@ -59,10 +71,11 @@ def encode_topk(z16, z32, exact, slack, x, rows, bias, scale, k, counts, cols, v
                     for j in range(g, m, groups):
                         if not bounds[j] < low and (look == 0 or bounds[j] < high):
                             found[held] = j
-                            value[held] = _product(x[b], rows[j], bias[j])
-                            keys[held] = _key(value[held])
                             held += 1
             if held > before:
+                _products(x[b], rows, bias, found, before, held, value)
+                for c in range(before, held):
+                    keys[c] = _key(value[c])
                 least = _kth(keys, held, k, 0)
             high, low = low, _of_key(max(least, 0)) / (scale[b] * _ROUNDED)
         ties = k
@@ -88,11 +101,11 @@ def encode_above(z16, z32, exact, slack, x, rows, bias, scale, threshold, counts
     cols and values have room for them all. Returns how many there are.
     """
     n, m = z32.shape if exact else z16.shape
-    bounds = np.empty(m, np.float32)
+    bounds, found, value = np.empty(m, np.float32), np.empty(m + 3, np.int32), np.empty(m + 3, np.float32)
     slot = 0
     for b in range(n):
         _read_row(z16, z32, exact, slack, b, bounds)
-        factor, start = scale[b] * _ROUNDED, slot
+        factor, held, start = scale[b] * _ROUNDED, 0, slot
         for first in range(0, m, _RUN):
             last = min(first + _RUN, m)
             possible = 0
@@ -102,9 +115,13 @@ def encode_above(z16, z32, exact, slack, x, rows, bias, scale, threshold, counts
                 continue
             for j in range(first, last):
                 if not bounds[j] * factor < threshold[j]:
-                    value = _product(x[b], rows[j], bias[j])
-                    if not value <= threshold[j]:
-                        cols[slot], values[slot] = j, value
-                        slot += 1
+                    found[held] = j
+                    held += 1
+        if held:
+            _products(x[b], rows, bias, found, 0, held, value)
+        for c in range(held):
+            if not value[c] <= threshold[found[c]]:
+                cols[slot], values[slot] = found[c], value[c]
+                slot += 1
         counts[b] = slot - start
     return slot
