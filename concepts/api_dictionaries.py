@@ -231,9 +231,7 @@ def concept_list(request: HttpRequest, pk: int, q: str = "", limit: int = LIMIT,
 def concept_create(request: HttpRequest, pk: int, given: ConceptIn) -> Any:
     dictionary = get_object_or_404(ConceptDictionary.objects.select_related("sae"), pk=pk)
     require_own(request, "concepts.change_conceptdictionary", dictionary)
-    if any(one.sign not in (1, -1) for one in given.members):
-        raise Problem(422, "members: the sign of a member is 1 or -1.")
-    lines = "\n".join(_line(one) for one in given.members)
+    lines = members_text(given.members)
     form = ConceptForm(dictionary, {"name": given.name, "description": given.description, "members": lines})
     refuse(form)
     name = form.cleaned_data["name"]
@@ -241,8 +239,14 @@ def concept_create(request: HttpRequest, pk: int, given: ConceptIn) -> Any:
     return Status(201, concept_out(dictionary.concepts.get(name=name)))
 
 
+def members_text(members: list[MemberIO]) -> str:
+    """As the form takes them. Raises Problem."""
+    if any(one.sign not in (1, -1) for one in members):
+        raise Problem(422, "members: the sign of a member is 1 or -1.")
+    return "\n".join(_line(one) for one in members)
+
+
 def _line(one: MemberIO) -> str:
-    """As the form takes a member."""
     score = "" if one.score is None else f" {one.score!r}"
     return f"{one.feature} {one.sign * one.weight!r}{score}"
 

@@ -14,7 +14,7 @@ from django.shortcuts import get_object_or_404, render
 from concepts import exports, featurefile
 from concepts.chosen import chosen_view, columns_of, feature_url, kept, no_feature, views_of
 from concepts.concept_forms import LabelForm
-from concepts.models import Concept, FeatureView, Label, name_of
+from concepts.models import Concept, FeatureView, Label, name_of, usual_strength
 from concepts.snippets import CONTEXTS, SCALES, Snippet, as_python, snippet
 from saehub.accounts.access import needs
 from saehub.charts import Chart, histogram
@@ -82,7 +82,7 @@ def _harvested(
         "contexts": CONTEXTS,
         "scale": scale,
         "scales": SCALES,
-        "steer_value": f"{record.maximum:.4g}" if record.n_fires else "",
+        "steer_value": f"{_usual(view, record):.4g}" if record.n_fires else "",
         "groups": _groups(record, around, scale),
         "fires": _fires(record),
         "neighbours": [
@@ -91,6 +91,11 @@ def _harvested(
         "formats": exports.FORMATS,
         "python": as_python(sae, view, record),
     }
+
+
+def _usual(view: FeatureView, record: featurefile.FeatureRecord) -> float:
+    per_norm = record.decoder_norm / view.layer_norm if record.decoder_norm and view.layer_norm else None
+    return usual_strength(record.maximum, per_norm)
 
 
 def _fires(record: featurefile.FeatureRecord) -> Chart | None:

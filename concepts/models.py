@@ -97,6 +97,9 @@ def name_of(columns: featurefile.FeatureView, feature: int, n: int = NAME_TOKENS
     return columns.token_texts(ids[ids >= 0])
 
 
+USUAL_SHARE = 0.5
+
+
 @dataclass(frozen=True)
 class Known:
     """What makes a steering value readable: the feature's maximum, and the length of its direction in layer norms."""
@@ -105,6 +108,17 @@ class Known:
     name: list[str]
     maximum: float  # 0 when it never fired
     per_norm: float | None  # decoder norm / mean norm of the layer: share of the layer's norm that one unit adds
+
+    @property
+    def usual(self) -> float:
+        """A strength to begin steering with."""
+        return usual_strength(self.maximum, self.per_norm)
+
+
+def usual_strength(maximum: float, per_norm: float | None) -> float:
+    """Half of the layer's mean norm: much less changes little, much more breaks the text. Where the norm is not known, the
+    feature's maximum."""
+    return USUAL_SHARE / per_norm if per_norm else maximum
 
 
 def newest_view(sae: SAE) -> tuple[FeatureView, featurefile.FeatureView] | None:

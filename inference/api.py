@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ninja import Router
 
-from inference import api_generate, api_infer
+from inference import api_batches, api_generate, api_infer
 
 router = Router()
-for part in (api_infer, api_generate):
+for part in (api_infer, api_batches, api_generate):
     router.add_router("", part.router)

@@ -14,7 +14,7 @@ from inference.edit_forms import EditFormSet
 from inference.forms import GenerationForm, SweepForm, can_sweep, start_generation
 from inference.models import Generation, Mode, Resident, Scope, Sweep
 from inference.records import as_python, record
-from inference.sweeps import sweep_record
+from inference.sweeps import EFFECT
 from saehub.accounts.api_access import Needs, Problem
 from saehub.accounts.api_pages import LIMIT, OFFSET, Page, like, page
 from saehub.jobs.starting import starts
@@ -175,10 +175,7 @@ def generation_out(pk: Any) -> dict[str, Any]:
 
 
 def sweep_out(pk: Any) -> dict[str, Any]:
-    row = get_object_or_404(Sweep.objects.select_related("owner", "job", "generation__model", "generation__sae"), pk=pk)
-    known = sweep_record(row)
-    names = ("factors", "points", "effect", "seconds")
-    return _standing(row) | {"generation_id": row.generation_id} | {name: known[name] for name in names}
+    return _swept(get_object_or_404(Sweep.objects.select_related("owner", "job"), pk=pk))
 
 
 @router.post(
@@ -273,6 +270,23 @@ def sweep_create(request: HttpRequest, pk: int, given: SweepIn) -> Any:
     form = SweepForm({"factors": " ".join(repr(factor) for factor in given.factors)})
     refuse(form)
     return form.begin(row, request.user).pk
+
+
+@router.get("/sweeps", auth=Needs("inference.view_sweep"), response=Page[SweepOut], summary="Sweeps of generations")
+def sweep_list(
+    request: HttpRequest,
+    generation_id: int | None = Query(None, description="Of this generation"),
+    limit: int = LIMIT,
+    offset: int = OFFSET,
+) -> Any:
+    rows = Sweep.objects.select_related("owner", "job")
+    rows = rows.filter(generation=generation_id) if generation_id is not None else rows
+    return page(rows, limit, offset, _swept)
+
+
+def _swept(row: Sweep) -> dict[str, Any]:
+    shown = {"factors": row.factors, "points": row.points, "effect": EFFECT, "seconds": row.seconds}
+    return _standing(row) | {"generation_id": row.generation_id} | shown
 
 
 @router.get("/sweeps/{int:pk}", auth=Needs("inference.view_sweep"), response=SweepOut, summary="Strengths and texts")

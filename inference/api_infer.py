@@ -249,7 +249,7 @@ def infer_detail(
 
 
 RANKING: Any = {
-    "sae_id": 12, "n_features": 41, "harvested": True, "features": [
+    "prompt_index": 0, "sae_id": 12, "n_features": 41, "harvested": True, "features": [
         {"feature": 2117, "value": 11.8, "token": 5, "n_fires": 1, "score": 92.3, "share": 0.84, "density": 0.0004,
          "label": "capital cities", "tokens": [" Paris"]}
     ],
@@ -257,10 +257,11 @@ RANKING: Any = {
 
 
 class RankingOut(Schema):
-    """The features of one SAE that fire on a text, strongest first."""
+    """The features of one SAE that fire on one of the texts, strongest first."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [RANKING]})
 
+    prompt_index: int
     sae_id: int
     n_features: int
     harvested: bool = False
@@ -271,35 +272,52 @@ class RankingOut(Schema):
     "/infer/{int:pk}/features",
     auth=Needs("inference.view_inference"),
     response=Page[RankingOut],
-    summary="What fires on a text, over all of its SAEs",
+    summary="What fires on the texts, over all of their SAEs",
 )
 def infer_features(
     request: HttpRequest,
     pk: int,
     order: Literal["score", "value", "share", "total"] = Query("score", description="score weighs density in"),
-    token: int | None = Query(None, ge=0, description="Only on this token"),
+    prompt_index: int | None = Query(None, ge=0, description="Of this text alone; of every text when left out"),
+    token: int | None = Query(None, ge=0, description="Only on this token; of several texts say which one"),
     density_max: float | None = Query(None, ge=0, le=1),
     top: int = Query(10, ge=1, le=200, description="Features of each SAE"),
     limit: int = LIMIT,
     offset: int = OFFSET,
 ) -> Any:
-    """Of its first prompt. score = z ln((n + 1) / (fires + 1)), with the fires in n tokens of the SAE's newest view."""
+    """Of every text in order, and of each by every SAE. score = z ln((n + 1) / (fires + 1)), with the fires in n tokens of
+    the SAE's newest view."""
     row = get_object_or_404(_rows(), pk=pk)
     if not row.ready:
         raise Problem(409, "This text is not read yet.")
+    texts = _texts(row, prompt_index, token)
     try:
-        n_tokens = len(CodesFile(row.folder))
-        if token is not None and token >= n_tokens:
+        if token is not None and token >= (n_tokens := len(CodesFile(row.text_folder(texts[0])))):
             raise Problem(422, f"token: the text has {n_tokens} tokens, counted from 0.")
-        found = rankings(row, order=order, token=token, density_max=density_max, n=top)
+        found = [
+            (text, one)
+            for text in texts
+            for one in rankings(row, text=text, order=order, token=token, density_max=density_max, n=top)
+        ]
     except CodesError as error:
         raise Problem(410, str(error)) from None
     return page(found, limit, offset, _ranking)
 
 
-def _ranking(one: Ranking) -> dict[str, Any]:
+def _texts(row: Inference, wanted: int | None, token: int | None) -> list[int]:
+    """Which of its texts are meant. Raises Problem."""
+    n = len(row.prompts)
+    if wanted is not None and wanted >= n:
+        raise Problem(422, f"prompt_index: {n} texts were read, counted from 0.")
+    if wanted is None and token is not None and n > 1:
+        raise Problem(422, "token: several texts were read; say with prompt_index which one is meant.")
+    return list(range(n)) if wanted is None else [wanted]
+
+
+def _ranking(found: tuple[int, Ranking]) -> dict[str, Any]:
+    text, one = found
     return {
-        "sae_id": one.sae.pk, "n_features": one.n_features, "harvested": one.harvested,
+        "prompt_index": text, "sae_id": one.sae.pk, "n_features": one.n_features, "harvested": one.harvested,
         "features": [vars(hit) for hit in one.hits],
     }  # fmt: skip
 

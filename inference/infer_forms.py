@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from django import forms
@@ -70,6 +71,26 @@ class ReadersForm(forms.ModelForm):
         return row
 
 
+class TextsField(forms.CharField):
+    """Texts, one a line; or as a JSON list, where a text has several lines. The clean value is a list."""
+
+    def prepare_value(self, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        by_line = not any("\n" in text or text.startswith("[") for text in value)
+        return "\n".join(value) if by_line else json.dumps(value, ensure_ascii=False)
+
+    def to_python(self, value: Any) -> list[str]:  # type: ignore[override]
+        text = (value or "").replace("\r\n", "\n")
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if isinstance(found, list) and all(isinstance(one, str) for one in found):
+            return found
+        return [line for line in text.split("\n") if line.strip()]
+
+
 class InferenceForm(ReadersForm):
     """A text to read."""
 
@@ -79,10 +100,12 @@ class InferenceForm(ReadersForm):
         label="Text",
         error_messages={"required": "Write the text to read."},
     )
-    more_prompts = forms.JSONField(
+    more_prompts = TextsField(
         required=False,
-        widget=forms.HiddenInput,
-        error_messages={"invalid": "More prompts must be a list of texts."},
+        strip=False,
+        widget=forms.Textarea(attrs={"rows": 2, "spellcheck": "false", "dir": "auto"}),
+        label="More texts, one a line",
+        help_text="Each is read on its own, beside the first.",
     )
     config = ConfigField()
     advanced = [
@@ -154,9 +177,9 @@ class InferenceForm(ReadersForm):
         return found
 
     def clean_more_prompts(self) -> list[str]:
-        given = self.cleaned_data["more_prompts"] or []
-        if not isinstance(given, list) or not all(isinstance(text, str) and text.strip() for text in given):
-            raise ValidationError("More prompts must be a list of texts, none of them empty.")
+        given: list[str] = self.cleaned_data["more_prompts"]
+        if not all(text.strip() for text in given):
+            raise ValidationError("More texts must be a list of texts, none of them empty.")
         if len(given) >= Inference.MOST_PROMPTS:
             raise ValidationError(
                 f"At most {Inference.MOST_PROMPTS} prompts are read at once; read more as a batch of prompts."

@@ -54,14 +54,20 @@ class Ranking:
 
 
 def rankings(
-    row: Inference, *, order: str = "score", token: int | None = None, density_max: float | None = None, n: int = SHOWN
+    row: Inference,
+    *,
+    text: int = 0,
+    order: str = "score",
+    token: int | None = None,
+    density_max: float | None = None,
+    n: int = SHOWN,
 ) -> list[Ranking]:
-    """The features of every SAE of a finished text, on one token or on all that are no control tokens.
+    """The features of every SAE on the text-th of the texts that were read, on one token or on all that are no control tokens.
 
     order: a key of ORDERS. density_max: leave out features that fire on a larger share of the view's tokens. Raises
     inference.codes.CodesError when the files are gone.
     """
-    file, saes = CodesFile(row.folder), {sae.pk: sae for sae in row.saes.all()}
+    file, saes = CodesFile(row.text_folder(text)), {sae.pk: sae for sae in row.saes.all()}
     return [
         _ranking(saes[fact["sae"]], file.sae(number), order, token, density_max, n)
         for number, fact in enumerate(row.facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -118,10 +119,11 @@ def _of(row: Generation) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _prefill(request: HttpRequest, able: Able) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """From `?config=`, `?sae=&prompt=` and `?feature=&mode=&value=`, the last three once for each edit; `feature` may be a
-    label or the name of a concept."""
-    config = _config(request)
-    chosen = request.GET.get("sae") or (config.sae_id if config else None) or (able.first.pk if able.first else None)
+    """From `?config=`, `?concept=` with `&strength=`, `?sae=&prompt=` and `?feature=&mode=&value=`, the last three once for
+    each edit; `feature` may be a label or the name of a concept."""
+    config, concept = _config(request), _concept(request)
+    whose = config.sae_id if config else concept.dictionary.sae_id if concept else None
+    chosen = request.GET.get("sae") or whose or (able.first.pk if able.first else None)
     initial: dict[str, Any] = {"sae": chosen, "config": config}
     if request.GET.get("prompt"):
         initial["prompt"] = request.GET["prompt"]
@@ -131,7 +133,27 @@ def _prefill(request: HttpRequest, able: Able) -> tuple[dict[str, Any], list[dic
         {name: column[i] if i < len(column) else "" for name, column in zip(names, columns, strict=True)}
         for i in range(len(columns[0]))
     ]
+    if concept is not None:
+        edits.insert(0, _edit_of(concept, chosen, request.GET.get("strength", "")))
     return initial, prefilled(edits)
+
+
+def _concept(request: HttpRequest) -> Concept | None:
+    text = request.GET.get("concept", "")
+    return get_object_or_404(Concept.objects.select_related("dictionary"), pk=_index(text)) if text else None
+
+
+def _edit_of(concept: Concept, main: Any, strength: str) -> dict[str, Any]:
+    """A row that adds a concept; without a strength, so much that its members together move the usual share of the norm."""
+    dictionary = concept.dictionary
+    edit = {"feature": f"{dictionary.name}/{concept.name}", "mode": Mode.ADD, "value": strength}
+    members = list(concept.members.order_by("-weight", "feature"))
+    if not strength and members:
+        first = members[0].feature
+        known = known_features(dictionary.sae, [first]).get(first)
+        length = math.hypot(*(member.weight for member in members))  # directions of features are nearly orthogonal
+        edit["value"] = f"{known.usual / length:.4g}" if known and known.usual and length else ""
+    return edit | ({} if str(main) == str(dictionary.sae_id) else {"sae": dictionary.sae_id})
 
 
 def _config(request: HttpRequest) -> ConceptConfig | None:

@@ -36,6 +36,7 @@ REFUSALS = {
     413: "This is larger than a request may be.",
     415: "This takes application/json; the request says it is text/plain.",
     422: "k: Input should be greater than 0.",
+    429: "200 of your jobs wait already; ask again when some of them are over.",
     502: "The Hub cannot be reached.",
     503: "The Hub is still being asked. Ask again in a moment.",
 }
@@ -97,6 +98,7 @@ def _complete(found: dict[str, Any], view: Any, place: str, method: str, schemas
     refusals |= {404} if any(one["name"].endswith("_id") for one in found["parameters"]) else set()
     refusals |= {409} if "/features" in place else set()
     refusals |= {409, 410} if "/infer/" in place or "/export" in place else set()
+    refusals |= {429} if getattr(view, "waits", False) else set()
     refusals |= {413, 415} if "requestBody" in found else set()
     refusals |= {502, 503} if "hub" in (found.get("tags") or ()) or "/saes" in place else set()
     for status in sorted(refusals):

@@ -15,11 +15,13 @@ from pydantic import ConfigDict
 
 from saehub.accounts.api_access import Needs, Problem, require_own
 from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
-from saehub.jobs.models import LIVE
+from saehub.jobs.kinds import KINDS
+from saehub.jobs.models import LIVE, Job, enqueue
 from saehub.jobs.starting import starts
 from saes.api_forms import laid_over, refuse
 from training.capture_form import CaptureForm
 from training.models import Capture, Corpus
+from training.views import capture_fault
 
 router = Router(tags=["Activations"])
 CAPTURE: Any = {
@@ -262,6 +264,62 @@ def activations_delete(
     runs = list(row.runs.values_list("pk", flat=True))
     _delete(row)
     return {"deleted": True, "run_id": pk, "runs": runs}
+
+
+FILING: Any = {"id": 5, "kind": "verify_capture", "job_id": 60, "job_ids": [60]}
+
+
+class FilingOut(Schema):
+    """A job on the files of saved activations; its `result` is at /jobs/{job_id}."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [FILING]})
+
+    id: int
+    kind: str
+    job_id: int
+    job_ids: list[int]
+
+
+def _filing(kind: str) -> Any:
+    def answer(pk: Any) -> dict[str, Any]:
+        job = Job.objects.filter(kind=kind, subject_id=pk).order_by("-pk")[0]
+        return {"id": pk, "kind": kind, "job_id": job.pk, "job_ids": [job.pk] if job.is_live else []}
+
+    return answer
+
+
+def _file(request: HttpRequest, pk: int, kind: str) -> int:
+    """Queue a check or an export of its files. Raises Problem."""
+    row = get_object_or_404(Capture, pk=pk)
+    require_own(request, "training.add_capture", row)
+    if fault := capture_fault(row, kind):
+        raise Problem(409, fault)
+    enqueue(kind, request.user, title=f"{KINDS[kind].title}: {row.name}", capture=pk)
+    return pk
+
+
+@router.post(
+    "/activations/{int:pk}/verify",
+    auth=Needs("training.add_capture"),
+    response={200: FilingOut, 202: FilingOut},
+    summary="Verify their files",
+)
+@starts(_filing("verify_capture"))
+def activations_verify(request: HttpRequest, pk: int) -> Any:
+    """Every shard is read again and held against its checksum."""
+    return _file(request, pk, "verify_capture")
+
+
+@router.post(
+    "/activations/{int:pk}/export",
+    auth=Needs("training.add_capture"),
+    response={200: FilingOut, 202: FilingOut},
+    summary="Export them as mi_crow's LocalStore",
+)
+@starts(_filing("export_capture"))
+def activations_export(request: HttpRequest, pk: int) -> Any:
+    """Written on the server; the job's result says where."""
+    return _file(request, pk, "export_capture")
 
 
 def _users(row: Capture) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Training in /api/v1: started from saved activations, watched, stopped; and what SAE classes there are."""
+"""Training in /api/v1: started from saved activations, watched, paused, stopped; and what SAE classes there are."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from ninja import Field, Query, Router, Schema
 from pydantic import ConfigDict
 
 from saehub.accounts.api_access import Needs, Problem, require_own
-from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
+from saehub.accounts.api_pages import LIMIT, OFFSET, Page, like, page
 from saehub.jobs.api import TAIL
 from saehub.jobs.starting import starts
 from saes.api_forms import laid_over, refuse
 from saes.models import SAE
 from training.models import Capture, Run, RunPoint
+from training.run_document import DocumentError, form_of, from_yaml, of_run, said, to_yaml
 from training.run_form import RunForm
 from training.sweep_form import NumbersField
 
@@ -101,16 +102,19 @@ class TrainIn(Schema):
         },
     )
 
-    activations_id: int
+    activations_id: int | None = Field(None, description="Of a run without a document")
     layer: str = Field("", max_length=200, description="The first of the activations when left out")
     sae_class: str = Field("topk", max_length=40, description="One of /saes/classes, or TopKSae, L1Sae")
     sae_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Fields of the class, such as k; hook_name_out of a transcoder"
     )
-    n_latents: int | None = Field(None, description="Features (d_sae)")
+    n_latents: int | list[int] | None = Field(None, description="Features (d_sae)")
     hyperparams: dict[str, Any] = Field(default_factory=dict, description="Fields of the trainer")
     training_config: dict[str, Any] = Field(default_factory=dict, description="Another name of hyperparams")
     run_id: str = Field("", max_length=120, description="A name for the run and its SAE")
+    document: dict[str, Any] | str | None = Field(
+        None, description="All of it as one document, as /train/{id}/document gives it: YAML, or its keys and values"
+    )
 
 
 class FieldOut(Schema):
@@ -157,7 +161,7 @@ def run_out(row: Run) -> dict[str, Any]:
     sae = row.sae_id
     return {name: getattr(row, name) for name in ("id", "name", "job_id", "config", "sae_id", "seconds", "tokens")} | {
         "job_ids": [row.job_id] if row.busy else [],
-        "status": row.job.state if row.job else row.state,
+        "status": row.state if row.state == "paused" or not row.job else row.job.state,
         "progress": row.job.fraction if row.job else None,
         "activations_id": row.capture_id,
         "model_id": row.capture.model_id,
@@ -231,21 +235,58 @@ def _field(form: RunForm, name: str) -> dict[str, Any]:
 @starts(_detail)
 def train(request: HttpRequest, given: TrainIn) -> Any:
     """Queues a job. Its result carries sae_id, sae_path and metadata_path."""
+    form = bound_form(request, given)
+    if form.is_sweep:
+        raise Problem(
+            422, f"That are {len(form.points)} SAEs; ask for one at a time, or for all with POST /train/sweeps."
+        )
+    return form.make().pk
+
+
+def bound_form(request: HttpRequest, given: TrainIn, more_hooks: str = "") -> RunForm:
+    """The valid form of the page that says what is asked for. Raises Problem."""
+    if given.document is not None:
+        return _of_document(request, given)
     capture = Capture.objects.ready().filter(pk=given.activations_id).first()
     if capture is None:
         raise Problem(422, f"activations_id: there are no finished activations {given.activations_id}.")
     hook = given.layer or capture.hook_names[0]
     row = capture.model.hook(hook)
     hook = row["name"] if row and row["name"] in capture.hook_names else hook
-    fields = {PEER_FIELDS.get(name, name): value for name, value in _all_of(given).items()}
+    fields = {PEER_FIELDS.get(name, name): _typed(value) for name, value in _all_of(given).items()}
     fixed = {"source": f"{capture.pk}:{hook}", "architecture": PEERS.get(given.sae_class, given.sae_class)}
     fields |= fixed | {"name": given.run_id}
-    fields |= {"d_sae": given.n_latents} if given.n_latents is not None else {}
+    fields |= {"d_sae": _typed(given.n_latents)} if given.n_latents is not None else {}
+    fields |= {"more_hooks": more_hooks} if more_hooks else {}
     form = RunForm(laid_over(RunForm(user=request.user), fields), user=request.user)
-    refuse(form, {"source": "layer", "architecture": "sae_class", "d_sae": "n_latents", "name": "run_id"})
-    if form.is_sweep:
-        raise Problem(422, f"That are {len(form.points)} SAEs; ask for one at a time, or start the sweep on the page.")
-    return form.make().pk
+    names = {
+        "source": "layer",
+        "architecture": "sae_class",
+        "d_sae": "n_latents",
+        "name": "run_id",
+        "more_hooks": "layers",
+    }
+    refuse(form, names)
+    return form
+
+
+def _of_document(request: HttpRequest, given: TrainIn) -> RunForm:
+    if given.model_fields_set - {"document"}:
+        raise Problem(422, "A document says everything; give nothing beside it.")
+    text = given.document if isinstance(given.document, str) else to_yaml(given.document or {})
+    try:
+        form = form_of(from_yaml(text), request.user)
+    except DocumentError as error:
+        raise Problem(422, f"document: {error}", errors={"document": [str(error)]}) from None
+    if not form.is_valid():
+        sentences = said(form)
+        raise Problem(422, f"document: {sentences[0]}", errors={"document": sentences})
+    return form
+
+
+def _typed(value: Any) -> Any:
+    """Several values of a field, as a person would type them."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _all_of(given: TrainIn) -> dict[str, Any]:
@@ -302,6 +343,45 @@ def train_stop(request: HttpRequest, pk: int) -> Any:
         raise Problem(409, "This run is finished already.")
     Run.objects.filter(pk=pk, stop_at=None).update(stop_at=timezone.now())
     return _detail(pk)
+
+
+@router.post("/train/{int:pk}/pause", auth=Needs("training.add_run"), response=RunDetail, summary="Pause")
+def train_pause(request: HttpRequest, pk: int) -> Any:
+    """Ends it at its next step with a checkpoint, and its worker is free; `status` is `paused` then."""
+    row = get_object_or_404(_runs(), pk=pk)
+    require_own(request, "training.add_run", row)
+    if not row.busy:
+        raise Problem(409, "This run is not going on, so there is nothing to pause.")
+    Run.objects.filter(pk=pk, pause_at=None, stop_at=None).update(pause_at=timezone.now())
+    return _detail(pk)
+
+
+@router.post(
+    "/train/{int:pk}/resume",
+    auth=Needs("training.add_run"),
+    response={200: RunDetail, 202: RunDetail},
+    summary="Go on from the checkpoint",
+)
+@starts(_detail)
+def train_resume(request: HttpRequest, pk: int) -> Any:
+    """Of a paused run. 409 for any other."""
+    row = get_object_or_404(_runs(), pk=pk)
+    require_own(request, "training.add_run", row)
+    if row.state != "paused":
+        raise Problem(409, f"Only a paused run can go on; this one is {row.state}.")
+    row.resume(request.user)
+    return pk
+
+
+@router.get(
+    "/train/{int:pk}/document",
+    auth=Needs("training.view_run"),
+    response=like({"capture": 5, "hook_name": "blocks.9.hook_resid_post", "architecture": "topk", "k": 32}),
+    summary="The document that trains it again",
+)
+def train_document(request: HttpRequest, pk: int) -> Any:
+    """For `document` of POST /train, here or on another instance that holds the capture."""
+    return of_run(get_object_or_404(Run.objects.select_related("capture__corpus"), pk=pk))
 
 
 # ------------------------------------------------------------------------------------------------------- an SAE's origin

@@ -149,12 +149,19 @@ def capture_action(request: HttpRequest, pk: int, kind: str) -> HttpResponse:
     check(request.user, "training.add_capture", capture)
     if kind not in CAPTURE_ACTIONS:
         raise Http404
-    if not capture.ready:
-        messages.warning(request, "This capture is not finished yet.")
-    elif kind == "export_capture" and not capture.stored:
-        messages.warning(request, "This capture is streamed, so there are no activations to export.")
-    elif Job.objects.live().filter(kind=kind, subject_id=pk).exists():
-        messages.warning(request, "That is under way already.")
+    if fault := capture_fault(capture, kind):
+        messages.warning(request, fault)
     else:
         enqueue(kind, request.user, title=f"{KINDS[kind].title}: {capture.name}", capture=pk)
     return redirect(capture)
+
+
+def capture_fault(capture: Capture, kind: str) -> str:
+    """Why a check or an export of its files cannot be queued; "" when it can."""
+    if not capture.ready:
+        return "This capture is not finished yet."
+    if kind == "export_capture" and not capture.stored:
+        return "This capture is streamed, so there are no activations to export."
+    if Job.objects.live().filter(kind=kind, subject_id=capture.pk).exists():
+        return "That is under way already."
+    return ""

@@ -52,4 +52,7 @@ class Problem(Exception):
 def problem(status: int, detail: str, **more: Any) -> HttpResponse:
     """RFC 9457."""
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
-    return JsonResponse(body, status=status, content_type=PROBLEM)
+    answer = JsonResponse(body, status=status, content_type=PROBLEM)
+    if "retry_after" in more:
+        answer["Retry-After"] = str(more["retry_after"])
+    return answer

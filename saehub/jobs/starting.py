@@ -12,9 +12,11 @@ from ninja import Status
 
 from saehub.accounts.api_access import Problem
 from saehub.accounts.idempotency import as_operation, once
-from saehub.jobs.models import LIVE, Job
+from saehub.jobs.models import LIVE, Job, State
 
 LONGEST_WAIT = 300.0
+MOST_WAITING = 200  # jobs of one user in the queues, beyond which scripts are asked to wait
+RETRY_AFTER = 30
 POLL_SECONDS = 0.1
 
 
@@ -29,7 +31,12 @@ def starts(answer: Callable[[Any], dict[str, Any]]) -> Callable[[Callable[..., A
         @wraps(view)
         def run(request: HttpRequest, *args: Any, **values: Any) -> Any:
             seconds = asked_wait(request)
-            status, body = once(request, lambda: _begun(answer(view(request, *args, **values))))
+
+            def begin() -> tuple[int, dict[str, Any]]:
+                _check_queue(request)
+                return _begun(answer(view(request, *args, **values)))
+
+            status, body = once(request, begin)
             if seconds and over(body["job_ids"], seconds):
                 return Status(200, answer(body["id"]))
             return Status(status, body)
@@ -38,6 +45,15 @@ def starts(answer: Callable[[Any], dict[str, Any]]) -> Callable[[Callable[..., A
         return as_operation(run, view)
 
     return mark
+
+
+def _check_queue(request: HttpRequest) -> None:
+    """Raises Problem 429 where this user's jobs fill the queues: others wait behind them."""
+    n = Job.objects.filter(owner_id=request.user.pk, state=State.QUEUED).count()
+    if n >= MOST_WAITING:
+        raise Problem(
+            429, f"{n} of your jobs wait already; ask again when some of them are over.", retry_after=RETRY_AFTER
+        )
 
 
 def _begun(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:

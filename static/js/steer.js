@@ -1,15 +1,17 @@
 // The rows of a steering form: beside each value a slider, and fields for it as a multiple of the feature's maximum and as
 // a share of the layer's norm; all of them move together. Without this the value fields work as they are.
 const HIGH = 0.5, OVER = 1; // shares of the layer's norm from which a text tends to suffer, and to break
+const USUAL = 0.5; // where a strength begins, as in concepts.models.usual_strength
 const form = document.querySelector("form[data-steer]");
 const number = (text) => (text === "" || text === undefined || !Number.isFinite(Number(text)) ? null : Number(text));
 const typed = (x) => String(Number(x.toPrecision(4)));
 const short = (x) => (x === 0 ? "0" : Number(x.toPrecision(Math.abs(x) >= 1000 ? 4 : 3)).toString().replace("-", "−"));
 
-function range(mode, max) {
+function range(mode, max, perNorm) {
   if (mode === "scale") return [0, 4];
   if (!max || mode === "ablate") return null;
-  return mode === "add" ? [-2 * max, 2 * max] : [0, 2 * max];
+  const most = Math.max(2 * max, perNorm ? OVER / perNorm : 0);
+  return mode === "add" ? [-most, most] : [0, most];
 }
 
 function words(mode, value, max, perNorm) {
@@ -18,6 +20,12 @@ function words(mode, value, max, perNorm) {
   if (mode === "scale") return `z × ${short(value)}`;
   const parts = [max && `${short(value / max)} × max`, perNorm && `${short(value * perNorm * 100)} % of norm`];
   return parts.filter(Boolean).join(" · ");
+}
+
+// A strength to begin with: half of the layer's norm, where that is known; to cap at, the maximum.
+function usual(mode, max, perNorm) {
+  if (mode === "scale") return 2;
+  return perNorm && mode !== "cap" ? Number((USUAL / perNorm).toPrecision(4)) : max ? Number(max.toPrecision(4)) : "";
 }
 
 class Row {
@@ -73,9 +81,8 @@ class Row {
 
   // A factor is no activation: between scale and the others the value starts anew.
   switched() {
-    const mode = this.mode.value, max = number(this.root.dataset.max);
-    if (mode === "scale") this.value.value = 2;
-    else if (this.was === "scale") this.value.value = max ? Number(max.toPrecision(4)) : "";
+    const mode = this.mode.value, max = number(this.root.dataset.max), perNorm = number(this.root.dataset.perNorm);
+    if (mode === "scale" || this.was === "scale") this.value.value = usual(mode, max, perNorm);
     this.was = mode;
     this.show();
   }
@@ -98,7 +105,7 @@ class Row {
 
   show(typing = null) {
     const mode = this.mode.value, max = number(this.root.dataset.max), perNorm = number(this.root.dataset.perNorm), value = number(this.value.value);
-    const ends = range(mode, max);
+    const ends = range(mode, max, perNorm);
     this.slider.hidden = false;
     this.slider.disabled = ends === null;
     this.value.readOnly = mode === "ablate";
@@ -109,7 +116,7 @@ class Row {
     this.units.textContent = this.linked.hidden || value === null ? text : "";
     this.slider.setAttribute("aria-valuetext", `${value ?? "no value"} ${text}`);
     const share = value !== null && perNorm && (mode === "add" || mode === "clamp" || mode === "cap") ? Math.abs(value) * perNorm : 0;
-    this.root.classList.toggle("high", share > HIGH && share <= OVER);
+    this.root.classList.toggle("high", share > HIGH * 1.001 && share <= OVER);
     this.root.classList.toggle("over", share > OVER);
   }
 
@@ -128,7 +135,7 @@ class Row {
     if (!answer.ok || answer.redirected) return; // no view of this SAE: values stay plain numbers
     const found = await answer.json();
     const perNorm = found.decoder_norm && found.layer_norm ? found.decoder_norm / found.layer_norm : "";
-    if (found.maximum && this.value.value === "" && this.mode.value !== "scale") this.value.value = Number(found.maximum.toPrecision(4));
+    if (found.maximum && this.value.value === "") this.value.value = usual(this.mode.value, found.maximum, perNorm);
     this.know(found.name.length ? found.name : "never fired", found.maximum ?? 0, perNorm, found.label);
   }
 

@@ -15,7 +15,7 @@ from inference.models import Generation, Inference
 from saehub.accounts.models import APIToken
 from saes.models import LanguageModel
 from tests.conftest import ROOT, TEXT, make_user, wait_for
-from training.models import Run
+from training.models import Corpus, Run
 
 
 def example() -> str:
@@ -30,10 +30,15 @@ def test_the_documented_example_does_the_whole_way(site: str, tiny_model_dir: Pa
     model = LanguageModel.objects.create(name="tiny", source="folder", location=str(tiny_model_dir), owner=user)
     model.start(user)
     wait_for(lambda: LanguageModel.objects.get(pk=model.pk).ready, 120, "the model to be added")
+    corpus = Corpus.objects.create(name="sentences", source="text", location="s.txt", owner=user)
+    corpus.folder.mkdir(parents=True, exist_ok=True)
+    corpus.file.write_text(TEXT * 80, encoding="utf-8")
+    corpus.start(user)
+    wait_for(lambda: Corpus.objects.get(pk=corpus.pk).ready, 120, "the corpus to be read")
     code = example()
-    assert len(ast.parse(code).body) <= 12, "an example that is read at a glance"
+    assert len(code.strip().splitlines()) == 10 == len(ast.parse(code).body), "ten lines, one statement each"
     names: dict[str, Any] = {
-        "SITE": site, "TOKEN": token, "MODEL": model.pk, "LAYER": "blocks.1.hook_resid_post", "TEXT": TEXT * 80,
+        "SITE": site, "TOKEN": token, "MODEL": model.pk, "LAYER": "blocks.1.hook_resid_post", "CORPUS": corpus.pk,
     }  # fmt: skip
     exec(compile(code, "docs/api.md", "exec"), names)  # noqa: S102
     names["api"].close()

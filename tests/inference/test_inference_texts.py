@@ -128,7 +128,7 @@ def test_the_form_takes_a_config_and_prompts(rows: Rows, client_of: Any) -> None
         ({"new_tokens": 256}, "holds 256 tokens in all"),
         ({"top_next": 0}, "Choose a number from 1 to 100."),
         ({"temperature": "nan"}, "Enter a number."),
-        ({"more_prompts": "[1]"}, "More prompts must be a list of texts"),
+        ({"more_prompts": json.dumps(["a", " "])}, "More texts must be a list of texts"),
         ({"more_prompts": json.dumps(["a"] * 64)}, "At most 64 prompts"),
         ({"more_prompts": json.dumps(["a" * 5000])}, "The text has 5,000 characters"),
         ({"config": 99}, "There is no such concept config"),

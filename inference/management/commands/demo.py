@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from concepts.featurefile import FeatureView as Features
 from concepts.featurefile import open_view
-from concepts.models import FeatureView
+from concepts.models import FeatureView, known_features
 from inference.models import Generation
 from saehub.jobs.models import Job, State
 from saes.models import SAE, LanguageModel
@@ -35,7 +35,6 @@ FEATURES = 4608
 K = 32
 TRAIN_TOKENS = 2_000_000
 PROMPT = "The best way to spend a Sunday is"
-STRENGTH = 3.0  # times the largest activation the feature reached on the corpus
 POLL_SECONDS = 0.2
 
 
@@ -63,7 +62,7 @@ class Command(BaseCommand):
         named = name_features(features)
         if not named:
             raise CommandError("No feature fires on one word more than on others; train on more tokens.")
-        generation = self.generation(sae, features, named)
+        generation = self.generation(sae, named)
         self.report(sae, view, features, named, generation)
         if options["json"]:
             self.stdout.write(json.dumps(self.summary(sae, view, generation)))
@@ -129,13 +128,9 @@ class Command(BaseCommand):
         self.steps.append(("harvest", job, view.n_tokens))
         return view
 
-    def generation(self, sae: SAE, features: Features, named: list[tuple[int, str]]) -> Generation:
+    def generation(self, sae: SAE, named: list[tuple[int, str]]) -> Generation:
         feature = named[0][0]
-        edit = {
-            "feature": feature,
-            "mode": "add",
-            "value": round(STRENGTH * float(features.feature(feature).maximum), 3),
-        }
+        edit = {"feature": feature, "mode": "add", "value": round(known_features(sae, [feature])[feature].usual, 3)}
         row: Generation = self.make(
             Generation,
             "generation",
