@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from django import forms
@@ -12,7 +13,10 @@ from django.db import transaction
 from inference.choices import Able, ConfigField, SelectMultiple, fault_of
 from inference.forms import CHARACTERS_A_TOKEN, MAX_NEW_TOKENS, title_of
 from inference.models import Inference, PromptBatch, Steered
+from saehub.accounts.access import allowed
+from saes.fields import unused_name
 from saes.models import SAE, LanguageModel
+from training.forms import CorpusForm
 from training.models import Corpus
 
 MAX_SAES = 8
@@ -237,15 +241,30 @@ class InferenceForm(ReadersForm):
 
 
 class PromptBatchForm(ReadersForm):
-    """A corpus whose texts are read one by one."""
+    """Prompts that are read one by one: of a file, which becomes a corpus, or of a corpus that is here."""
 
+    file = forms.FileField(
+        required=False,
+        label="File of prompts",
+        help_text="JSON Lines, CSV or Parquet with a prompt a row, or text with two empty lines between prompts. It is kept "
+        "as a corpus.",
+        error_messages={"empty": "The file is empty; choose a file with text."},
+    )
     corpus = forms.ModelChoiceField(
         Corpus.objects.none(),
-        label="Corpus",
-        empty_label=None,
+        required=False,
+        label="Or a corpus",
+        empty_label="none",
         help_text="Each of its documents is one prompt.",
-        error_messages={"required": "Choose a corpus.", "invalid_choice": "That corpus is not ready; choose another."},
+        error_messages={"invalid_choice": "That corpus is not ready; choose another."},
     )
+    text_field = forms.CharField(
+        required=False,
+        max_length=80,
+        label="Field with the prompt",
+        help_text='Of a file: its column or key; "text" when left empty.',
+    )
+    advanced = ["text_field", "top", "max_prompts", "prepend_bos"]
 
     class Meta:
         model = PromptBatch
@@ -257,14 +276,22 @@ class PromptBatchForm(ReadersForm):
         }
         help_texts = {
             "top": "The strongest; 0 keeps all that fire.",
-            "max_prompts": "All of the corpus when left empty.",
+            "max_prompts": "All of them when left empty.",
             "prepend_bos": "As captures do, so that codes agree with those of harvested features.",
         }
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    field_order = ("file", "corpus", "saes")
+
+    def __init__(self, *args: Any, user: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         corpus: Any = self.fields["corpus"]
         corpus.queryset = Corpus.objects.ready()
+        self.user, self.new_corpus = user, None
+        if user is None or not allowed(user, "training.add_corpus"):
+            del self.fields["file"], self.fields["text_field"]
+            corpus.required, corpus.empty_label, corpus.label = True, None, "Corpus"
+            corpus.error_messages["required"] = "Choose a corpus."
+            self.advanced = [name for name in self.advanced if name != "text_field"]
 
     def clean_top(self) -> int:
         value: int = self.cleaned_data["top"]
@@ -278,9 +305,30 @@ class PromptBatchForm(ReadersForm):
             raise ValidationError("Choose at least one prompt, or leave it empty for all.")
         return value
 
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or self.cleaned_data
+        if "file" not in self.fields or {"file", "corpus"} & set(self.errors):
+            return data
+        if data.get("file") and data.get("corpus"):
+            self.add_error("corpus", "Choose a file or a corpus, not both.")
+        elif data.get("file"):
+            self._check_file(data)
+        elif not data.get("corpus"):
+            self.add_error("file", "Choose a file of prompts, or a corpus.")
+        return data
+
+    def _check_file(self, data: dict[str, Any]) -> None:
+        """As the page of corpora checks what is uploaded there."""
+        name = unused_name(Corpus, Path(data["file"].name).stem[:100] or "prompts")
+        given = {"source": Corpus.Source.UPLOAD, "name": name, "text_field": data.get("text_field", "")}
+        self.new_corpus = CorpusForm(given, {"file": data["file"]}, user=self.user)
+        for errors in self.new_corpus.errors.values():
+            self.add_error("file", list(errors))
+
     def begin(self, user: Any) -> PromptBatch:
-        corpus = self.cleaned_data["corpus"]
-        row: PromptBatch = self.start(
-            user, f"{corpus.name} by {', '.join(s.name for s in self.cleaned_data['saes'])}"[:120]
-        )
+        with transaction.atomic():
+            if self.new_corpus is not None:
+                self.instance.corpus = self.new_corpus.make()
+            names = ", ".join(sae.name for sae in self.cleaned_data["saes"])
+            row: PromptBatch = self.start(user, f"{self.instance.corpus.name} by {names}"[:120])
         return row

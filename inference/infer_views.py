@@ -16,6 +16,7 @@ from saehub.accounts.access import check, needs
 from saehub.fragments import part
 from saehub.jobs.made import Made
 from saes.listing import Column, listing
+from training.links import given
 
 COLUMNS = (
     Column("text", "Text", "name"),
@@ -146,7 +147,10 @@ def promptbatch_list(request: HttpRequest) -> HttpResponse:
 
 @needs("inference.add_promptbatch")
 def promptbatch_create(request: HttpRequest) -> HttpResponse:
-    form = PromptBatchForm(request.POST) if request.method == "POST" else PromptBatchForm(initial=_prefill(request))
+    if request.method == "POST":
+        form = PromptBatchForm(request.POST, request.FILES, user=request.user)
+    else:
+        form = PromptBatchForm(initial=_prefill(request) | given(request, "corpus"), user=request.user)
     if request.method == "POST" and form.is_valid():
         return redirect(form.begin(request.user))
     context = {"section": "playground", "form": form}

@@ -41,6 +41,7 @@ from saes.numerics.formats import load_sae
 from saes.numerics.lm import LM, load_lm, pick_device
 from saes.numerics.sae import SAE as Weights
 from training.jobs import texts_of
+from training.models import Corpus
 
 T = TypeVar("T")
 WRITE_SECONDS = 0.5  # how often the text so far is written to the row
@@ -249,6 +250,7 @@ def fact_of(sae: SAE) -> dict[str, Any]:
 def infer_prompts(progress: Progress, batch: int) -> dict[str, Any]:
     """Read every text of a PromptBatch's corpus on its own; the table appears whole or not at all."""
     row = PromptBatch.objects.select_related("model", "corpus").get(pk=batch)
+    _await_corpus(progress, row.corpus)
     began = time.monotonic()
     saes = in_order(row.saes.all())
     progress.start(f"Loading {row.model.name}", unit="prompts")
@@ -270,6 +272,19 @@ def infer_prompts(progress: Progress, batch: int) -> dict[str, Any]:
         versions=versions(), seconds=time.monotonic() - began,
     )  # fmt: skip
     return {"batch": row.pk, "prompts": reading.n_prompts, "tokens": reading.n_tokens, "rows": table.rows}
+
+
+def _await_corpus(progress: Progress, corpus: Corpus) -> None:
+    """A file that came with the batch is read as a corpus first, by a job of its own."""
+    if not corpus.ready:
+        progress.start(f"Waiting until {corpus.name} is read")
+    while not corpus.ready:
+        if not corpus.busy:
+            said = corpus.job.error if corpus.job else ""
+            raise JobError(f"The prompts could not be read. {said}".strip(), "Correct the file, and begin a new batch.")
+        progress(0)
+        time.sleep(WRITE_SECONDS)
+        corpus.refresh_from_db()
 
 
 def _leave_disk(file: Path) -> None:

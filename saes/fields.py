@@ -86,7 +86,7 @@ class NewRow(forms.ModelForm):
         """Fill in and check the name, once the other fields are clean."""
         table = self._meta.model
         unique = table._meta.get_field("name").unique
-        name = self.cleaned_data.get("name") or (default()[:110] if unique else _unused(table, default()[:110]))
+        name = self.cleaned_data.get("name") or (default()[:110] if unique else unused_name(table, default()[:110]))
         self.cleaned_data["name"] = self.instance.name = name
         old = table.objects.select_related("job").filter(name=name).first() if unique else None
         if old is None:
@@ -125,7 +125,7 @@ def _clear(row: Any) -> None:
         shutil.rmtree(row.folder, ignore_errors=True)
 
 
-def _unused(table: Any, name: str) -> str:
+def unused_name(table: Any, name: str) -> str:
     """The name, with a number behind it when it is in use."""
     number, found = 1, name
     while table.objects.filter(name=found).exists():

@@ -182,7 +182,9 @@ def test_a_feature_shows_what_its_view_holds(rows: Rows, view: FeatureView, clie
     assert feature(rows, index - 1) in page and feature(rows, index + 1) in page
     assert "/steering/new/" not in page, "a viewer may not"
     page = client_of("researcher").get(feature(rows, index)).content.decode()
-    assert f"?sae={rows.sae.pk}&feature={index}&mode=add&value={record.maximum:.4g}" in page.replace("&amp;", "&")
+    value = known_features(rows.sae, [index])[index].usual
+    assert value == pytest.approx(0.5 * view.layer_norm / record.decoder_norm), "half of the layer's norm"
+    assert f"?sae={rows.sae.pk}&feature={index}&mode=add&value={value:.4g}" in page.replace("&amp;", "&")
 
 
 def test_the_window_and_the_scale_are_in_the_url(rows: Rows, view: FeatureView, client_of: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from concepts.models import ConceptConfig, ConceptDictionary, Label
+from concepts.models import ConceptConfig, ConceptDictionary, Label, known_features
 from inference.models import Generation
 from inference.numerics.generate import generate
 from inference.numerics.steer import Edit, Steering
@@ -54,6 +54,18 @@ def test_a_row_takes_a_label(rows: Rows, client_of: Any) -> None:
     assert "about &lt;b&gt;cats" in page and "<b>cats" not in page
     fork = client_of("researcher").get(f"{CREATE}?fork={row.pk}")
     assert fork.context["shown"][0][2] == "about <b>cats"
+
+
+def test_a_link_brings_a_concept(rows: Rows, view: Any, client_of: Any) -> None:
+    wanted = concept(rows, (3, 3.0, 1), (5, 4.0, -1)).concepts.get()
+    known = known_features(rows.sae, [5])[5]
+    form = client_of("researcher").get(f"{CREATE}?concept={wanted.pk}").context["rows"][0]
+    assert (form["feature"].value(), form["mode"].value()) == ("animals/cats", "add")
+    assert float(form["value"].value()) == pytest.approx(known.usual / 5, rel=1e-3), "all members together"
+    form = client_of("researcher").get(f"{CREATE}?concept={wanted.pk}&strength=2").context["rows"][0]
+    response, row = post(rows, client_of, (form["feature"].value(), "add", form["value"].value()))
+    assert response.status_code == 302 and row and [edit["feature"] for edit in row.edits] == [3, 5]
+    assert client_of("researcher").get(f"{CREATE}?concept=99").status_code == 404
 
 
 def test_a_label_of_several_features_is_asked_about(rows: Rows, client_of: Any) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from django.core.files.uploadedfile import SimpleUploadedFile
 
 from inference.codes import CodesError, CodesFile, Fires
 from inference.models import Inference, PromptBatch
@@ -447,6 +448,49 @@ def test_a_batch_that_fails_leaves_nothing(rows: Rows, corpus: Any, run_job: Any
 )
 def test_bad_batches(rows: Rows, corpus: Any, client_of: Any, changes: dict[str, Any], sentence: str) -> None:
     data = {"corpus": corpus.pk, "saes": [rows.sae.pk], "top": 5} | changes
+    response = client_of("researcher").post("/playground/batches/new/", data)
+    assert response.status_code == 422 and sentence in response.content.decode()
+    assert not PromptBatch.objects.exists()
+
+
+def test_a_file_of_prompts_becomes_a_corpus_and_a_table(rows: Rows, run_job: Any, client_of: Any) -> None:
+    file = SimpleUploadedFile("questions.jsonl", b'{"q": "The cat sat."}\n{"q": "Paris is the capital of France."}\n')
+    data = {"file": file, "text_field": "q", "saes": [rows.sae.pk], "top": 3, "prepend_bos": "on"}
+    assert client_of("researcher").post("/playground/batches/new/", data).status_code == 302
+    row = PromptBatch.objects.get()
+    assert row.corpus.name == "questions" and row.corpus.busy and row.corpus.text_field == "q"
+    assert run_job(row.corpus.job).state == State.DONE
+    job = run_job(row.job)
+    assert job.state == State.DONE, job.traceback
+    row.refresh_from_db()
+    assert row.n_prompts == 2 and pq.read_table(row.file).num_rows == row.n_rows > 0
+
+
+def test_a_file_that_cannot_be_read_ends_the_batch_with_its_sentence(rows: Rows, run_job: Any, client_of: Any) -> None:
+    file = SimpleUploadedFile("questions.jsonl", b'{"q": "The cat sat."}\n')
+    client_of("researcher").post("/playground/batches/new/", {"file": file, "saes": [rows.sae.pk], "top": 3})
+    row = PromptBatch.objects.get()
+    corpus = run_job(row.corpus.job)
+    assert corpus.state == State.FAILED and corpus.error
+    job = run_job(row.job)
+    assert job.state == State.FAILED and corpus.error in job.error
+
+
+@pytest.mark.parametrize(
+    ("content", "corpus_too", "sentence"),
+    [
+        (b"", False, "The file is empty"),
+        (b"\xff\xfe\x00", False, "not UTF-8"),
+        (None, False, "Choose a file of prompts, or a corpus."),
+        (b"words", True, "not both"),
+    ],
+)
+def test_bad_files_of_prompts(
+    rows: Rows, corpus: Any, client_of: Any, content: bytes | None, corpus_too: bool, sentence: str
+) -> None:
+    data: dict[str, Any] = {"saes": [rows.sae.pk], "top": 5}
+    data |= {"file": SimpleUploadedFile("a.txt", content)} if content is not None else {}
+    data |= {"corpus": corpus.pk} if corpus_too else {}
     response = client_of("researcher").post("/playground/batches/new/", data)
     assert response.status_code == 422 and sentence in response.content.decode()
     assert not PromptBatch.objects.exists()

@@ -122,6 +122,25 @@ def test_the_form_takes_a_config_and_prompts(rows: Rows, client_of: Any) -> None
 
 
 @pytest.mark.parametrize(
+    ("typed", "texts"),
+    [
+        ("one\r\n\r\n two\n", ["one", " two"]),
+        ("[1]\n", ["[1]"]),
+        (json.dumps(["two\nlines", "<b>"]), ["two\nlines", "<b>"]),
+        ("", []),
+    ],
+)
+def test_more_texts_are_typed_one_a_line(rows: Rows, client_of: Any, typed: str, texts: list[str]) -> None:
+    assert client_of("researcher").post(CREATE, posted(rows, more_prompts=typed)).status_code == 302
+    row = Inference.objects.get()
+    assert row.more_prompts == texts
+    shown = client_of("researcher").get(f"{CREATE}?fork={row.pk}").context["form"]["more_prompts"].value()
+    Inference.objects.all().delete()
+    client_of("researcher").post(CREATE, posted(rows, more_prompts=shown))
+    assert Inference.objects.get().more_prompts == texts, "what a fork shows is read as the same"
+
+
+@pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"new_tokens": 5000}, "Choose a length from 0 to 4,096."),
