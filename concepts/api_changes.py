@@ -1,4 +1,4 @@
-"""What becomes of concept dictionaries in /api/v1: renamed, concepts changed and taken out, the history, and back."""
+"""What becomes of concepts in /api/v1: changed and taken out, the history of their dictionary, and back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from django.shortcuts import get_object_or_404
 from ninja import Field, Router, Schema, Status
 from pydantic import ConfigDict
 
-from concepts.api_dictionaries import ConceptOut, DictionaryOut, MemberIO, concept_out, dictionary_out, members_text
-from concepts.concept_forms import ConceptForm, DictionaryForm, member_lines
+from concepts.api_dictionaries import (
+    ConceptOut,
+    DictionaryOut,
+    MemberIO,
+    concept_out,
+    dictionaries,
+    dictionary_out,
+    members_text,
+)
+from concepts.concept_forms import ConceptForm, member_lines
 from concepts.models import Concept, ConceptDictionary, DictionaryRevision
 from saehub.accounts.api_access import Needs, Problem, require_own
 from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
@@ -25,16 +33,6 @@ REVISION: Any = {
     "created_at": "2026-11-22T08:00:00Z",
 }  # fmt: skip
 STATE: Any = {"description": "", "members": [[2117, 1.0, 1, 0.83]]}
-
-
-class DictionaryChange(Schema):
-    """What is to be different; the rest stays."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"notes": "read twice"}]})
-
-    name: str | None = Field(None, max_length=10_000)
-    source: str | None = Field(None, max_length=10_000)
-    notes: str | None = None
 
 
 class ConceptChange(Schema):
@@ -89,22 +87,6 @@ def _own(request: HttpRequest, pk: int) -> ConceptDictionary:
     return row
 
 
-def _counted(row: ConceptDictionary) -> dict[str, Any]:
-    row.n_concepts = row.concepts.count()  # type: ignore[attr-defined]
-    return dictionary_out(row)
-
-
-@router.patch(
-    "/concepts/dictionaries/{int:pk}", auth=Needs(CHANGE), response=DictionaryOut, summary="Change what is said of it"
-)
-def dictionary_edit(request: HttpRequest, pk: int, given: DictionaryChange) -> Any:
-    row = _own(request, pk)
-    said = {name: value for name, value in given.dict().items() if value is not None}
-    form = DictionaryForm({name: getattr(row, name) for name in ("name", "source", "notes")} | said, instance=row)
-    refuse(form)
-    return _counted(form.save())
-
-
 @router.get(
     "/concepts/dictionaries/{int:pk}/history", auth=Needs(VIEW), response=Page[RevisionOut], summary="Its revisions"
 )
@@ -141,7 +123,7 @@ def dictionary_revert(request: HttpRequest, pk: int, given: RevertIn) -> Any:
     if given.revision and not row.revisions.filter(number=given.revision).exists():
         raise Problem(404, f"{row.name} has no revision {given.revision}.")
     row.revert(given.revision, request.user)
-    return _counted(_dictionary(pk))
+    return dictionary_out(dictionaries().get(pk=pk))
 
 
 def _concept(pk: int) -> Concept:

@@ -68,6 +68,16 @@ class DictionaryIn(Schema):
     notes: str = ""
 
 
+class DictionaryChange(Schema):
+    """What is to be different; the rest stays."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"notes": "read twice"}]})
+
+    name: str | None = Field(None, max_length=10_000)
+    source: str | None = Field(None, max_length=10_000)
+    notes: str | None = None
+
+
 class MemberIO(Schema):
     """A feature of a concept: weight from 0, sign 1 or -1, and how well the name fits, where that was measured."""
 
@@ -134,7 +144,7 @@ class LoadOut(Schema):
     error: str
 
 
-def _dictionaries() -> Any:
+def dictionaries() -> Any:
     return ConceptDictionary.objects.select_related("sae", "owner").annotate(n_concepts=Count("concepts"))
 
 
@@ -164,7 +174,7 @@ def concept_out(row: Concept) -> dict[str, Any]:
 def dictionary_list(
     request: HttpRequest, sae_id: int | None = None, q: str = "", limit: int = LIMIT, offset: int = OFFSET
 ) -> Any:
-    rows = _dictionaries().filter(name__icontains=q)
+    rows = dictionaries().filter(name__icontains=q)
     return page(rows.filter(sae=sae_id) if sae_id is not None else rows, limit, offset, dictionary_out)
 
 
@@ -184,7 +194,7 @@ def _new(request: HttpRequest, sae: int, **fields: Any) -> Any:
     form = DictionaryForm(laid_over(DictionaryForm(), fields | {"sae": sae}))
     refuse(form, {"sae": "sae_id"})
     form.instance.owner = request.user
-    return _dictionaries().get(pk=form.save().pk)
+    return dictionaries().get(pk=form.save().pk)
 
 
 @router.get(
@@ -194,7 +204,22 @@ def _new(request: HttpRequest, sae: int, **fields: Any) -> Any:
     summary="One dictionary",
 )
 def dictionary_detail(request: HttpRequest, pk: int) -> Any:
-    return dictionary_out(get_object_or_404(_dictionaries(), pk=pk))
+    return dictionary_out(get_object_or_404(dictionaries(), pk=pk))
+
+
+@router.patch(
+    "/concepts/dictionaries/{int:pk}",
+    auth=Needs("concepts.change_conceptdictionary"),
+    response=DictionaryOut,
+    summary="Change what is said of it",
+)
+def dictionary_edit(request: HttpRequest, pk: int, given: DictionaryChange) -> Any:
+    row = get_object_or_404(ConceptDictionary.objects.select_related("sae"), pk=pk)
+    require_own(request, "concepts.change_conceptdictionary", row)
+    said = {name: value for name, value in given.dict().items() if value is not None}
+    form = DictionaryForm({name: getattr(row, name) for name in ("name", "source", "notes")} | said, instance=row)
+    refuse(form)
+    return dictionary_out(dictionaries().get(pk=form.save().pk))
 
 
 @router.delete(
