@@ -286,7 +286,8 @@ class PromptBatchForm(ReadersForm):
         super().__init__(*args, **kwargs)
         corpus: Any = self.fields["corpus"]
         corpus.queryset = Corpus.objects.ready()
-        self.user, self.new_corpus = user, None
+        self.user = user
+        self.new_corpus: CorpusForm | None = None
         if user is None or not allowed(user, "training.add_corpus"):
             del self.fields["file"], self.fields["text_field"]
             corpus.required, corpus.empty_label, corpus.label = True, None, "Corpus"
