@@ -62,11 +62,11 @@ def test_without_asking_there_are_no_top_texts_and_no_logits(rows: Rows, api: An
 
 def test_what_fires_is_ranked_over_all_saes(rows: Rows, api: Any, run_job: Any, view: Any) -> None:
     found = read(rows, api, run_job)
-    ranked = good(api("viewer", "get", f"/infer/{found['id']}/features?order=value&top=3"))["items"]
+    ranked = good(api("viewer", "get", f"/infer/{found['id']}/features?order=value&top=3&prompt_index=0"))["items"]
     assert [one["sae_id"] for one in ranked] == [rows.sae.pk] and ranked[0]["harvested"]
     values = [one["value"] for one in ranked[0]["features"]]
     assert len(values) == 3 and values == sorted(values, reverse=True)
-    problem(api("viewer", "get", f"/infer/{found['id']}/features?token=5000"), 422, "counted from 0")
+    problem(api("viewer", "get", f"/infer/{found['id']}/features?prompt_index=0&token=5000"), 422, "counted from 0")
 
 
 def test_a_config_steers_one_request_by_id_or_said_there(rows: Rows, api: Any, run_job: Any) -> None:
