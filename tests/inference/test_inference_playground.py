@@ -468,7 +468,8 @@ def test_a_file_of_prompts_becomes_a_corpus_and_a_table(rows: Rows, run_job: Any
 
 def test_a_file_that_cannot_be_read_ends_the_batch_with_its_sentence(rows: Rows, run_job: Any, client_of: Any) -> None:
     file = SimpleUploadedFile("questions.jsonl", b'{"q": "The cat sat."}\n')
-    client_of("researcher").post("/playground/batches/new/", {"file": file, "saes": [rows.sae.pk], "top": 3})
+    data = {"file": file, "text_field": "words", "saes": [rows.sae.pk], "top": 3}
+    client_of("researcher").post("/playground/batches/new/", data)
     row = PromptBatch.objects.get()
     corpus = run_job(row.corpus.job)
     assert corpus.state == State.FAILED and corpus.error
