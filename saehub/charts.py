@@ -79,13 +79,17 @@ def curves(
         if value is not None and math.isfinite(value) and low <= value <= high
     ]
     scale: dict[str, Any] = {"zero": False, "nice": y_domain is None, "type": "log" if log_y else "linear"}
+    drawn = [point["y"] for point in points]
     if y_domain:
         scale["domain"] = list(y_domain)
+    elif not log_y:
+        scale |= _room(drawn)
+    ticks = {"tickCount": 4} | ({"tickMinStep": 1} if all(float(y).is_integer() for y in drawn) else {})
     encoding = {
         "x": _axis(
             "x", x_title, labelExpr="format(datum.value, '~s')", tickCount=5, labelOverlap=True, scale={"nice": False}
         ),
-        "y": _axis("y", y_title, tickCount=4, scale=scale),
+        "y": _axis("y", y_title, scale=scale, **ticks),
         "color": _lines(series, range=list(SERIES[: len(series)])),
         "strokeDash": _lines(series, range=list(DASHES[: len(series)])),
     }
@@ -297,7 +301,7 @@ def _room(values: Sequence[Any]) -> dict[str, Any]:
     if not values or min(values) != max(values):
         return {}
     margin = abs(values[0]) / 10 or 1.0
-    return {"domain": [values[0] - margin, values[0] + margin]}
+    return {"domain": [values[0] - margin if values[0] else 0, values[0] + margin]}
 
 
 def _counts(title: str, log_y: bool) -> dict[str, Any]:

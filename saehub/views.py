@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import shutil
+from typing import Any, NamedTuple
 
+from django.conf import settings
 from django.contrib import messages
 from django.db import connection
 from django.db.models import Q
@@ -25,33 +27,59 @@ from saes.resolve import Resolution, resolve
 from training.models import Capture, Corpus, Run
 
 SEARCH_ROWS = 25
-STEPS: tuple[tuple[str, str, Any, str], ...] = (
-    ("Add a language model", "saes:model_create", LanguageModel, "saes.add_languagemodel"),
-    ("Add a corpus", "training:corpus_create", Corpus, "training.add_corpus"),
-    ("Capture activations", "training:capture_create", Capture, "training.add_capture"),
-    ("Train an SAE", "training:run_create", Run, "training.add_run"),
-    ("Look at its features", "saes:sae_list", FeatureView, "saes.view_sae"),
-    ("Steer a generation", "inference:generation_create", Generation, "inference.add_generation"),
+
+
+class Step(NamedTuple):
+    """A step of the checklist: done when a row of `rows` is ready."""
+
+    text: str
+    why: str
+    page: str
+    rows: Any
+    permission: str
+
+
+STEPS = (
+    Step("Add a language model", "from the Hub, a folder or a GGUF file", "saes:model_create", LanguageModel, "saes.add_languagemodel"),
+    Step("Add a corpus", "text for the model to read: a file, pasted text, a dataset", "training:corpus_create", Corpus, "training.add_corpus"),
+    Step("Capture activations", "the model reads the corpus once", "training:capture_create", Capture, "training.add_capture"),
+    Step("Train an SAE", "on a capture; evaluation and features follow by themselves", "training:run_create", Run, "training.add_run"),
+    Step("Look at its features", "top texts, logits, neighbours; give them names", "saes:sae_list", FeatureView, "saes.view_sae"),
+    Step("Steer a generation", "turn a feature up and see what is written", "inference:generation_create", Generation, "inference.add_generation"),
+)  # fmt: skip
+HELD = (
+    ("models", LanguageModel, "saes:model_list", "saes.view_languagemodel"),
+    ("corpora", Corpus, "training:corpus_list", "training.view_corpus"),
+    ("captures", Capture, "training:capture_list", "training.view_capture"),
+    ("SAEs", SAE, "saes:sae_list", "saes.view_sae"),
 )
 
 
 @needs(LOGIN)
 def home(request: HttpRequest) -> HttpResponse:
-    jobs = list(Job.objects.all()[:6])
+    jobs = list(Job.objects.all()[:6]) if allowed(request.user, "jobs.view_job") else []
     live = {"jobs": jobs, "live": any(job.is_live for job in jobs)}
     if part(request, "jobs"):
         return render(request, "home.html#jobs", live)
     steps = [
-        (text, page, rows.objects.ready().exists(), allowed(request.user, permission))
-        for text, page, rows, permission in STEPS
+        step._asdict() | {"done": step.rows.objects.ready().exists(), "may": allowed(request.user, step.permission)}
+        for step in STEPS
     ]
     context = live | {
         "section": "home",
         "steps": steps,
-        "done": sum(done for _, _, done, _ in steps),
-        "first_open": next((i for i, (_, _, done, _) in enumerate(steps) if not done), None),
+        "done": sum(step["done"] for step in steps),
+        "first_open": next((i for i, step in enumerate(steps) if not step["done"]), None),
         "saes": SAE.objects.ready().select_related("model")[:6],
+        "runs": Run.objects.select_related("job")[:4],
         "generations": Generation.objects.ready().select_related("sae")[:4],
+        "held": [
+            (name, rows.objects.ready().count(), page)
+            for name, rows, page, permission in HELD
+            if allowed(request.user, permission)
+        ],
+        "known": SAE.objects.filter(ready_at=None).count(),
+        "free": shutil.disk_usage(settings.DATA_DIR).free,
     }
     return render(request, "home.html", context)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -28,6 +29,18 @@ def drawn(chart: charts.Chart) -> ElementTree.Element:
 
 def texts(root: ElementTree.Element) -> list[str]:
     return [element.text or "" for element in root.iter(SVG + "text")]
+
+
+def labels(svg: str) -> list[str]:
+    """Figures along the axes."""
+    return re.findall(r">([\d.]+)</text>", svg)
+
+
+def test_counts_have_whole_ticks_and_a_level_line_stands_in_the_middle() -> None:
+    few = charts.curves([0, 1, 2], {"dead": [0, 1, 0]}, title="Dead", x_title="steps")
+    assert {float(text) for text in labels(few.svg)} <= {0.0, 1.0, 2.0}
+    level = charts.curves([0, 1, 2], {"L0": [32.0, 32.0, 32.0]}, title="L0", x_title="steps")
+    assert sum(25 <= float(text) <= 40 for text in labels(level.svg)) >= 3
 
 
 def test_log_scatter_has_round_ticks_that_lie_about_its_points() -> None:

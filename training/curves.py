@@ -47,7 +47,7 @@ def curves(run: Run, points: Sequence[RunPoint]) -> list[charts.Chart]:
             series(dead="dead"),
             title="Dead features",
             x_title="tokens",
-            y_title=f"of {d_sae}",
+            y_title=f"features, of {d_sae}",
             n="tokens so far",
         ),
     ]

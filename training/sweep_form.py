@@ -9,6 +9,8 @@ from typing import Any
 from django import forms
 from django.core.exceptions import ValidationError
 
+from saehub.figures import exact_text
+
 AXES = ("hook_name", "k", "l1_coefficient", "l0_coefficient", "target_l0", "d_sae", "seed")
 MOST_RUNS = 64
 
@@ -43,7 +45,7 @@ class NumbersField(forms.CharField):
                 f"{word} is not a {'whole ' if self.kind is int else ''}number; give one, or several with commas."
             ) from None
         if not self.least <= number <= self.most:
-            raise ValidationError(f"{word} is not between {self.least:g} and {self.most:g}.")
+            raise ValidationError(f"{word} is not between {exact_text(self.least)} and {exact_text(self.most)}.")
         return number
 
 

@@ -24,6 +24,8 @@ class State(models.TextChoices):
 
 
 LIVE = (State.QUEUED, State.RUNNING)
+UNATTENDED = timedelta(seconds=20)  # a queue where nothing runs takes a job up within a second or two
+LOG_TAIL = 8  # lines of the log on a card
 
 
 class JobQuerySet(models.QuerySet["Job"]):
@@ -159,7 +161,15 @@ class Job(models.Model):
             return None
         return Job.objects.filter(state=State.QUEUED, queue=self.queue, pk__lt=self.pk).count() + 1
 
-    def log_tail(self, lines: int = 8) -> list[JobLine]:
+    @property
+    def unattended(self) -> bool:
+        """Queued for a while in a queue where nothing runs: most likely nobody serves that queue."""
+        waited = timezone.now() - (self.offered_at or self.created_at)
+        if self.state != State.QUEUED or waited < UNATTENDED:
+            return False
+        return not Job.objects.filter(state=State.RUNNING, queue=self.queue).exists()
+
+    def log_tail(self, lines: int = LOG_TAIL) -> list[JobLine]:
         return list(reversed(self.lines.order_by("-pk")[:lines]))
 
     # -- transitions; each is one conditional UPDATE, so that two of them at once cannot both win

@@ -11,8 +11,9 @@ from django.utils.functional import SimpleLazyObject
 from django.views.decorators.http import require_POST
 
 from saehub.accounts.access import check, needs
+from saehub.figures import fig
 from saehub.fragments import part
-from saehub.jobs.models import Job, State, enqueue
+from saehub.jobs.models import LOG_TAIL, Job, State, enqueue
 
 
 def running_jobs(request: HttpRequest) -> dict[str, Any]:
@@ -45,7 +46,16 @@ def job_detail(request: HttpRequest, pk: int) -> HttpResponse:
     context = {"section": "jobs", "job": job}
     if part(request, "card"):
         return render(request, "jobs/job_detail.html#card", context)
-    return render(request, "jobs/job_detail.html", context | {"lines": job.lines.all()[:2000]})
+    lines = list(job.lines.all()[:2000])
+    context |= {"lines": lines, "tail": LOG_TAIL, "given": _told(job.params), "gave": _told(job.result)}
+    return render(request, "jobs/job_detail.html", context)
+
+
+def _told(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Parameters and results as a person reads them; their names are those of the code."""
+    return [
+        (name.replace("_", " "), fig(value) if isinstance(value, float) else value) for name, value in values.items()
+    ]
 
 
 @require_POST

@@ -36,11 +36,20 @@ function swapped(target, element) {
   restore(target.id);
   const speaks = element?.matches?.("[data-say]") ? element : element?.querySelector?.("[data-say]");
   if (speaks?.dataset.say) say(speaks.dataset.say);
+  else if (target.id === "rows" && filtered) say(document.querySelector("#rows .pager > span")?.textContent ?? `${document.querySelectorAll("#rows tbody tr").length} rows`);
+  filtered = false;
 }
+
+// A list that somebody filters tells how many rows are left; one that polls does not.
+let filtered = false;
+document.addEventListener("htmx:beforeRequest", (event) => { if (event.detail.elt.matches(".facets")) filtered = true; });
 
 for (const name of ["htmx:beforeSwap", "htmx:oobBeforeSwap"]) document.addEventListener(name, (event) => keep(event.detail.target));
 document.addEventListener("htmx:oobAfterSwap", (event) => swapped(event.detail.target, event.target));
 document.addEventListener("htmx:afterSwap", (event) => swapped(event.detail.target, event.detail.elt));
+
+// -- a form that comes back with errors: the first field in question is where one goes on
+document.querySelector("main .field.has-error :is(input, select, textarea), main [aria-invalid='true']")?.focus();
 
 // -- times
 const UNITS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];

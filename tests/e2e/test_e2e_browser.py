@@ -211,3 +211,35 @@ def test_sockets_ask_for_permission_too(page: Any, site: str, chromium: Any) -> 
 
     User.objects.get(username="ada").groups.clear()
     assert page.evaluate(script, job.pk) == "closed"
+
+
+def test_a_refused_form_leads_to_its_field_and_a_token_is_copied(page: Any) -> None:
+    page.goto("/models/new/")
+    page.locator("main form button.primary").click()
+    page.wait_for_selector(".field.has-error")
+    assert page.evaluate("document.activeElement.name") == "location", "one goes on where it went wrong"
+    told = page.locator("[name=location]").get_attribute("aria-describedby") or ""
+    assert page.locator(f"#{told.split()[-1]}").inner_text().strip(), "the error is read with its field"
+    no_violations(page)
+
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto("/account/")
+    page.fill("[name=name]", "a notebook")
+    page.get_by_role("button", name="Make token").click()
+    secret = page.locator("code.copy").inner_text()
+    page.get_by_role("button", name="Copy: Your new token").click()
+    page.get_by_text("Copied", exact=True).first.wait_for()
+    assert secret.startswith("sae_") and page.evaluate("navigator.clipboard.readText()") == secret
+    no_violations(page)
+
+
+def test_a_filtered_list_tells_how_many_rows_are_left(page: Any) -> None:
+    from tests.sae_rows import a_trained_sae
+
+    for name in ("red", "green", "green too"):
+        a_trained_sae(name)
+    page.goto("/saes/")
+    page.fill("#facets [name=q]", "green")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelectorAll('#rows tbody tr').length === 2")
+    wait_for(lambda: "2" in page.locator("#status").inner_text(), 15, "the status to tell it")

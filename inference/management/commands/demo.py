@@ -8,6 +8,7 @@ a page could have made; a step that is done already is not done again.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,7 @@ K = 32
 TRAIN_TOKENS = 2_000_000
 PROMPT = "The best way to spend a Sunday is"
 POLL_SECONDS = 0.2
+SECONDS_BETWEEN_LINES = 10.0  # of progress, where it goes into a file
 
 
 class Command(BaseCommand):
@@ -163,7 +165,10 @@ class Command(BaseCommand):
         job.refresh_from_db()
         if job.state == State.DONE:
             return
-        bar = tqdm(total=job.total, desc=f"{step:14}", unit=" " + job.unit, unit_scale=True, dynamic_ncols=True)
+        bar = tqdm(
+            total=job.total, desc=f"{step:14}", unit=" " + job.unit, unit_scale=True, dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES,
+        )  # fmt: skip
         shown = ""
         while job.is_live:
             if job.step != shown:
