@@ -46,7 +46,7 @@ def test_home_asks_as_often_for_many_rows_as_for_one(client_of: Any, django_asse
         enqueue("probe", None, title=f"count {i}", steps=1, seconds=0.0)
     client = client_of("researcher")
     client.get("/")
-    with django_assert_num_queries(25):
+    with django_assert_num_queries(20):
         client.get("/")
 
 

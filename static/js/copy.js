@@ -16,7 +16,8 @@ async function copy(text) {
 
 function equip(source) {
   if (source.parentElement.matches(".copied")) return;
-  const what = source.closest(".panel, .note")?.querySelector("h2, summary")?.textContent.trim() ?? "";
+  const within = source.closest(source.matches("pre") ? ".panel" : ".note");
+  const what = within?.querySelector("h2, summary")?.textContent.trim() ?? (source.matches("code") ? source.textContent : "");
   const button = Object.assign(document.createElement("button"), { type: "button", className: "btn small", textContent: "Copy" });
   if (what) button.setAttribute("aria-label", `Copy: ${what}`);
   button.addEventListener("click", async () => {
