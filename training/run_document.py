@@ -62,7 +62,16 @@ def _of(run: Run, hooks: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_yaml(document: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    """A line `key: value` for each key, lists in brackets: a document to read and to edit."""
+    return "".join(
+        yaml.safe_dump(
+            {key: value},
+            allow_unicode=True,
+            width=10_000,
+            default_flow_style=None if isinstance(value, list) else False,
+        )
+        for key, value in document.items()
+    )
 
 
 def from_yaml(text: str) -> dict[str, Any]:

@@ -116,6 +116,8 @@ def test_the_page_takes_and_gives_the_document(make_capture: Any, run_job: Any, 
     assert (answer.status_code, answer.url, run.config["k"]) == (302, run.get_absolute_url(), 5)
     given = client.get(reverse("training:run_yaml", args=[run.pk]))
     assert yaml.safe_load(given.content) == of_run(run)
+    lines = given.content.decode().splitlines()
+    assert [line.split(":")[0] for line in lines] == list(of_run(run)), "a line for each key, to read and to edit"
     for wrong, says in (("k: [", "not YAML"), (text.replace("k: 5", "k: 500"), "k is 500")):
         answer = client.post(address, {"document": wrong})
         assert answer.status_code == 422
