@@ -36,8 +36,13 @@ function swapped(target, element) {
   restore(target.id);
   const speaks = element?.matches?.("[data-say]") ? element : element?.querySelector?.("[data-say]");
   if (speaks?.dataset.say) say(speaks.dataset.say);
-  else if (target.id === "rows" && filtered) say(document.querySelector("#rows .pager > span")?.textContent ?? `${document.querySelectorAll("#rows tbody tr").length} rows`);
+  else if (target.id === "rows" && filtered) say(left());
   filtered = false;
+}
+
+function left() {
+  const rows = document.querySelectorAll("#rows tbody tr").length;
+  return document.querySelector("#rows .pager > span")?.textContent ?? (rows === 1 ? "1 row" : `${rows} rows`);
 }
 
 // A list that somebody filters tells how many rows are left; one that polls does not.

@@ -241,5 +241,5 @@ def test_a_filtered_list_tells_how_many_rows_are_left(page: Any) -> None:
     page.goto("/saes/")
     page.fill("#facets [name=q]", "green")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelectorAll('#rows tbody tr').length === 2")
-    wait_for(lambda: "2" in page.locator("#status").inner_text(), 15, "the status to tell it")
+    wait_for(lambda: page.locator("#rows tbody tr").count() == 2, 15, "the list to be filtered")
+    wait_for(lambda: "2 rows" in page.locator("#status").inner_text(), 15, "the status to tell it")
