@@ -84,12 +84,11 @@ def curves(
         scale["domain"] = list(y_domain)
     elif not log_y:
         scale |= _room(drawn)
-    ticks = {"tickCount": 4} | ({"tickMinStep": 1} if all(float(y).is_integer() for y in drawn) else {})
     encoding = {
         "x": _axis(
             "x", x_title, labelExpr="format(datum.value, '~s')", tickCount=5, labelOverlap=True, scale={"nice": False}
         ),
-        "y": _axis("y", y_title, scale=scale, **ticks),
+        "y": _axis("y", y_title, scale=scale, **_ticks(drawn)),
         "color": _lines(series, range=list(SERIES[: len(series)])),
         "strokeDash": _lines(series, range=list(DASHES[: len(series)])),
     }
@@ -302,6 +301,14 @@ def _room(values: Sequence[Any]) -> dict[str, Any]:
         return {}
     margin = abs(values[0]) / 10 or 1.0
     return {"domain": [values[0] - margin if values[0] else 0, values[0] + margin]}
+
+
+def _ticks(values: Sequence[Any]) -> dict[str, Any]:
+    """About four; of few whole numbers each one, never a half between them."""
+    low, high = min(values, default=0), max(values, default=0) or 1
+    if 0 < high - low <= 4 and all(float(value).is_integer() for value in values):
+        return {"values": list(range(int(low), int(high) + 1)), "format": "d"}
+    return {"tickCount": 4}
 
 
 def _counts(title: str, log_y: bool) -> dict[str, Any]:
