@@ -43,7 +43,7 @@ def job_list(request: HttpRequest) -> HttpResponse:
 def job_detail(request: HttpRequest, pk: int) -> HttpResponse:
     """The page of a job; for htmx only its card, the same fragment that the socket sends."""
     job = get_object_or_404(Job.objects.select_related("owner"), pk=pk)
-    context = {"section": "jobs", "job": job}
+    context: dict[str, Any] = {"section": "jobs", "job": job}
     if part(request, "card"):
         return render(request, "jobs/job_detail.html#card", context)
     lines = list(job.lines.all()[:2000])
