@@ -115,7 +115,7 @@ def histogram(
     encoding = {
         "x": _axis("low", x_title, bin={"binned": True}, tickCount=5),
         "x2": {"field": "high"},
-        "y": _counts(y_title, log_y),
+        "y": _counts(y_title, log_y, max((count for _, _, count in rows), default=1)),
         "y2": {"datum": FLOOR if log_y else 0},
         "color": {"value": ACCENT},
     }
@@ -154,7 +154,7 @@ def density_histogram(
             labelOverlap=True,
         ),
         "x2": {"field": "high"},
-        "y": _counts("features", log_y),
+        "y": _counts("features", log_y, max(bar[2] for bar in bars)),
         "y2": {"datum": FLOOR if log_y else 0},
         "color": {"field": "kind", "type": "nominal", "legend": _LEGEND | {"symbolType": "square"}, "scale": _KINDS},
     }
@@ -311,9 +311,10 @@ def _ticks(values: Sequence[Any]) -> dict[str, Any]:
     return {"tickCount": 4}
 
 
-def _counts(title: str, log_y: bool) -> dict[str, Any]:
+def _counts(title: str, log_y: bool, most: int) -> dict[str, Any]:
+    """The axis of counts up to `most`; ticks beyond it are laid out like the others, and were a sixth of the drawing."""
     scale = {"type": "log", "domainMin": FLOOR} if log_y else {"type": "linear"}
-    ticks: dict[str, Any] = {"values": [10**power for power in range(10)]} if log_y else {"tickCount": 3}
+    ticks: dict[str, Any] = {"values": [10**power for power in range(len(str(most)))]} if log_y else {"tickCount": 3}
     return _axis("count", title, scale=scale, labelExpr="format(datum.value, '~s')", **ticks)
 
 

@@ -2,6 +2,7 @@
 
     .venv/bin/python tests/bench/bench_infer.py                       # random weights, beside the peer where it is there
     .venv/bin/python tests/bench/bench_infer.py MODEL_DIR SAE_DIR HOOK_NAME     # a model and an SAE of one's own, no peer
+    .venv/bin/python tests/bench/bench_infer.py --busy                # processor time of one thread, for a busy machine
 
 Everything is measured in turns in the same run, medians of the turns; only the ratios mean something on a shared machine.
 Goals: reading at most 1.15 x (plain forward + the SAE's own encode), generation with one edit at most 1.10 x plain cached
@@ -46,10 +47,10 @@ ROUNDS = 5
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def timed(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+def timed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+    began = clock()
     call()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -98,13 +99,13 @@ def calls_of(lm: LM, sae: SAE, hook_name: str) -> dict[str, Callable[[], Any]]:
 PEER_CALLS = ("plain forward", "encode", "forward with the SAE", "plain generation", "generation with one edit")
 
 
-def peer() -> Any:
+def peer(busy: bool) -> Any:
     """A child that measures what it is asked for, or None without the peer."""
     python = Path(os.environ.get("PEER_PYTHON", ROOT / ".venv-peers" / "bin" / "python"))
     if not python.exists():
         print(f"No peer: {python} is not there (PEER_PYTHON names another).")
         return None
-    call = [str(python), str(ROOT / "tests" / "bench" / "peer_infer.py"), json.dumps(SIZES)]
+    call = [str(python), str(ROOT / "tests" / "bench" / "peer_infer.py"), json.dumps(SIZES | {"busy": busy})]
     return subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -115,12 +116,14 @@ def asked(child: Any, name: str) -> float:
 
 
 @torch.inference_mode()
-def main(*given: str) -> None:
+def main(*given: str, busy: bool) -> None:
+    torch.set_num_threads(1 if busy else 2)
+    clock = time.process_time if busy else time.perf_counter
     lm, sae, hook_name = (load_lm(given[0]), load_sae(given[1]), given[2]) if given else made()
-    calls, child = calls_of(lm, sae, hook_name), None if given else peer()
+    calls, child = calls_of(lm, sae, hook_name), None if given else peer(busy)
     rounds = []
     for _ in range(ROUNDS + 1):
-        one = {name: timed(call) for name, call in calls.items()}
+        one = {name: timed(call, clock) for name, call in calls.items()}
         one |= {f"peer: {name}": asked(child, name) for name in PEER_CALLS} if child else {}
         rounds.append(one)
     report(rounds[1:])
@@ -148,5 +151,4 @@ def report(rounds: list[dict[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
-    main(*sys.argv[1:])
+    main(*(word for word in sys.argv[1:] if word != "--busy"), busy="--busy" in sys.argv)

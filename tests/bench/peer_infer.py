@@ -50,12 +50,14 @@ def main(sizes: dict[str, int]) -> None:
         "plain generation": lambda: generate(False),
         "generation with one edit": lambda: generate(True),
     }
+    clock = time.process_time if sizes["busy"] else time.perf_counter
     for line in sys.stdin:
-        began = time.perf_counter()
+        began = clock()
         calls[line.strip()]()
-        print(time.perf_counter() - began, flush=True)
+        print(clock() - began, flush=True)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
-    main(json.loads(sys.argv[1]))
+    given = json.loads(sys.argv[1])
+    torch.set_num_threads(1 if given["busy"] else 2)
+    main(given)
