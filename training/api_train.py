@@ -247,7 +247,7 @@ def bound_form(request: HttpRequest, given: TrainIn, more_hooks: str = "") -> Ru
     """The valid form of the page that says what is asked for. Raises Problem."""
     if given.document is not None:
         return _of_document(request, given)
-    capture = Capture.objects.ready().filter(pk=given.activations_id).first()
+    capture = Capture.objects.ready().filter(pk=given.activations_id or 0).first()
     if capture is None:
         raise Problem(422, f"activations_id: there are no finished activations {given.activations_id}.")
     hook = given.layer or capture.hook_names[0]
