@@ -101,7 +101,7 @@ class SparseEncoder:
             place = f"{sparse.get_ident()}"
             z = self._scratch(f"z {place}", RUN_ROWS, d_sae, dtype=factors.dtype)[: len(rows)]
             torch.mm(factors, self._factors, out=z)
-            given = *sparse._as_both(z), not self._half, *_numpy(slack, rows, self._weights, self._bias, scale)
+            given = *sparse.as_both(z), not self._half, *_numpy(slack, rows, self._weights, self._bias, scale)
             counts = np.empty(len(rows), np.int64)
             cols = self._scratch(f"cols {place}", room, dtype=torch.int32).numpy()
             values = self._scratch(f"values {place}", room).numpy()

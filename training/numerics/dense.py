@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,12 +13,11 @@ from saes.numerics.sae import SAE
 from training.numerics.sparse import (
     CHUNK_FEATURES,
     CHUNK_ROWS,
-    Encoder,
-    PairGradients,
     Scratch,
     bias_of,
     dense_kernels,
     share,
+    update_kernels,
 )
 
 
@@ -44,11 +44,12 @@ class Penalty:
 
 @dataclass(frozen=True)
 class Step:
-    """Gradients in the training layout, squared_error as in losses.Outcome, residual (n, d), counts (n,) of features a
-    row, fired (d_sae,) and sums (d_sae,) of each feature's codes. A gated SAE's sums and gate_error, which is squared_error
-    of its gate's own reconstruction, are of relu(z + b_gate)."""
+    """Gradients in the training layout, squares as in row_gradients.SummedGradients, squared_error as in losses.Outcome,
+    residual (n, d), counts (n,) of features a row, fired (d_sae,) and sums (d_sae,) of each feature's codes. A gated SAE's
+    sums and gate_error, which is squared_error of its gate's own reconstruction, are of relu(z + b_gate)."""
 
     grads: dict[str, Tensor]
+    squares: float
     squared_error: float
     residual: Tensor
     counts: Tensor
@@ -57,126 +58,189 @@ class Step:
     gate_error: float = 0.0
 
 
+class Operands:
+    """What the products of a step read, in bfloat16: centred (n, d), W_enc and W_dec (m, d), W_dec_t (d, m)."""
+
+    def __init__(self, sae: SAE, x: Tensor, scratch: Scratch) -> None:
+        (n, d), m, half = x.shape, sae.config.d_sae, torch.bfloat16
+        self.centred = scratch("centred", n, d, dtype=half)
+        self.W_enc, self.W_dec = (scratch(name, m, d, dtype=half) for name in ("W_enc", "W_dec"))
+        self.W_dec_t = scratch("W_dec_t", d, m, dtype=half)
+        subtracted = sae.b_dec.detach() if sae.config.apply_b_dec_to_input else None
+
+        def rows(i: int, j: int) -> None:
+            self.centred[i:j].copy_(x[i:j] if subtracted is None else x[i:j] - subtracted)
+
+        def features(i: int, j: int) -> None:
+            self.W_enc[i:j].copy_(sae.W_enc.detach().t()[i:j])
+            self.W_dec[i:j].copy_(sae.W_dec.detach()[i:j])
+            self.W_dec_t[:, i:j].copy_(self.W_dec[i:j].t())
+
+        share(rows, n, CHUNK_ROWS)
+        share(features, m, CHUNK_FEATURES)
+
+    def z(self, run: slice, out: Tensor) -> Any:
+        """centred @ W_enc of a run of features, feature-major, into `out`, the way the kernels take it."""
+        return bits(torch.mm(self.W_enc[run], self.centred.t(), out=out))
+
+    def decoded(self, acts: Tensor, run: slice) -> Tensor:
+        """acts @ W_dec of a run of rows (rows, d), without b_dec."""
+        return torch.mm(self.W_dec_t, acts[:, run]).t()
+
+    def to_codes(self, close: Tensor, run: slice, name: str, scratch: Scratch) -> Tensor:
+        """close @ W_dec^T of a run of features, feature-major, in memory of this thread's own."""
+        out = scratch(f"{name} {get_ident()}", CHUNK_FEATURES, len(close), dtype=torch.bfloat16)
+        return torch.mm(self.W_dec[run], close.t(), out=out[: run.stop - run.start])
+
+
 def dense_step(sae: SAE, x: Tensor, penalty: Penalty, scratch: Scratch) -> Step:
-    """The step's gradients for x (n, d): z, acts, x_hat, dL/dacts and dz run by run of rows, then dW = matrices^T @ rows
-    by runs of features. Matrices are bfloat16, sums over rows and the residual float32."""
-    (n, d), m = x.shape, sae.config.d_sae
-    half = torch.bfloat16
-    encoder = Encoder(sae, x, True, scratch)
-    W_dec, b_dec = scratch("W_dec", m, d, dtype=half), sae.b_dec.detach()
-    share(lambda i, j: W_dec[i:j].copy_(sae.W_dec.detach()[i:j]), m, 4 * CHUNK_FEATURES)
-    z, acts, dz = (scratch(name, n, m, dtype=half) for name in ("z", "acts", "dz"))
-    residual, close = scratch("residual", n, d), scratch("rounded", n, d, dtype=half)
-    counts = scratch("counts", n, dtype=torch.int64)
-    threshold = sae.tensor("threshold").detach() if penalty.eps else torch.zeros(m)
+    """The step's gradients for x (n, d), by runs of features but for x_hat: z and acts, then x_hat by runs of rows, then
+    dL/dacts, dz and the weights' gradients of each run while it lies in the cache.
+
+    Matrices are bfloat16 and feature-major, so that no product reads one against its grain; sums over rows and the
+    residual are float32.
+    """
+    n, m, half = len(x), sae.config.d_sae, torch.bfloat16
+    operands = Operands(sae, x, scratch)
+    z, acts = (scratch(name, m, n, dtype=half) for name in ("z", "acts"))
+    bias, slope = sae.b_enc.detach().numpy(), penalty.slope
+    threshold = (sae.tensor("threshold").detach() if penalty.eps else torch.zeros(m)).numpy()
+    fired, sums = torch.empty(m, dtype=torch.int64), torch.empty(m)
+
+    def encode(first: int, last: int) -> np.ndarray:
+        run, counts = slice(first, last), np.empty(n, np.int32)
+        codes = bits(acts[run]), counts, fired[run].numpy(), sums[run].numpy()
+        dense_kernels().cut(operands.z(run, z[run]), bias[run], threshold[run], *codes)
+        return counts
+
+    counts = torch.from_numpy(np.sum(share(encode, m, CHUNK_FEATURES), axis=0, dtype=np.int64))
+    decoded = _decode(sae, x, operands, [acts], scratch)
+    weight = (penalty.weight(counts) / n).numpy()
     scale = 2 / (n * penalty.scale**2)
+    to_bias, to_threshold = torch.empty(m), torch.empty(m)
+    rows = _Rows(sae, scale, slope * sums, scratch)
 
-    def rows(first: int, last: int) -> tuple[Tensor, ...]:
+    def features(first: int, last: int) -> tuple[float, Tensor]:
         run = slice(first, last)
-        encoder(first, last, z[run])
-        fired, sums, to_bias, to_threshold = torch.empty(m, dtype=torch.int64), *torch.empty(3, m)
-        cut = z[run].view(torch.uint16).numpy(), encoder.bias, threshold.numpy()
-        codes = acts[run].view(torch.uint16).numpy()
-        dense_kernels().cut(*cut, codes, counts[run].numpy(), fired.numpy(), sums.numpy())
-        torch.sub(acts[run] @ W_dec, x[run] - b_dec, out=residual[run])
-        close[run].copy_(residual[run])
-        torch.mm(close[run], W_dec.t(), out=dz[run])
+        dz = operands.to_codes(decoded.close[0], run, "dz", scratch)
         dense_kernels().cut_backward(
-            *cut, dz[run].view(torch.uint16).numpy(), scale, penalty.slope.numpy(),
-            (penalty.weight(counts[run]) / n).numpy(), penalty.eps, to_bias.numpy(), to_threshold.numpy(),
+            bits(z[run]), bias[run], threshold[run], bits(dz), scale, slope[run].numpy(), weight, penalty.eps,
+            to_bias[run].numpy(), to_threshold[run].numpy(),
         )  # fmt: skip
-        return fired, sums, to_bias, to_threshold, residual[run].sum(0), residual[run].square().sum(dtype=torch.float64)
+        return rows.add(run, dz @ operands.centred, [acts[run] @ decoded.close[0]], to_bias[run])
 
-    fired, sums, to_bias, to_threshold, total, error = (
-        torch.stack(each).sum(0) for each in zip(*share(rows, n, CHUNK_ROWS), strict=True)
-    )
-    to_enc, to_dec = scratch("to_enc", m, d), scratch("to_dec", m, d)
-
-    def features(first: int, last: int) -> Tensor:
-        run = slice(first, last)
-        to_enc[run] = dz[:, run].t() @ encoder.centred
-        W = sae.W_dec.detach()[run]
-        parallel = (penalty.slope * sums)[run, None] * W / W.square().sum(-1, keepdim=True)
-        torch.add(parallel, (acts[:, run].t() @ close).float(), alpha=scale, out=to_dec[run])
-        return to_bias[run] @ sae.W_enc.detach().t()[run]
-
-    through = torch.stack(share(features, m, CHUNK_FEATURES)).sum(0)
-    grads = {"W_enc": to_enc, "b_enc": to_bias, "W_dec": to_dec, "b_dec": total * scale}
-    if sae.config.apply_b_dec_to_input:
-        grads["b_dec"] = grads["b_dec"] - through
-    if penalty.eps:
-        grads["threshold"] = to_threshold
-    return Step(grads, float(error) / n, residual, counts, fired, sums)
+    biases = {"b_enc": to_bias} | ({"threshold": to_threshold} if penalty.eps else {})
+    grads, squares = rows.gathered(share(features, m, CHUNK_FEATURES), decoded.total, biases)
+    error = float(decoded.errors[0])
+    return Step(grads, squares, error, decoded.residual, counts, fired, sums)
 
 
 def gated_step(sae: SAE, x: Tensor, penalty: Penalty, scratch: Scratch) -> Step:
     """`dense_step` of a gated SAE, whose gate relu(z + b_gate) bears the penalty and reconstructs x by itself."""
-    (n, d), m = x.shape, sae.config.d_sae
-    half = torch.bfloat16
-    encoder = Encoder(sae, x, True, scratch)
-    W_dec, b_dec = scratch("W_dec", m, d, dtype=half), sae.b_dec.detach()
-    share(lambda i, j: W_dec[i:j].copy_(sae.W_dec.detach()[i:j]), m, 4 * CHUNK_FEATURES)
-    z, acts, gate, to_acts = (scratch(name, n, m, dtype=half) for name in ("z", "acts", "gate", "dz"))
-    residual, counts = scratch("residual", n, d), scratch("counts", n, dtype=torch.int64)
-    close, close_gate = (scratch(name, n, d, dtype=half) for name in ("rounded", "rounded gate"))
+    n, m, half = len(x), sae.config.d_sae, torch.bfloat16
+    operands = Operands(sae, x, scratch)
+    z, acts, gate = (scratch(name, m, n, dtype=half) for name in ("z", "acts", "gate"))
     biases = [sae.tensor(name).detach() for name in ("b_gate", "r_mag", "b_mag")]
-    b_gate, grown, b_mag = biases[0].numpy(), biases[1].exp().numpy(), biases[2].numpy()
+    grown = biases[1].exp()
+    given, slope = (biases[0].numpy(), grown.numpy(), biases[2].numpy()), penalty.slope
+    fired, sums = torch.empty(m, dtype=torch.int64), torch.empty(m)
+
+    def encode(first: int, last: int) -> np.ndarray:
+        run, counts = slice(first, last), np.empty(n, np.int32)
+        codes = bits(acts[run]), bits(gate[run]), counts, fired[run].numpy(), sums[run].numpy()
+        dense_kernels().cut_gated(operands.z(run, z[run]), *(bias[run] for bias in given), *codes)
+        return counts
+
+    counts = torch.from_numpy(np.sum(share(encode, m, CHUNK_FEATURES), axis=0, dtype=np.int64))
+    decoded = _decode(sae, x, operands, [acts, gate], scratch)
     scale = 2 / (n * penalty.scale**2)
+    to_biases = torch.empty(3, m)
+    rows = _Rows(sae, scale, slope * sums, scratch)
 
-    def rows(first: int, last: int) -> tuple[Tensor, ...]:
+    def features(first: int, last: int) -> tuple[float, Tensor]:
         run = slice(first, last)
-        encoder(first, last, z[run])
-        to_gate = scratch(f"to gate {get_ident()}", CHUNK_ROWS, m, dtype=half)[: last - first]
-        fired, sums, to_biases = torch.empty(m, dtype=torch.int64), torch.empty(m), torch.empty(3, m)
-        cut, codes = (_bits(z[run]), b_gate, grown, b_mag), (_bits(acts[run]), _bits(gate[run]))
-        dense_kernels().cut_gated(*cut, *codes, counts[run].numpy(), fired.numpy(), sums.numpy())
-        target = x[run] - b_dec
-        torch.sub(acts[run] @ W_dec, target, out=residual[run])
-        residual_gate = gate[run] @ W_dec - target
-        close[run].copy_(residual[run])
-        close_gate[run].copy_(residual_gate)
-        torch.mm(close[run], W_dec.t(), out=to_acts[run])
-        torch.mm(close_gate[run], W_dec.t(), out=to_gate)
+        close, close_gate = decoded.close
+        dz = operands.to_codes(close, run, "dz", scratch)
+        to_gate = operands.to_codes(close_gate, run, "to gate", scratch)
         dense_kernels().gated_backward(
-            *cut, _bits(to_acts[run]), _bits(to_gate), scale, penalty.slope.numpy(), *to_biases.numpy()
-        )
-        errors = torch.stack([part.square().sum(dtype=torch.float64) for part in (residual[run], residual_gate)])
-        return fired, sums, to_biases, residual[run].sum(0) + residual_gate.sum(0), errors
+            bits(z[run]), *(bias[run] for bias in given), bits(dz), bits(to_gate), scale, slope[run].numpy(),
+            *(part[run].numpy() for part in to_biases),
+        )  # fmt: skip
+        to_z = to_biases[0, run] + grown[run] * to_biases[1, run]
+        return rows.add(run, dz @ operands.centred, [acts[run] @ close, gate[run] @ close_gate], to_z)
 
-    fired, sums, to_biases, total, errors = (
-        torch.stack(each).sum(0) for each in zip(*share(rows, n, CHUNK_ROWS), strict=True)
-    )
-    to_enc, to_dec = scratch("to_enc", m, d), scratch("to_dec", m, d)
-    to_z = to_biases[0] + torch.from_numpy(grown) * to_biases[1]
+    named = dict(zip(("b_gate", "b_mag", "r_mag"), to_biases, strict=True))
+    grads, squares = rows.gathered(share(features, m, CHUNK_FEATURES), decoded.total, named)
+    error, gate_error = decoded.errors.tolist()
+    return Step(grads, squares, error, decoded.residual, counts, fired, sums, gate_error)
 
-    def features(first: int, last: int) -> Tensor:
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Of each reconstruction (parts): its residual in bfloat16, close (parts, n, d), and errors (parts,), the mean over
+    rows of its square; residual (n, d) of the first one in float32; total (d,): all residuals' sum."""
+
+    residual: Tensor
+    close: Tensor
+    errors: Tensor
+    total: Tensor
+
+
+def _decode(sae: SAE, x: Tensor, operands: Operands, codes: list[Tensor], scratch: Scratch) -> _Decoded:
+    """The reconstructions of x (n, d) from each of `codes` (m, n)."""
+    residual, b_dec = scratch("residual", *x.shape), sae.b_dec.detach()
+    close = scratch("rounded", len(codes), *x.shape, dtype=torch.bfloat16)
+
+    def task(first: int, last: int) -> tuple[Tensor, Tensor]:
         run = slice(first, last)
-        to_enc[run] = to_acts[:, run].t() @ encoder.centred
-        W = sae.W_dec.detach()[run]
-        parallel = (penalty.slope * sums)[run, None] * W / W.square().sum(-1, keepdim=True)
-        both = (acts[:, run].t() @ close).float() + gate[:, run].t() @ close_gate
-        torch.add(parallel, both, alpha=scale, out=to_dec[run])
-        return to_z[run] @ sae.W_enc.detach().t()[run]
+        target = x[run] - b_dec
+        torch.sub(operands.decoded(codes[0], run), target, out=residual[run])
+        parts = [residual[run], *(operands.decoded(acts, run) - target for acts in codes[1:])]
+        for q, part in enumerate(parts):
+            close[q, run].copy_(part)
+        errors = torch.stack([part.square().sum(dtype=torch.float64) for part in parts])
+        return errors, torch.stack([part.sum(0) for part in parts]).sum(0)
 
-    through = torch.stack(share(features, m, CHUNK_FEATURES)).sum(0)
-    grads = {"W_enc": to_enc, "W_dec": to_dec, "b_dec": total * scale}
-    grads |= dict(zip(("b_gate", "b_mag", "r_mag"), to_biases, strict=True))
-    if sae.config.apply_b_dec_to_input:
-        grads["b_dec"] = grads["b_dec"] - through
-    error, gate_error = (errors / n).tolist()
-    return Step(grads, error, residual, counts, fired, sums, gate_error)
+    errors, totals = zip(*share(task, len(x), CHUNK_ROWS), strict=True)
+    return _Decoded(residual, close, torch.stack(errors).sum(0) / len(x), torch.stack(totals).sum(0))
 
 
-def _bits(tensor: Tensor) -> Any:
+class _Rows:
+    """The gradients of W_enc and W_dec while they are made. scale: of dL/dx_hat; along (m,): what the penalty adds to
+    each decoder row, along that row."""
+
+    def __init__(self, sae: SAE, scale: float, along: Tensor, scratch: Scratch) -> None:
+        self.sae, self.scale, self.along = sae, scale, along.numpy()
+        self.to_enc, self.to_dec = (scratch(name, *sae.W_dec.shape) for name in ("to_enc", "to_dec"))
+        self.W_enc, self.W_dec = sae.W_enc.detach().t().contiguous(), sae.W_dec.detach()
+
+    def add(self, run: slice, enc: Tensor, dec: list[Tensor], to_z: Tensor) -> tuple[float, Tensor]:
+        """Those of a run of features from the products in bfloat16; the sum of their squares, and what to_z, the sums of
+        dL/dz over rows, says through the encoder's input."""
+        through = torch.empty(self.W_enc.shape[1])
+        more = dec[1] if len(dec) > 1 else enc[:0]
+        squares = update_kernels().widen_rows(
+            bits(enc), bits(dec[0]), bits(more), to_z.numpy(), self.along[run], self.scale,
+            *(tensor[run].numpy() for tensor in (self.W_enc, self.W_dec, self.to_enc, self.to_dec)), through.numpy(),
+        )  # fmt: skip
+        return squares, through
+
+    def gathered(
+        self, added: list[tuple[float, Tensor]], total: Tensor, biases: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], float]:
+        """All gradients, and the sum of the squares of those with a row a feature: W_enc, W_dec and the first bias."""
+        squares, through = zip(*added, strict=True)
+        grads = {"W_enc": self.to_enc, "W_dec": self.to_dec, "b_dec": total * self.scale} | biases
+        if self.sae.config.apply_b_dec_to_input:
+            grads["b_dec"] = grads["b_dec"] - torch.stack(through).sum(0)
+        return grads, sum(squares) + float(grads[bias_of(self.sae)].square().sum(dtype=torch.float64))
+
+
+def row_norms(W: Tensor) -> Tensor:
+    """|W[i]| of each row (m, d)."""
+    return torch.cat(share(lambda i, j: W[i:j].norm(dim=-1), len(W), CHUNK_FEATURES))
+
+
+def bits(tensor: Tensor) -> Any:
     """bfloat16 the way the kernels take it."""
     return tensor.view(torch.uint16).numpy()
-
-
-def as_rows(sae: SAE, grads: dict[str, Tensor]) -> PairGradients:
-    """Summed gradients in the form that the optimiser applies feature by feature."""
-    m, d = sae.W_dec.shape
-    nothing = torch.zeros(m + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int32), torch.empty(0), torch.empty(0)
-    extra = {name: grads[name] for name in ("W_enc", bias_of(sae), "W_dec")}
-    others = {name: grad for name, grad in grads.items() if name not in (*extra, "b_dec")}
-    empty = torch.empty(0, d), torch.empty(1, 0, d)
-    return PairGradients(sae, nothing, *empty, 1.0, [m], grads["b_dec"], torch.arange(m), extra, others)

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, disable-error-code=assignment
-"""The inner loops of the sparse training step, compiled by numba: choose, decode, gather, update.
+"""The inner loops of the sparse training step, compiled by numba: choose, decode, sort (update_kernels.py has the rest).
 
 A code is a *pair* (row b, feature i) with a value f > 0. Row b's pairs lie in slots starts[b] ... starts[b] + counts[b]
 of `cols` (the features) and `values`; sorted by feature they lie in slots bounds[i] ... bounds[i + 1].
@@ -62,6 +62,13 @@ def _key(x):
 def _wide(bits):
     """bfloat16, as uint16 -> float32."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@njit(inline="always")
+def _narrow(x):
+    """float32 -> bfloat16 as uint16, to the nearest, ties to even."""
+    bits = np.float32(x).view(np.uint32)
+    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
 @njit(inline="always")
@@ -190,15 +197,44 @@ def collect(z16, z32, exact, bias, best, bound, fill, starts, counts, cols, valu
         counts[b] = slot - starts[b]
 
 
+@kernel(
+    "int64(uint16[:,::1], float32[:,::1], boolean, float32[::1], float32, int64, int64[::1], int32[::1], float32[::1])"
+)
+def collect_above(z16, z32, exact, bias, bound, groups, counts, cols, values):
+    """`collect` with z + bias still in the cache, into slots from 0 on; returns how many, or -1 where they are too many."""
+    n, m = z32.shape if exact else z16.shape
+    row, best = np.empty(m, np.float32), np.empty(groups, np.float32)
+    slot = 0
+    for b in range(n):
+        _read_row(z16, z32, exact, bias, b, row)
+        _maxima(row, best)
+        first = slot
+        if slot + m > len(cols):
+            return -1
+        for g in range(groups):
+            if not best[g] < bound:
+                for j in range(g, m, groups):
+                    value = row[j]
+                    if not value < bound and not value <= 0:
+                        cols[slot] = j
+                        values[slot] = value
+                        slot += 1
+        counts[b] = slot - first
+    return slot
+
+
 @kernel("float32(int64[::1], int64[::1], int32[::1], float32[::1], int64)")
 def keep_largest(starts, counts, cols, values, k):
     """Keep the k largest of all pairs, closing the gaps; of equal ones the first. Returns the smallest kept."""
     keys = np.empty(len(values), np.int32)
-    for p in range(len(values)):
-        keys[p] = _key(values[p])
-    bound = _kth(keys, len(values), k, 0)
+    total = 0
+    for b in range(len(starts)):
+        for p in range(starts[b], starts[b] + counts[b]):
+            keys[total] = _key(values[p])
+            total += 1
+    bound = _kth(keys, total, k, 0)
     above = 0
-    for p in range(len(values)):
+    for p in range(total):
         above += keys[p] > bound
     ties = k - above
     slot = 0
@@ -207,8 +243,9 @@ def keep_largest(starts, counts, cols, values, k):
         first, last = starts[b], starts[b] + counts[b]
         starts[b] = slot
         for p in range(first, last):
-            chosen = keys[p] > bound
-            if keys[p] == bound and ties > 0:
+            key = _key(values[p])
+            chosen = key > bound
+            if key == bound and ties > 0:
                 ties -= 1
                 chosen = True
             if chosen:
@@ -348,166 +385,3 @@ def sort_by_feature(starts, counts, cols, values, dz, bounds, rows, values_out, 
             rows[slot] = b
             values_out[slot] = values[p]
             dz_out[slot] = dz[p]
-
-
-@njit(inline="always")
-def _part(widths, i):
-    """Which residual feature i learns from."""
-    q = 0
-    while i >= widths[q]:
-        q += 1
-    return q
-
-
-@njit(inline="always")
-def _sum_pairs(first, last, rows, values, dz, x16, r16, x32, r32, exact, q, to_enc, to_dec):
-    """to_enc = sum of dz x_b, to_dec = sum of f residual_qb over the pairs of one feature; returns sum of dz."""
-    d = len(to_enc)
-    for c in range(d):
-        to_enc[c] = 0
-        to_dec[c] = 0
-    total = np.float32(0)
-    p = first
-    while p + 2 <= last:
-        f0, f1, d0, d1 = values[p], values[p + 1], dz[p], dz[p + 1]
-        b0, b1 = rows[p], rows[p + 1]
-        total += d0 + d1
-        if exact:
-            for c in range(d):
-                to_enc[c] += d0 * x32[b0, c] + d1 * x32[b1, c]
-                to_dec[c] += f0 * r32[q, b0, c] + f1 * r32[q, b1, c]
-        else:
-            for c in range(d):
-                to_enc[c] += d0 * _wide(x16[b0, c]) + d1 * _wide(x16[b1, c])
-                to_dec[c] += f0 * _wide(r16[q, b0, c]) + f1 * _wide(r16[q, b1, c])
-        p += 2
-    if p < last:
-        f0, d0, b0 = values[p], dz[p], rows[p]
-        total += d0
-        if exact:
-            for c in range(d):
-                to_enc[c] += d0 * x32[b0, c]
-                to_dec[c] += f0 * r32[q, b0, c]
-        else:
-            for c in range(d):
-                to_enc[c] += d0 * _wide(x16[b0, c])
-                to_dec[c] += f0 * _wide(r16[q, b0, c])
-    return total
-
-
-@kernel(
-    "void(int64, int64, int64[::1], int32[::1], float32[::1], float32[::1], uint16[:,::1], uint16[:,:,::1],"
-    " float32[:,::1], float32[:,:,::1], boolean, float32, int64[::1], float32[:,::1], float32[::1], float32[:,::1])"
-)
-def sum_features(
-    first, last, bounds, rows, values, dz, x16, r16, x32, r32, exact, scale, widths, to_W_enc, to_b_enc, to_W_dec
-):
-    """The gradients of features first ... last, over the pairs of each:
-
-        dW_enc[i] = sum of dz x_b;   db_enc[i] = sum of dz;   dW_dec[i] = scale * sum of f residual_qb
-
-    q is the part of `widths` that i is in. x and residual are read as float32 when `exact`, else as bfloat16.
-    """
-    for i in range(first, last):
-        q = _part(widths, i)
-        to_b_enc[i] = _sum_pairs(
-            bounds[i], bounds[i + 1], rows, values, dz, x16, r16, x32, r32, exact, q, to_W_enc[i], to_W_dec[i]
-        )
-        for c in range(to_W_dec.shape[1]):
-            to_W_dec[i, c] *= scale
-
-
-@njit(inline="always")
-def _adam(w, g, m, v, lr, beta1, beta2, root, eps):
-    """torch's Adam on one row: m += (1 - beta1) (g - m), v = beta2 v + (1 - beta2) g^2, w -= lr m / (root sqrt(v) + eps).
-
-    lr includes 1 / (1 - beta1^t); root = 1 / sqrt(1 - beta2^t).
-    """
-    for c in range(len(w)):
-        m[c] += (np.float32(1) - beta1) * (g[c] - m[c])
-        v[c] = beta2 * v[c] + (np.float32(1) - beta2) * g[c] * g[c]
-        w[c] -= lr * m[c] / (np.sqrt(v[c]) * root + eps)
-
-
-@kernel(
-    "void(int64, int64, int64[::1], int32[::1], float32[::1], float32[::1], uint16[:,::1], uint16[:,:,::1],"
-    " float32[:,::1], float32[:,:,::1], boolean, float32, int64[::1], int32[::1], float32[:,::1], float32[::1], float32[:,::1],"
-    " float32[:,::1], float32[:,::1], float32[:,::1], float32[::1], float32[::1], float32[::1],"
-    " float32[:,::1], float32[:,::1], float32[:,::1], boolean, float32, float32, float32, float32, float32, float32, float32[::1])"
-)
-def update_features(
-    first,
-    last,
-    bounds,
-    rows,
-    values,
-    dz,
-    x16,
-    r16,
-    x32,
-    r32,
-    exact,
-    scale,
-    widths,
-    place,
-    add_W_enc,
-    add_b_enc,
-    add_W_dec,
-    W_enc,
-    m_enc,
-    v_enc,
-    b_enc,
-    m_bias,
-    v_bias,
-    W_dec,
-    m_dec,
-    v_dec,
-    unit,
-    lr,
-    lr_bias,
-    beta1,
-    beta2,
-    root,
-    eps,
-    through,
-):
-    """`sum_features` and the whole update of each feature in one go: the gradients of one feature never leave the
-    processor's first cache.
-
-    Gradients of dead features are added where place[i] >= 0 (a row of add_*). Then, as optim.Optimizer.step: Adam on all
-    three; with `unit`, before it the part of dW_dec[i] along W_dec[i] is removed, and after it W_dec[i] brought to norm 1.
-    `through` becomes the sum of db_enc[i] W_enc[i], without the dead features' part: what reaches b_dec through the
-    encoder's input.
-    """
-    d = W_enc.shape[1]
-    to_enc, to_dec = np.empty(d, np.float32), np.empty(d, np.float32)
-    to_bias = np.empty(1, np.float32)
-    through[:] = 0
-    for i in range(first, last):
-        q = _part(widths, i)
-        bias = _sum_pairs(bounds[i], bounds[i + 1], rows, values, dz, x16, r16, x32, r32, exact, q, to_enc, to_dec)
-        for c in range(d):
-            to_dec[c] *= scale
-            through[c] += bias * W_enc[i, c]
-        if place[i] >= 0:
-            bias += add_b_enc[place[i]]
-            for c in range(d):
-                to_enc[c] += add_W_enc[place[i], c]
-                to_dec[c] += add_W_dec[place[i], c]
-        to_bias[0] = bias
-        if unit:
-            along = np.float32(0)
-            for c in range(d):
-                along += to_dec[c] * W_dec[i, c]
-            for c in range(d):
-                to_dec[c] -= along * W_dec[i, c]
-        _adam(W_enc[i], to_enc, m_enc[i], v_enc[i], lr, beta1, beta2, root, eps)
-        _adam(W_dec[i], to_dec, m_dec[i], v_dec[i], lr, beta1, beta2, root, eps)
-        _adam(b_enc[i : i + 1], to_bias, m_bias[i : i + 1], v_bias[i : i + 1], lr_bias, beta1, beta2, root, eps)
-        if unit:
-            size = np.float32(0)
-            for c in range(d):
-                size += W_dec[i, c] * W_dec[i, c]
-            size = np.float32(1) / np.sqrt(size)
-            for c in range(d):
-                W_dec[i, c] *= size

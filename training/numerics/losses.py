@@ -20,11 +20,11 @@ from saes.numerics.sae import SAE, SAEConfig
 from saes.numerics.standard import StandardSAE
 from saes.numerics.topk import BatchTopKSAE, ByNorm, TopKSAE
 from saes.numerics.transcoders import Skip
-from training.numerics.dense import Penalty, as_rows, dense_step, gated_step
+from training.numerics.dense import Penalty, dense_step, gated_step, row_norms
 from training.numerics.ranks import ALONE, Ranks
+from training.numerics.row_gradients import PairGradients, SummedGradients
 from training.numerics.sparse import (
     Encoder,
-    PairGradients,
     Scratch,
     bias_of,
     by_feature,
@@ -310,12 +310,11 @@ def gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch | None = None)
 @torch.no_grad()
 def dense_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outcome:
     """The gradients of ReLU, JumpReLU and gated SAEs by compiled kernels around products in bfloat16."""
-    n, norms = len(x), sae.W_dec.norm(dim=-1)
     if isinstance(sae, JumpReLUSAE):
         eps = terms.bandwidth * terms.scale
-        penalty = Penalty(terms.scale, torch.zeros_like(norms), terms.target_l0, terms.l0, eps)
+        penalty = Penalty(terms.scale, torch.zeros(sae.config.d_sae), terms.target_l0, terms.l0, eps)
     else:
-        penalty = Penalty(terms.scale, norms * (terms.l1 / (n * terms.scale)))
+        penalty = Penalty(terms.scale, row_norms(sae.W_dec.detach()) * (terms.l1 / (len(x) * terms.scale)))
     step = (gated_step if isinstance(sae, GatedSAE) else dense_step)(sae, x.contiguous(), penalty, scratch)
     parts = {"mse": step.squared_error / terms.scale**2}
     if penalty.eps:
@@ -326,12 +325,13 @@ def dense_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outc
         parts["l1"] = float(penalty.slope @ step.sums)
     if isinstance(sae, GatedSAE):
         parts["gate"] = step.gate_error / terms.scale**2
+    squares: float | None = step.squares
     if len(terms.dead) and terms.aux:
         dead, extra = dead_gradients(sae, x, -step.residual, terms, scratch)
-        parts |= dead
+        parts, squares = parts | dead, None
         for name, grad in extra.items():
             step.grads[name].index_add_(0, terms.dead, grad)
-    return Outcome(as_rows(sae, step.grads), parts, step.fired, step.squared_error)
+    return Outcome(SummedGradients(sae, step.grads, squares), parts, step.fired, step.squared_error)
 
 
 @torch.no_grad()
@@ -347,7 +347,7 @@ def pair_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outco
     pairs = choose(sae, encoder, n, scratch, terms.ranks)
     scale, widths = 2 / (n * terms.variance), matryoshka_widths(sae)
     residual, totals, errors, dz = decode(sae, x, pairs, widths, scale, scratch)
-    ordered = by_feature(pairs, dz, d_sae)
+    ordered = by_feature(pairs, dz, d_sae, scratch)
     parts = {"fvu": float(errors[-1]) / terms.variance}
     parts |= {"prefixes": float(errors[:-1].sum()) / terms.variance} if len(widths) > 1 else {}
     extra: dict[str, Tensor] = {}
@@ -356,7 +356,7 @@ def pair_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outco
         parts |= dead
     close = rounded(residual, scratch) if fast else residual
     b_dec = totals[0] * scale
-    grads = PairGradients(sae, ordered, encoder.centred, close, scale, widths, b_dec, terms.dead, extra)
+    grads = PairGradients(sae, ordered, encoder.centred, close, scale, widths, b_dec, terms.dead, extra, scratch)
     return Outcome(grads, parts, ordered[0].diff(), float(errors[-1]), pairs.least)
 
 
@@ -495,7 +495,16 @@ def _dead_pairs(
     made = decode(little, error.contiguous(), pairs, [m], scale, scratch)
     close = rounded(made.residual, scratch) if encoder.fast else made.residual
     grads = PairGradients(
-        little, by_feature(pairs, made.dz, m), encoder.centred, close, scale, [m], little.b_dec, terms.dead, {}
+        little,
+        by_feature(pairs, made.dz, m, scratch),
+        encoder.centred,
+        close,
+        scale,
+        [m],
+        little.b_dec,
+        terms.dead,
+        {},
+        scratch,
     )
     found = (grads["W_enc"], grads["b_enc"], grads["W_dec"])
     return {"aux": weight * float(made.errors[0])}, dict(zip(slices, found, strict=True))

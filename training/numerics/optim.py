@@ -1,6 +1,5 @@
 """The optimiser of all SAEs: Adam, features first, decoder rows at norm 1 or free; and its schedules."""
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 
 from saes.numerics.sae import SAE
 from saes.numerics.topk import BatchTopKSAE, ByNorm
-from training.numerics.dense import as_rows
 from training.numerics.losses import trained
-from training.numerics.sparse import CHUNK_FEATURES, PairGradients, Rates, share
+from training.numerics.row_gradients import Rates, RowGradients, Targets, remove_parallel
+from training.numerics.sparse import update_kernels
 
 IN_UNITS_OF_X = ("b_enc", "b_dec", "b_gate", "b_mag", "threshold")
 # Adam's usual 1e-8 is not small beside the gradients of a loss of about 1 spread over millions of weights: features that
@@ -54,11 +53,16 @@ class Optimizer:
     @torch.no_grad()
     def step(self, grads: Mapping[str, Tensor], lr: float, clip: float | None = None) -> None:
         """One update from gradients in the training layout (see losses.Outcome). `clip` bounds their common L2 norm."""
-        if isinstance(grads, PairGradients):
-            grads = grads if clip is None else bounded(self.sae, grads, clip, self.unit)
-            clip = None
-            grads = {"b_dec": self._update_features(grads, lr), **grads.others}
-        elif self.unit:
+        if isinstance(grads, RowGradients):
+            self._update_rows(grads, lr, clip)
+        else:
+            self._update_plainly(grads, lr, clip)
+        if "threshold" in self.leaves:  # below 0 a JumpReLU would let negative pre-activations through
+            self.tensors["threshold"].clamp_(min=0)
+
+    def _update_plainly(self, grads: Mapping[str, Tensor], lr: float, clip: float | None) -> None:
+        """By torch, of any gradients on any device."""
+        if self.unit:
             remove_parallel(grads["W_dec"], self.tensors["W_dec"])
         for name, leaf in self.leaves.items():
             leaf.grad = grads.get(name)
@@ -67,21 +71,24 @@ class Optimizer:
         for group, factor in zip(self.adam.param_groups, (1.0, self.bias_scale), strict=True):
             group["lr"] = lr * factor
         self.adam.step()
-        if self.unit and "W_dec" in grads:
+        if self.unit:
             self.tensors["W_dec"].div_(self.tensors["W_dec"].norm(dim=-1, keepdim=True))
-        if "threshold" in self.leaves:  # below 0 a JumpReLU would let negative pre-activations through
-            self.tensors["threshold"].clamp_(min=0)
 
-    def _update_features(self, grads: PairGradients, lr: float) -> Tensor:
-        """The same for W_enc, its bias and W_dec by the kernels, with torch's own moments; returns the gradient of b_dec."""
-        moments = {name: self._moments(name) for name in grads.rows}
-        for kept in moments.values():
+    def _update_rows(self, grads: RowGradients, lr: float, clip: float | None) -> None:
+        """By the kernels, with torch's own moments. Not by torch for the vectors either: its fused Adam wakes a team of
+        OpenMP threads even for a few numbers, which then spin on the cores that the next step's threads want."""
+        targets = Targets(self.tensors, {name: self._moments(name) for name in self.leaves}, self.unit)
+        for kept in targets.moments.values():
             kept["step"] += 1
-        step = float(moments["W_enc"]["step"])
+        step = float(targets.moments["W_enc"]["step"])
         beta1, beta2 = self.betas
         rate = lr / (1 - beta1**step)
         rates = Rates(rate, rate * self.bias_scale, beta1, beta2, (1 - beta2**step) ** -0.5, ADAM_EPS)
-        return grads.update(self.tensors, moments, self.unit, rates)
+        vectors, factor = grads.update(targets, rates, clip)
+        for name, grad in vectors.items():
+            w, m, v = targets.arrays((name,))
+            own = rates.biases if name in IN_UNITS_OF_X else rates.weights
+            update_kernels().update_vector(w, grad.contiguous().numpy(), factor, m, v, own, *rates[2:])
 
     def _moments(self, name: str) -> dict[str, Tensor]:
         """torch's Adam's state of a tensor, as it makes it at its first step."""
@@ -128,31 +135,6 @@ def fold_norms(sae: SAE) -> None:
             sae.tensor(name).mul_(norms)
     if isinstance(sae, ByNorm):
         sae.by_norm = False
-
-
-def bounded(sae: SAE, grads: PairGradients, clip: float, unit: bool) -> PairGradients:
-    """The gradients, summed, made smaller together where their L2 norm is above `clip` (as clip_grad_norm_); with `unit`
-    their norm without what lies along decoder rows."""
-    tensors, W_dec = grads.summed(), sae.W_dec.detach()
-    if unit:
-        share(lambda i, j: remove_parallel(tensors["W_dec"][i:j], W_dec[i:j]), len(W_dec), CHUNK_FEATURES)
-
-    def size(grad: Tensor) -> float:
-        return sum(share(lambda i, j: float(grad[i:j].square().sum(dtype=torch.float64)), len(grad), CHUNK_FEATURES))
-
-    def shrink(grad: Tensor, factor: float) -> None:
-        share(lambda i, j: grad[i:j].mul_(factor), len(grad), CHUNK_FEATURES)
-
-    factor = clip / (math.sqrt(sum(map(size, tensors.values()))) + 1e-6)
-    if factor < 1:
-        for grad in tensors.values():
-            shrink(grad, factor)
-    return as_rows(sae, tensors)
-
-
-def remove_parallel(grad: Tensor, W_dec: Tensor) -> Tensor:
-    """grad_i -= (grad_i . w_i) w_i for rows w_i of norm 1, in place; both (d_sae, d_out)."""
-    return grad.addcmul_(torch.linalg.vecdot(grad, W_dec).unsqueeze(1), W_dec, value=-1)
 
 
 def ramp(step: int, total: int, warmup: float, decay: float = 0.0) -> float:

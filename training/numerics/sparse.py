@@ -6,10 +6,10 @@ and threads of OpenMP that wait by spinning would take them from ours.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from threading import Barrier, get_ident
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from training.numerics.ranks import ALONE, Ranks
 
 CHUNK_ROWS = 256  # whose pre-activations stay in a core's second cache between the product and the choice
 CHUNK_FEATURES = 256
+BELOW = 0.95  # of the last batch's smallest code: few batches end below it
+ROOM = 4  # times the mean number of codes of a run of rows
 
 
 @cache
@@ -40,6 +42,14 @@ def dense_kernels() -> Any:
     from training.numerics import dense_kernels
 
     return dense_kernels
+
+
+@cache
+def update_kernels() -> Any:
+    """The compiled sums of gradients and Adam's steps; only where `kernels` are."""
+    from training.numerics import update_kernels
+
+    return update_kernels
 
 
 @cache
@@ -86,6 +96,7 @@ class Scratch:
     """Arrays that a step needs and the next step uses again, by name: allocating them anew costs a page fault a page."""
 
     def __init__(self) -> None:
+        self.bound: float | None = None  # where to look for the next batch's codes first, see batchtopk_pairs
         self._arrays: dict[str, Tensor] = {}
         self._others: dict[str, Scratch] = {}
 
@@ -124,19 +135,23 @@ class Encoder:
         n, (d, d_sae) = len(x), sae.W_enc.shape
         self.fast, self.d_sae = fast, d_sae
         self.dtype = torch.bfloat16 if fast else torch.float32
-        self.norms = sae.W_dec.detach().norm(dim=-1) if getattr(sae, "by_norm", False) else None
-        bias = sae.tensor(bias_of(sae)).detach()
-        self.bias = (bias if self.norms is None else bias * self.norms).numpy()
+        self.norms = torch.empty(d_sae) if getattr(sae, "by_norm", False) else None
         self.centred = scratch("centred", n, d, dtype=self.dtype)
         self._x, self._b_dec = x, sae.b_dec.detach() if sae.config.apply_b_dec_to_input else None
         self._weights = rows = sae.W_enc.detach().t()
         if fast or self.norms is not None:
             self._weights = scratch("W_enc", d_sae, d, dtype=self.dtype)
-            share(lambda i, j: self._copy(rows, i, j), d_sae, 4 * CHUNK_FEATURES)
+            share(lambda i, j: self._copy(rows, sae.W_dec.detach(), i, j), d_sae, CHUNK_FEATURES)
+        bias = sae.tensor(bias_of(sae)).detach()
+        self.bias = (bias if self.norms is None else bias * self.norms).numpy()
 
-    def _copy(self, rows: Tensor, first: int, last: int) -> None:
-        weighed = rows[first:last] if self.norms is None else rows[first:last] * self.norms[first:last, None]
-        self._weights[first:last].copy_(weighed)
+    def _copy(self, rows: Tensor, W_dec: Tensor, first: int, last: int) -> None:
+        run = slice(first, last)
+        if self.norms is None:
+            self._weights[run].copy_(rows[run])
+        else:
+            torch.linalg.vector_norm(W_dec[run], dim=-1, out=self.norms[run])
+            torch.mul(rows[run], self.norms[run, None], out=self._weights[run])
 
     def __call__(self, first: int, last: int, out: Tensor) -> tuple[Any, ...]:
         """Rows first ... last into `out`; returns it the way the kernels take it: (bfloat16, float32, exact, b_enc)."""
@@ -145,7 +160,7 @@ class Encoder:
         return self.as_arguments(torch.mm(centred, self._weights.t(), out=out))
 
     def as_arguments(self, z: Tensor) -> tuple[Any, ...]:
-        return (*_as_both(z), not self.fast, self.bias)
+        return (*as_both(z), not self.fast, self.bias)
 
 
 def choose(sae: SAE, encoder: Encoder, n: int, scratch: Scratch, ranks: Ranks = ALONE, positive: bool = True) -> Pairs:
@@ -160,8 +175,16 @@ def choose(sae: SAE, encoder: Encoder, n: int, scratch: Scratch, ranks: Ranks = 
         pairs = batchtopk_pairs(encoder, n, min(k, n * encoder.d_sae), scratch)
         pairs = pairs if ranks.size == 1 else _of_all(pairs, k, ranks)
     if encoder.norms is not None:
-        kernels().unweigh(*_numpy(pairs.starts, pairs.counts, pairs.cols, pairs.values, encoder.norms))
+        _unweigh(pairs, encoder.norms)
     return pairs
+
+
+def _unweigh(pairs: Pairs, norms: Tensor) -> None:
+    def task(first: int, last: int) -> None:
+        rows = slice(first, last)
+        kernels().unweigh(*_numpy(pairs.starts[rows], pairs.counts[rows], pairs.cols, pairs.values, norms))
+
+    share(task, len(pairs.starts), CHUNK_ROWS)
 
 
 def _of_all(pairs: Pairs, k: int, ranks: Ranks) -> Pairs:
@@ -196,11 +219,47 @@ def topk_pairs(encoder: Encoder, n: int, k: int, scratch: Scratch, positive: boo
 def batchtopk_pairs(encoder: Encoder, n: int, k: int, scratch: Scratch) -> Pairs:
     """The codes of BatchTopK: the k largest of all of relu(z).
 
+    The smallest code of the last batch says about where this one's will end: what is above a bound below it is collected
+    while a run's z lies in the cache, and the k largest of it kept. Where that were too few, or too many to hold, or
+    there was no batch, the bound is found from this one (`_bounded_pairs`). The codes are the same either way.
+    """
+    groups = min(encoder.d_sae, max(encoder.d_sae // 16, -(-k // n)))
+    pairs = _guessed_pairs(encoder, n, k, groups, scratch) if scratch.bound else None
+    pairs = pairs or _bounded_pairs(encoder, n, k, groups, scratch)
+    full = int(pairs.counts.sum()) == k and pairs.least is not None
+    scratch.bound = BELOW * pairs.least if full and pairs.least else None
+    return pairs
+
+
+def _guessed_pairs(encoder: Encoder, n: int, k: int, groups: int, scratch: Scratch) -> Pairs | None:
+    """All above scratch.bound, the k largest kept; None where they are fewer, or many more."""
+    room = ROOM * -(-k // n) * CHUNK_ROWS + encoder.d_sae
+    counts, runs = scratch("counts", n, dtype=torch.int64), -(-n // CHUNK_ROWS)
+    cols, values = scratch("cols", runs, room, dtype=torch.int32), scratch("values", runs, room)
+
+    def task(first: int, last: int) -> int:
+        out = scratch(f"z {get_ident()}", CHUNK_ROWS, encoder.d_sae, dtype=encoder.dtype)[: last - first]
+        arguments, run = encoder(first, last, out), first // CHUNK_ROWS
+        into = _numpy(counts[first:last], cols[run], values[run])
+        return int(kernels().collect_above(*arguments, scratch.bound, groups, *into))
+
+    found = share(task, n, CHUNK_ROWS)
+    if min(found) < 0 or sum(found) < k:
+        return None
+    starts = counts.cumsum(0) - counts
+    for run, before in enumerate(np.cumsum([0, *found[:-1]])):
+        starts[run * CHUNK_ROWS : (run + 1) * CHUNK_ROWS] += run * room - int(before)
+    least = kernels().keep_largest(*_numpy(starts, counts, cols.view(-1), values.view(-1)), k)
+    return Pairs(starts, counts, cols.view(-1)[:k], values.view(-1)[:k], float(least))
+
+
+def _bounded_pairs(encoder: Encoder, n: int, k: int, groups: int, scratch: Scratch) -> Pairs:
+    """The same in two looks at the whole batch.
+
     The k-th largest of the maxima of groups of columns is a lower bound of the k-th largest value, and a histogram of
     their first 16 bits gives a bound just below it. What is above that bound is collected, the k largest of it kept.
     """
     m = encoder.d_sae
-    groups = min(m, max(m // 16, -(-k // n)))
     z, best = scratch("z", n, m, dtype=encoder.dtype), scratch("best", n, groups)
     starts, counts = torch.zeros(n, dtype=torch.int64), scratch("counts", n, dtype=torch.int64)
 
@@ -269,11 +328,11 @@ def decode(sae: SAE, x: Tensor, pairs: Pairs, widths: list[int], scale: float, s
     return Decoded(residual, torch.stack(totals).sum(0), torch.stack(errors).sum(0) / n, dz)
 
 
-def by_feature(pairs: Pairs, dz: Tensor, d_sae: int) -> tuple[Tensor, ...]:
+def by_feature(pairs: Pairs, dz: Tensor, d_sae: int, scratch: Scratch) -> tuple[Tensor, ...]:
     """The pairs sorted by feature: bounds (d_sae + 1,), rows, values, dz."""
     size = len(pairs.values)
-    bounds, rows = torch.empty(d_sae + 1, dtype=torch.int64), torch.empty(size, dtype=torch.int32)
-    made = (bounds, rows, torch.empty(size), torch.empty(size))
+    bounds, rows = torch.empty(d_sae + 1, dtype=torch.int64), scratch("rows", size, dtype=torch.int32)
+    made = (bounds, rows, scratch("sorted values", size), scratch("sorted dz", size))
     kernels().sort_by_feature(*_numpy(pairs.starts, pairs.counts, pairs.cols, pairs.values, dz), *_numpy(*made))
     return made
 
@@ -289,113 +348,7 @@ def _numpy(*tensors: Tensor) -> list[Any]:
     return [tensor.numpy() for tensor in tensors]
 
 
-class PairGradients(Mapping[str, Tensor]):
-    """The gradients of a sparse step as its pairs, not yet summed: a mapping like any other where one is looked up, and
-    for the optimiser a way to sum a feature's pairs just when it updates the feature.
-
-    pairs: bounds, rows, values and dz, sorted by feature (see kernels.py). x (n, d) and residual (parts, n, d): both
-    float32 or both bfloat16. scale: of residual, for dL/dx_hat. widths: where the parts end. b_dec: (d,), the decoder's
-    part of its gradient. features, extra: some features, and the gradients to add to theirs. others: gradients of tensors
-    that are not summed from pairs.
-    """
-
-    def __init__(
-        self,
-        sae: SAE,
-        pairs: tuple[Tensor, ...],
-        x: Tensor,
-        residual: Tensor,
-        scale: float,
-        widths: list[int],
-        b_dec: Tensor,
-        features: Tensor,
-        extra: Mapping[str, Tensor],
-        others: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self.sae, self.pairs, self.x, self.residual, self.scale, self.b_dec = sae, pairs, x, residual, scale, b_dec
-        self.widths = widths
-        self.features, self.extra, self.others = features, extra, others or {}
-        self.bias = bias_of(sae)
-        self.rows = ("W_enc", self.bias, "W_dec")  # what is updated feature by feature
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._sums[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sums)
-
-    def __len__(self) -> int:
-        return len(self._sums)
-
-    def summed(self) -> dict[str, Tensor]:
-        """The gradients as tensors, to be changed at will: those of the scratch memory, where they lie there."""
-        if len(self.features) == self.sae.config.d_sae and not len(self.x):
-            return {**self.extra, "b_dec": self.b_dec, **self.others}
-        return self._sums
-
-    @cached_property
-    def _sums(self) -> dict[str, Tensor]:
-        d_sae, d = self.sae.W_dec.shape
-        grads = {name: torch.empty(d_sae, *([] if name == self.bias else [d])) for name in self.rows}
-        into = [tensor.numpy() for tensor in grads.values()]
-        share(lambda i, j: kernels().sum_features(i, j, *self._inputs(), *into), d_sae, CHUNK_FEATURES)
-        grads["b_dec"] = self.b_dec
-        if self.sae.config.apply_b_dec_to_input:
-            grads["b_dec"] = self.b_dec - self.sae.W_enc.detach() @ grads[self.bias]
-        for name, extra in self.extra.items():
-            grads[name].index_add_(0, self.features, extra)
-        return grads | dict(self.others)
-
-    def _inputs(self) -> tuple[Any, ...]:
-        return (
-            *(part.numpy() for part in self.pairs),
-            *_as_both(self.x, self.residual),
-            self.residual.dtype == torch.float32,
-            self.scale,
-            np.array(self.widths),
-        )
-
-    def update(
-        self, tensors: Mapping[str, Tensor], moments: Mapping[str, dict[str, Tensor]], unit: bool, rates: "Rates"
-    ) -> Tensor:
-        """Adam's step for W_enc, its bias and W_dec of the training layout, in place (see kernels.update_features);
-        returns the whole gradient of b_dec."""
-        d_sae, d = self.sae.W_dec.shape
-        place = torch.full((d_sae,), -1, dtype=torch.int32)
-        if self.extra:
-            place[self.features] = torch.arange(len(self.features), dtype=torch.int32)
-        nothing = {name: torch.empty(0, *([] if name == self.bias else [d])) for name in self.rows}
-        extra = [(self.extra or nothing)[name].contiguous().numpy() for name in nothing]
-        state = [
-            tensor.numpy()
-            for name in nothing
-            for tensor in (tensors[name], moments[name]["exp_avg"], moments[name]["exp_avg_sq"])
-        ]
-        inputs = self._inputs()
-
-        def task(first: int, last: int) -> Tensor:
-            through = torch.empty(d)
-            kernels().update_features(
-                first, last, *inputs, place.numpy(), *extra, *state, unit, *rates, through.numpy()
-            )
-            return through
-
-        parts = share(task, d_sae, CHUNK_FEATURES)
-        return self.b_dec - torch.stack(parts).sum(0) if self.sae.config.apply_b_dec_to_input else self.b_dec
-
-
-class Rates(NamedTuple):
-    """What Adam needs in one step: see kernels._adam."""
-
-    weights: float
-    biases: float
-    beta1: float
-    beta2: float
-    root: float
-    eps: float
-
-
-def _as_both(*tensors: Tensor) -> Iterator[Any]:
+def as_both(*tensors: Tensor) -> Iterator[Any]:
     """The tensors as bfloat16 arrays (uint16 to numpy), then as float32 ones; empty where they are not."""
     for dtype in (torch.bfloat16, torch.float32):
         for tensor in tensors:

@@ -15,7 +15,8 @@ from saes.numerics.topk import ByNorm
 from training.numerics import losses, sparse
 from training.numerics.losses import Terms, autograd_gradients, gradients, pair_gradients, topk_gradients
 from training.numerics.optim import Optimizer, fold_norms, matmul_precision
-from training.numerics.sparse import Encoder, PairGradients, Scratch, batchtopk_pairs, topk_pairs
+from training.numerics.row_gradients import PairGradients, SummedGradients
+from training.numerics.sparse import Encoder, Scratch, batchtopk_pairs, topk_pairs
 from training.numerics.train import TrainConfig, train
 
 D, D_SAE, K, N = 24, 170, 5, 600  # rows and features that are no multiple of a run, columns of no group
@@ -132,7 +133,7 @@ def test_dense_steps_are_autograd_s_but_for_bfloat16(kind, centred, dead):
     exact = autograd_gradients(sae, data(), given)
     with matmul_precision("fast"):
         outcome = gradients(sae, data(), given)
-    assert isinstance(outcome.grads, PairGradients) and set(outcome.grads) == set(exact.grads)
+    assert isinstance(outcome.grads, SummedGradients) and set(outcome.grads) == set(exact.grads)
     assert outcome.parts == pytest.approx(exact.parts, rel=5e-3)
     assert outcome.squared_error == pytest.approx(exact.squared_error, rel=5e-3)
     assert (outcome.fired - exact.fired).abs().sum() < 0.005 * exact.fired.sum()
@@ -232,6 +233,20 @@ def test_batchtopk_is_exact(m, k):
     pairs = batchtopk_pairs(encoder_of(z), 300, k, Scratch())
     assert torch.equal(dense(pairs, 300, m), expected)
     assert pairs.least == float(expected[expected > 0].min())
+
+
+@pytest.mark.parametrize(("times", "taken"), [(0.9, True), (1.0, True), (1.01, False), (0.01, False)])
+def test_batchtopk_chooses_the_same_wherever_it_looks_first(times, taken):
+    """A bound that is too high finds too few, one that is too low too many to hold; equal values are among them."""
+    m, k = 1000, 300 * 7
+    z = (torch.randn(300, m, generator=torch.Generator().manual_seed(0)) * 16).round() / 16
+    expected, scratch = batchtopk_pairs(encoder_of(z), 300, k, Scratch()), Scratch()
+    scratch.bound = times * expected.least
+    assert (sparse._guessed_pairs(encoder_of(z), 300, k, m // 16, scratch) is not None) == taken
+    scratch.bound = times * expected.least
+    pairs = batchtopk_pairs(encoder_of(z), 300, k, scratch)
+    assert torch.equal(dense(pairs, 300, m), dense(expected, 300, m)) and pairs.least == expected.least
+    assert torch.equal(pairs.cols[:k], expected.cols[:k]) and scratch.bound == sparse.BELOW * pairs.least
 
 
 @pytest.mark.parametrize("pairs_of", [topk_pairs, batchtopk_pairs])
