@@ -311,6 +311,19 @@ def test_any_number_of_threads_gives_the_same_weights_to_the_bit(architecture, t
     assert all(torch.equal(getattr(made[0], name), getattr(other, name)) for other in made[1:] for name in NAMES)
 
 
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="no bfloat16 products here")
+@pytest.mark.parametrize("kind", ["standard", "gated", "jumprelu"])
+def test_dense_steps_too(kind, threads):
+    made = []
+    for number in (1, 2, 3):
+        threads(number)
+        sae = build_sae(SAEConfig(kind, D, D_SAE))
+        config = TrainConfig(steps=4, batch_size=N, lr=3e-3, dead_after_tokens=N, precision="fast")
+        train(sae, iter([data(seed=step) for step in range(4)]), config)
+        made.append(torch.cat([tensor.detach().flatten() for tensor in sae.parameters()]))
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk", "nested"])
 def test_without_numba_training_gives_the_same_but_for_rounding(architecture, monkeypatch):
     compiled = trained(architecture, "float32")
