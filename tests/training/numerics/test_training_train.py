@@ -38,7 +38,7 @@ def rows(n: int, seed: int = 0, scale: float = 4.0) -> torch.Tensor:
 
 
 def sae_of(architecture: str = "topk", **options) -> SAE:
-    return build_sae(SAEConfig(architecture, D, D_SAE, k=K if architecture == "topk" else None, **options))
+    return build_sae(SAEConfig(architecture, D, D_SAE, k=K if "topk" in architecture else None, **options))
 
 
 def config(**changes) -> TrainConfig:
@@ -199,7 +199,7 @@ def kill_at(step: int):
     return on_step
 
 
-@pytest.mark.parametrize("architecture", ["topk", "standard"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "standard"])
 def test_an_interrupted_run_equals_an_uninterrupted_one_to_the_bit(architecture, tmp_path):
     made = config(checkpoint_every=8, dead_after_tokens=64)  # so that the dead features' term is part of it
     whole, parts, resumed = (half_dead(architecture) for _ in range(3))
