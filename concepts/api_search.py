@@ -10,7 +10,7 @@ from ninja import Query, Router, Schema
 from pydantic import ConfigDict
 
 from concepts.models import Label
-from concepts.search import Found, SearchError, alike, by_label, by_promoted
+from concepts.search import Found, SearchError, alike, alike_in, by_label, by_promoted, comparable
 from saehub.accounts.api_access import Needs, Problem
 from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
 from saes.models import SAE
@@ -49,6 +49,11 @@ def feature_search(
     q: str = Query("", max_length=200, description="Words of a label, or the token"),
     sae_id: int | None = Query(None, description="Only this SAE; all of them when left out"),
     feature: int | None = Query(None, description="cosine: of this feature"),
+    among: str = Query(
+        "",
+        max_length=12,
+        description="cosine: the id of another SAE of the same hook point, or others; sae_id when left out",
+    ),
     limit: int = LIMIT,
     offset: int = OFFSET,
 ) -> Any:
@@ -59,17 +64,22 @@ def feature_search(
     if by == "label":
         return page(by_label(q, sae), limit, offset, _labelled)
     try:
-        return page(_found(by, q, sae, feature), limit, offset, _shown)
+        return page(_found(by, q, sae, feature, among), limit, offset, _shown)
     except SearchError as refusal:
         raise Problem(422, str(refusal)) from None
 
 
-def _found(by: str, q: str, sae: SAE | None, feature: int | None) -> list[Found]:
+def _found(by: str, q: str, sae: SAE | None, feature: int | None, among: str) -> list[Found]:
     if by != "cosine":
         return by_promoted(q, None if sae is None else [sae], lowered=by == "lowers")
     if sae is None or feature is None:
         raise Problem(422, "cosine: say sae_id and feature.")
-    return alike(sae, feature)
+    if not among:
+        return alike(sae, feature)
+    others = [other for other in comparable(sae) if among in ("others", str(other.pk))]
+    if not others:
+        raise Problem(422, f"among: no harvested SAE {among} writes into the hook point of {sae.name}.")
+    return alike_in(sae, feature, others)[0]
 
 
 def _shown(one: Found) -> dict[str, Any]:

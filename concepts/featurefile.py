@@ -19,6 +19,7 @@ examples, A activations of those examples, C contexts they come from, L tokens a
 Written by the logit lens, together with `logit_lens.json`:
   logits_pos_ids, logits_neg_ids (F, 10) int32;  logits_pos_values, logits_neg_values (F, 10) float32
   neighbour_ids (F, 50) int32, neighbour_cosines (F, 50) float32;  decoder_norm (F,) float32
+  directions (F, d_out) float16   decoder rows at norm 1, to hold against those of other SAEs
 """
 
 import json
@@ -38,6 +39,7 @@ HISTOGRAM_BINS = 50
 SORT_KEYS = ("feature", "density", "n_fires", "n_contexts", "max", "mean")
 BINS_PER_DECADE = 4
 SHOWN_NEIGHBOURS = 10  # of a record; the columns hold more
+CHUNK_NUMBERS = 2**22  # of directions made float32 at once
 
 
 class ViewError(ValueError):
@@ -289,6 +291,26 @@ class FeatureView:
             return []
         rows = zip(self.column("neighbour_ids")[i], self.column("neighbour_cosines")[i], strict=True)
         return [Neighbour(int(feature), float(cosine)) for feature, cosine in rows]
+
+    @property
+    def directions(self) -> np.ndarray | None:
+        """Decoder rows at norm 1 (F, d_out) float16; None where the lens kept none, as older versions did."""
+        return self.column("directions") if self.logit_lens and self.logit_lens.get("directions") else None
+
+    def nearest(self, direction: np.ndarray, n: int = 50) -> list[Neighbour]:
+        """The features whose directions have the largest cosine with this one of norm 1 (d_out,), nearest first.
+
+        Good to 1e-4, since directions are kept in halves. Reads all of them once. Raises ViewError where there are none.
+        """
+        rows = self.directions
+        if rows is None:
+            raise ViewError(f"The feature view {self.path.name} has no directions; harvest it again.")
+        if rows.shape[1] != len(direction):
+            raise ViewError(f"Its directions have {rows.shape[1]} numbers, not {len(direction)}.")
+        step = max(1, CHUNK_NUMBERS // rows.shape[1])
+        parts = [rows[i : i + step].astype(np.float32) @ direction for i in range(0, len(rows), step)]
+        cosines = np.concatenate(parts)
+        return [Neighbour(int(i), float(cosines[i])) for i in np.argsort(-cosines, kind="stable")[:n]]
 
     @property
     def _has_logits(self) -> bool:

@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from concepts import featurefile
-from concepts.models import FeatureView, Label, name_of
+from concepts.models import FeatureView, Label, name_of, newest_view
 from saes.models import SAE
 
 FOUND = 50
 VIEWS = 50  # SAEs whose views are asked at once, the newest
+MOST_NUMBERS = 2**29  # of the directions of several SAEs that one search reads: 1 GB
 
 
 class SearchError(ValueError):
@@ -82,16 +85,82 @@ def alike(sae: SAE, feature: int, n: int = FOUND) -> list[Found]:
 
     Raises SearchError when there is no such feature, or the SAE has no view with neighbours.
     """
-    if not 0 <= feature < sae.n_features:
-        raise SearchError(f"There is no feature {feature}; {sae.name} has features 0 to {sae.n_features - 1:,}.")
-    view = next(iter(newest_views([sae])), None)
+    columns = _columns_with(sae, feature)
     try:
-        columns = view.opened() if view is not None else None
-        near = columns.feature_neighbours(feature)[:n] if columns is not None else []
+        near = columns.feature_neighbours(feature)[:n]
     except featurefile.ViewError as error:
         raise SearchError(str(error)) from error
-    if columns is None or not near:
-        raise SearchError(f"Directions of {sae.name} were not compared yet; harvest its features.")
+    if not near:
+        raise SearchError(_not_compared(sae))
+    return _near(sae, columns, near)
+
+
+def alike_in(sae: SAE, feature: int, others: Iterable[SAE], n: int = FOUND) -> tuple[list[Found], list[SAE]]:
+    """The features of other SAEs whose decoder directions have the largest cosine with this one's, and the SAEs left out.
+
+    cosine_ij = w_i . w'_j over decoder rows at norm 1, which means something where both SAEs write into the same hook
+    point of the same model: `comparable` lists those. The directions of one SAE are always read, those of several up to
+    MOST_NUMBERS. Raises SearchError when there is no such feature, or no directions to compare.
+    """
+    columns = _columns_with(sae, feature)
+    try:
+        own = columns.directions
+        if own is None:
+            raise SearchError(f"{_not_compared(sae)[:-1]} again; the harvest it has kept no directions.")
+        direction = own[feature].astype(np.float32)
+        hits, left, read = [], [], 0
+        for other in others:
+            view = _with_directions(other, len(direction))
+            if view is None or (read and read + view.n_features * len(direction) > MOST_NUMBERS):
+                left.append(other)
+                continue
+            read += view.n_features * len(direction)
+            hits += _near(other, view, view.nearest(direction, n))
+    except featurefile.ViewError as error:
+        raise SearchError(str(error)) from error
+    if not read:
+        names = ", ".join(other.name for other in left[:3])
+        raise SearchError(f"The directions of {names or 'other SAEs'} are not kept yet; harvest their features again.")
+    return sorted(hits, key=lambda hit: -(hit.cosine or 0))[:n], left
+
+
+def comparable(sae: SAE) -> list[SAE]:
+    """The other SAEs with a view whose decoders write into the same hook point of the same model, newest first."""
+    if sae.model is None:
+        return []
+    rows = FeatureView.objects.ready().exclude(sae=sae).filter(sae__model=sae.model_id).select_related("sae__model")
+    found = {view.sae_id: view.sae for view in rows.order_by("-sae") if _writes_into(view.sae) == _writes_into(sae)}
+    return list(found.values())[:VIEWS]
+
+
+def _writes_into(sae: SAE) -> str:
+    """The hook point that its decoder's directions belong to, by one name whichever the files use."""
+    name = sae.hook_name_out or sae.hook_name
+    row = sae.model.hook(name) if sae.model else None
+    return str(row["name"]) if row else name
+
+
+def _columns_with(sae: SAE, feature: int) -> featurefile.FeatureView:
+    """The newest view of the SAE. Raises SearchError without one, or when it has no such feature."""
+    if not 0 <= feature < sae.n_features:
+        raise SearchError(f"There is no feature {feature}; {sae.name} has features 0 to {sae.n_features - 1:,}.")
+    found = newest_view(sae)
+    if found is None:
+        raise SearchError(_not_compared(sae))
+    return found[1]
+
+
+def _not_compared(sae: SAE) -> str:
+    return f"Directions of {sae.name} were not compared yet; harvest its features."
+
+
+def _with_directions(sae: SAE, width: int) -> featurefile.FeatureView | None:
+    found = newest_view(sae)
+    own = found[1].directions if found else None
+    return found[1] if found and own is not None and own.shape[1] == width else None
+
+
+def _near(sae: SAE, columns: featurefile.FeatureView, near: list[featurefile.Neighbour]) -> list[Found]:
     labels = _labels((sae, other.feature) for other in near)
     return [_found(sae, columns, other.feature, labels, cosine=other.cosine) for other in near]
 

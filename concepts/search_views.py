@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
 from concepts.models import FeatureView
-from concepts.search import SearchError, alike, by_label, by_promoted
+from concepts.search import SearchError, alike, alike_in, by_label, by_promoted, comparable
 from saehub.accounts.access import needs
 from saes.models import SAE
 
@@ -18,7 +18,10 @@ WAYS = {
     "label": ("By label", "What people and files call them"),
     "raises": ("That raise a token", "Features whose direction adds most to a token's logit"),
     "lowers": ("That lower a token", "Features whose direction takes most from a token's logit"),
-    "like": ("Like another feature", "Features of the same SAE by the cosine of their decoder directions"),
+    "like": (
+        "Like another feature",
+        "Features by the cosine of their decoder directions: of the same SAE, or of others that write into its hook point",
+    ),
 }
 
 
@@ -58,7 +61,20 @@ def _found(request: HttpRequest, way: str, text: str, sae: SAE | None) -> dict[s
         )
     if not (index.isdecimal() and len(index) < 10):
         raise SearchError("Write the feature's number, or SAE/number.")
-    return {"found": alike(chosen, int(index)), "sae": chosen, "origin": int(index)}
+    return _alike(request, chosen, int(index))
+
+
+def _alike(request: HttpRequest, sae: SAE, index: int) -> dict[str, Any]:
+    """Where `?in=` says: the same SAE ("", also where it is unknown), one other, or all others."""
+    others = comparable(sae)
+    wanted = request.GET.get("in", "")
+    among = [other for other in others if wanted in ("others", str(other.pk))]
+    context: dict[str, Any] = {"sae": sae, "origin": index, "others": others, "among": wanted if among else ""}
+    try:
+        context["found"], context["left"] = alike_in(sae, index, among) if among else (alike(sae, index), [])
+    except SearchError as error:
+        context["fault"] = str(error)
+    return context
 
 
 def _named(name: str) -> SAE | None:

@@ -25,7 +25,7 @@ from training.numerics.shards import write_json
 
 COLUMNS = (
     "decoder_norm", "neighbour_ids", "neighbour_cosines", "logits_pos_ids", "logits_pos_values", "logits_neg_ids",
-    "logits_neg_values",
+    "logits_neg_values", "directions",
 )  # fmt: skip
 CHUNK_NUMBERS = 2**24  # products held at once, 4 bytes each
 RESIDUAL = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
@@ -47,7 +47,7 @@ def logit_lens(
     neighbours: int = 50,
     progress: Progress = lambda done, total, step: None,
 ) -> dict[str, Any]:
-    """Add logits, neighbours and decoder norms of every feature to a harvested view; returns what was done.
+    """Add logits, neighbours, directions and decoder norms of every feature to a harvested view; returns what was done.
 
     k: logits kept on each side. neighbours: kept by falling cosine. The result's `how` says in words how the logits
     came to be; where the hook point is not written into the residual stream there are none (`logits` False) and `how`
@@ -65,6 +65,7 @@ def logit_lens(
     ids, cosines = _neighbours(directions, count, lambda done: progress(done, total, "comparing directions"))
     _save(folder, "neighbour_ids", ids.int())
     _save(folder, "neighbour_cosines", cosines)
+    _save(folder, "directions", directions.half())
     if reason is None:
         unembedding, how = effective_unembedding(lm)
         k = min(k, unembedding.shape[1])
@@ -76,6 +77,7 @@ def logit_lens(
             _save(folder, f"logits_{side}_values", values)
             _save(folder, f"logits_{side}_ids", tokens.int())
     result = {"logits": reason is None, "how": reason or how, "model": lm.name, "k": k, "neighbours": count}
+    result["directions"] = True
     write_json(folder / LENS_FACTS, result)
     return result
 
@@ -83,14 +85,14 @@ def logit_lens(
 def take_lens(old: Path, new: Path) -> bool:
     """Give a view the logits and neighbours of an older view of the same SAE and model, which depend on no tokens.
 
-    Returns whether there were any. The columns are links to the same files.
+    Returns whether there were any, with directions. The columns are links to the same files.
     """
     try:
         had, has = open_view(old), open_view(new)
     except ViewError:
         return False
     same = had.facts.get("source", {}).get("sae") == has.facts["source"]["sae"]
-    if not had.logit_lens or not same:
+    if not had.logit_lens or had.directions is None or not same:
         return False
     for file in (file for name in COLUMNS for file in old.glob(f"{name}.npy")):
         os.link(file, new / file.name)

@@ -10,7 +10,7 @@ import torch
 from django.urls import reverse
 
 from concepts.models import ConceptDictionary, FeatureView, Label
-from concepts.search import SearchError, alike, by_label, by_promoted
+from concepts.search import SearchError, alike, alike_in, by_label, by_promoted, comparable
 from saes.models import SAE
 from saes.numerics.formats import load_sae
 from saes.numerics.lm import load_lm
@@ -122,3 +122,71 @@ def test_the_omnibox_finds_labels_and_concepts(rows: Rows, client_of: Any) -> No
     dictionary.change({"big cats": {"description": "", "members": [[5, 1.0, 1, None]]}}, rows.owner, "new")
     page = client.get("/search/", {"q": "cats"}).content.decode()
     assert "about &lt;b&gt;cats" in page and "tiny-sae/5" in page and "big cats" in page and "animals" in page
+
+
+# ---------------------------------------------------------------------------------------------------- in other SAEs
+
+
+@pytest.fixture
+def second(rows: Rows, run_job: Any, tmp_path: Any) -> SAE:
+    """Another SAE of the same hook point, harvested: rows 10 to 49 of its decoder are those of the first, turned round."""
+    from django.utils import timezone
+
+    from saes.numerics.formats import save_sae
+    from tests.tiny_models import RESID, tiny_sae
+
+    weights, first = tiny_sae("standard", d_sae=64, model_name="tiny-llama"), load_sae(rows.sae.files)
+    with torch.no_grad():
+        weights.W_dec[10:50] = first.W_dec[10:50].detach().flip(0) * 3
+    sae = SAE.objects.create(
+        name="second", source="trained", model=rows.model, model_name=rows.model.name, hook_name="model.layers.1",
+        architecture="standard", d_in=32, d_sae=64, path="saes/second", owner=rows.owner, ready_at=timezone.now(),
+    )  # fmt: skip
+    assert RESID == "blocks.1.hook_resid_post", "the same place by another name"
+    save_sae(weights, sae.files)
+    view = FeatureView.objects.create(name="second", sae=sae, capture=rows.capture, owner=rows.owner, k=3)
+    job = run_job(view.start(rows.owner))
+    assert job.state == "done", job.error
+    return sae
+
+
+def test_where_another_sae_points(rows: Rows, view: FeatureView, second: SAE, client_of: Any) -> None:
+    a, b = (torch.nn.functional.normalize(load_sae(sae.files).W_dec.detach(), dim=1).numpy() for sae in (rows.sae, second))
+    assert comparable(rows.sae) == [second] and comparable(second) == [rows.sae]
+    found, left = alike_in(rows.sae, 12, [second])
+    assert left == [] and [one.sae for one in found] == [second] * 50
+    cosine = b @ a[12]
+    assert found[0].feature == 47 and found[0].cosine == pytest.approx(1, abs=1e-4), "12 of 10 to 49, turned round"
+    np.testing.assert_allclose([one.cosine for one in found], np.sort(cosine)[::-1][:50], atol=2e-4)
+    assert alike_in(second, 47, [rows.sae])[0][0].feature == 12
+    page = search(client_of("viewer"), by="like", q=f"{rows.sae.pk}/12", **{"in": second.pk}).content.decode()
+    assert f"/saes/{second.pk}/features/47/" in page and "all 1 others" not in page
+
+
+def test_saes_of_another_place_or_without_directions_are_not_compared(
+    rows: Rows, view: FeatureView, second: SAE, client_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SAE.objects.filter(pk=second.pk).update(hook_name_out="blocks.0.hook_resid_post")
+    assert comparable(rows.sae) == []
+    SAE.objects.filter(pk=second.pk).update(hook_name_out="")
+    third = SAE.objects.create(name="not harvested", model=rows.model, hook_name=rows.sae.hook_name, d_sae=8, path="x")
+    assert alike_in(rows.sae, 1, [second, third])[1] == [third]
+    with pytest.raises(SearchError, match="not harvested are not kept"):
+        alike_in(rows.sae, 1, [third])
+    monkeypatch.setattr("concepts.search.MOST_NUMBERS", 1)
+    assert alike_in(rows.sae, 1, [second, rows.sae])[1] == [rows.sae], "one is always read"
+    lens = view.folder / "logit_lens.json"
+    lens.write_text(lens.read_text().replace('"directions": true', '"directions": false'))
+    for one in (rows.sae, second):
+        page = search(client_of("viewer"), by="like", q=f"{one.pk}/3", **{"in": "others"}).content.decode()
+        assert 'class="fault"' in page and "harvest" in page
+    assert "fault" not in search(client_of("viewer"), by="like", q=f"{second.pk}/3", **{"in": "x"}).content.decode()
+
+
+def test_the_api_compares_saes(rows: Rows, view: FeatureView, second: SAE, client_of: Any) -> None:
+    client, query = client_of("viewer"), {"by": "cosine", "sae_id": rows.sae.pk, "feature": 12}
+    for among in (str(second.pk), "others"):
+        items = client.get("/api/v1/features/search", query | {"among": among}).json()["items"]
+        assert items[0]["sae_id"] == second.pk and items[0]["feature"] == 47
+    answer = client.get("/api/v1/features/search", query | {"among": "77"})
+    assert answer.status_code == 422 and "hook point of tiny-sae" in answer.json()["detail"]
