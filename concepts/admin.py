@@ -50,6 +50,7 @@ class LabelAdmin(HouseAdmin):
         "method",
         "confidence",
         "score",
+        "notes",
         "accepted",
         "created_at",
     )

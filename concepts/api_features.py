@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 from concepts import featurefile
 from concepts.chosen import no_feature
 from concepts.concept_forms import LabelForm
-from concepts.forms import FeatureFilterForm, HarvestForm
+from concepts.forms import ORDERS, FeatureFilterForm, HarvestForm
 from concepts.models import FeatureView, Label, name_of
 from concepts.views import chosen_features
 from saehub.accounts.api_access import Needs, Problem, require_own
@@ -40,7 +40,7 @@ CONTEXT: Any = {
 }  # fmt: skip
 LABEL: Any = {
     "id": 9, "sae_id": 12, "feature": 2117, "text": "capital cities", "accepted": True, "source": "person", "by": "",
-    "method": "", "score": None, "confidence": None, "owner": "ada", "created_at": "2026-11-22T08:00:00Z",
+    "method": "", "score": None, "confidence": 0.8, "notes": "", "owner": "ada", "created_at": "2026-11-22T08:00:00Z",
 }  # fmt: skip
 
 
@@ -154,6 +154,7 @@ class LabelOut(Schema):
     method: str
     score: float | None
     confidence: float | None
+    notes: str
     owner: str | None
     created_at: Any
 
@@ -164,6 +165,8 @@ class LabelIn(Schema):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"text": "capital cities"}]})
 
     text: str = Field(max_length=10_000)
+    confidence: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    notes: str = ""
 
 
 def view_out(row: FeatureView) -> dict[str, Any]:
@@ -234,7 +237,7 @@ def feature_list(
     request: HttpRequest,
     pk: int,
     view: int | None = Query(None, description="The newest finished one when left out"),
-    sort: str = Query("feature", description=f"One of {', '.join(featurefile.SORT_KEYS)}; - before it turns it round"),
+    sort: str = Query("feature", description=f"One of {', '.join(ORDERS)}; - before it turns it round"),
     state: str = Query("", description="alive or dead"),
     named: str = Query("", description="named or unnamed"),
     label: str = Query("", description="Words of a label"),
@@ -356,9 +359,9 @@ def label_list(
 def label_create(request: HttpRequest, pk: int, index: int, given: LabelIn) -> Any:
     """Accepted, unless another person's label is: then it is proposed."""
     sae = _checked(pk, index)
-    form = LabelForm(given.dict())
+    form = LabelForm(laid_over(LabelForm(), given.dict()))
     refuse(form)
-    return Status(201, label_out(Label.objects.name_feature(sae, index, form.cleaned_data["text"], request.user)))
+    return Status(201, label_out(Label.objects.name_feature(sae, index, user=request.user, **form.cleaned_data)))
 
 
 @router.post(
@@ -366,15 +369,15 @@ def label_create(request: HttpRequest, pk: int, index: int, given: LabelIn) -> A
 )
 def label_accept(request: HttpRequest, pk: int) -> Any:
     """It then stands for its feature, in place of another."""
-    row = get_object_or_404(Label.objects.select_related("owner"), pk=pk)
+    row = get_object_or_404(Label.objects.select_related("owner", "sae"), pk=pk)
     require_own(request, "concepts.change_label", row.rival)
-    row.accept()
+    row.accept(request.user)
     return label_out(row)
 
 
 @router.delete("/labels/{int:pk}", auth=Needs("concepts.delete_label"), response={204: None}, summary="Delete a label")
 def label_delete(request: HttpRequest, pk: int) -> Any:
-    row = get_object_or_404(Label, pk=pk)
+    row = get_object_or_404(Label.objects.select_related("sae"), pk=pk)
     require_own(request, "concepts.delete_label", row)
-    row.delete()
+    row.remove(request.user)
     return Status(204, None)

@@ -34,8 +34,29 @@ def usable_saes() -> Any:
     return SAE.objects.ready().filter(d_sae__gt=0)
 
 
-class LabelForm(forms.Form):
-    """What to call a feature. One field: Enter saves."""
+class LabelWordsForm(forms.Form):
+    """What its author says about a label."""
+
+    confidence = forms.FloatField(
+        required=False,
+        min_value=0,
+        max_value=1,
+        label="Confidence, 0 to 1",
+        error_messages={
+            "invalid": "The confidence must be a number from 0 to 1.",
+            "min_value": "The confidence must be a number from 0 to 1.",
+            "max_value": "The confidence must be a number from 0 to 1.",
+        },
+        widget=forms.TextInput(attrs={"inputmode": "decimal", "autocomplete": "off", "class": "index"}),
+    )
+    notes = forms.CharField(required=False, label="Notes", widget=forms.Textarea(attrs={"rows": 2, "dir": "auto"}))
+
+    def clean_notes(self) -> str:
+        return _asked(clean_text, self.cleaned_data["notes"], "notes")
+
+
+class LabelForm(LabelWordsForm):
+    """What to call a feature. One field: Enter saves. Confidence and notes where somebody has more to say."""
 
     text = forms.CharField(
         max_length=interchange.LONGEST_NAME,

@@ -18,7 +18,7 @@ import numpy as np
 
 from concepts.featurefile import Example, FeatureRecord
 from concepts.featurefile import FeatureView as Columns
-from concepts.interchange import neutralised
+from concepts.file_writer import neutralised
 from concepts.models import FeatureView
 from concepts.numerics.token_text import show_bytes
 

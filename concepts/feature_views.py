@@ -24,6 +24,7 @@ from saes.models import SAE
 SHOWN_TOP = 8
 SHOWN_SAMPLES = 2
 SHOWN_CONCEPTS = 20
+SHOWN_CHANGES = 10
 
 
 @needs("concepts.view_featureview")
@@ -52,6 +53,9 @@ def feature_detail(request: HttpRequest, pk: int, index: int) -> HttpResponse:
         "labels": labels,
         "accepted": next((label for label in labels if label.accepted), None),
         "label_form": LabelForm(auto_id="label_%s"),
+        "changes": sae.label_changes.filter(feature=index)
+        .select_related("owner")
+        .defer("before", "after")[:SHOWN_CHANGES],
         "in_concepts": in_concepts[:SHOWN_CONCEPTS],
         "kept": kept(request),
         "cannot_read": why_not(sae, "harvest"),
@@ -148,6 +152,7 @@ def _label(label: Label) -> dict[str, Any]:
     return {
         "text": label.text, "accepted": label.accepted, "source": label.source, "by": label.by, "method": label.method,
         "owner": label.owner.username if label.owner else None, "score": label.score, "confidence": label.confidence,
+        "notes": label.notes,
     }  # fmt: skip
 
 

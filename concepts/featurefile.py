@@ -319,20 +319,36 @@ class FeatureView:
     # ---------------------------------------------------------------------------------------------- all features
 
     def sorted(
-        self, key: str = "density", descending: bool = True, filters: Mapping[str, Any] | None = None
+        self,
+        key: str = "density",
+        descending: bool = True,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        by: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Feature numbers in the order of a key of SORT_KEYS; equal ones by number, undefined ones (NaN) last.
+        """Feature numbers in the order of a key of SORT_KEYS or of `token`; equal ones by number, undefined ones last.
 
-        filters: `alive` (bool); `(low, high)` for any key of SORT_KEYS, either side None for open; `token`, `raises`,
-        `lowers` (str): a top token, or a token among the logits raised or lowered, contains the text (case ignored);
-        `chosen` (F,) bool: features that something else than the view tells apart, such as their labels.
-        Raises ViewError for an unknown key or filter.
+        token: the top token by its letters. filters: `alive` (bool); `(low, high)` for any key of SORT_KEYS, either side
+        None for open; `token`, `raises`, `lowers` (str): a top token, or a token among the logits raised or lowered,
+        contains the text (case ignored); `chosen` (F,) bool: features that something else than the view tells apart.
+        by: (F,) float values to sort by in place of the key's, such as the order of labels. Raises ViewError for an
+        unknown key or filter.
         """
-        if key not in SORT_KEYS:
+        if by is None and key not in (*SORT_KEYS, "token"):
             raise ViewError(f'Features cannot be sorted by "{key}"; choose one of {", ".join(SORT_KEYS)}.')
+        values = by if by is not None else self._token_order if key == "token" else self.summary[key]
         found = np.flatnonzero(self._matching(filters or {}))
-        values = self.summary[key][found]
+        values = values[found]
         return found[np.argsort(-values if descending else values, kind="stable")]
+
+    @cached_property
+    def _token_order(self) -> np.ndarray:
+        """Place of every feature's top token among all tokens by their letters (F,), NaN for a dead one."""
+        words = self._folded_vocabulary
+        places = np.empty(len(words) + 1)
+        places[sorted(range(len(words)), key=lambda i: (words[i].strip(), words[i]))] = np.arange(len(words))
+        places[-1] = np.nan
+        return places[np.minimum(self.summary["top_token_ids"][:, 0], len(words))]
 
     def _matching(self, filters: Mapping[str, Any]) -> np.ndarray:
         matching = np.ones(self.n_features, dtype=bool)

@@ -13,6 +13,7 @@ from saes.models import SAE
 from training.models import Capture
 
 PAGE_SIZES = (25, 50)
+ORDERS = (*SORT_KEYS, "token", "label")
 
 
 class HarvestForm(forms.Form):
@@ -77,7 +78,7 @@ class FeatureFilterForm(forms.Form):
     max_low = _bound("Maximum at least")
     max_high = _bound("Maximum at most")
     sort = forms.ChoiceField(
-        choices=[(sign + key, key) for key in SORT_KEYS for sign in ("-", "")],
+        choices=[(sign + key, key) for key in ORDERS for sign in ("-", "")],
         required=False,
         widget=forms.HiddenInput,
     )

@@ -10,9 +10,9 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_POST
 
 from concepts import imports, interchange
-from concepts.concept_forms import ImportForm, LabelForm
+from concepts.concept_forms import ImportForm, LabelForm, LabelWordsForm
 from concepts.dictionary_views import exported
-from concepts.models import ConceptDictionary, ConceptImport, Label
+from concepts.models import ConceptDictionary, ConceptImport, Label, LabelChange
 from saehub.accounts.access import check, needs
 from saehub.fragments import part
 from saes.models import SAE
@@ -32,14 +32,45 @@ def label_create(request: HttpRequest, pk: int, index: int) -> HttpResponse:
         raise Http404(f"There is no feature {index}; {sae.name} has features 0 to {sae.n_features - 1:,}.")
     form = LabelForm(request.POST)
     if form.is_valid():
-        label = Label.objects.name_feature(sae, index, form.cleaned_data["text"], request.user)
+        told = {name: form.cleaned_data[name] for name in ("confidence", "notes")}
+        label = Label.objects.name_feature(sae, index, form.cleaned_data["text"], request.user, **told)
         if not label.accepted:
             messages.info(
                 request, "Your label is proposed. The accepted one is another person's and stays until it is put aside."
             )
     else:
-        messages.error(request, " ".join(str(error) for error in form.errors["text"]))
+        _said(request, form)
     return _back(request, sae, index)
+
+
+def _said(request: HttpRequest, form: Any) -> None:
+    """Why nothing was kept, on the page that one comes back to."""
+    messages.error(request, " ".join(str(error) for errors in form.errors.values() for error in errors))
+
+
+@require_POST
+@needs("concepts.change_label")
+def label_describe(request: HttpRequest, pk: int) -> HttpResponse:
+    """Confidence and notes of a label."""
+    label = get_object_or_404(Label.objects.select_related("sae"), pk=pk)
+    check(request.user, "concepts.change_label", label)
+    form = LabelWordsForm(request.POST)
+    if form.is_valid():
+        label.describe(request.user, **form.cleaned_data)
+    else:
+        _said(request, form)
+    return _back(request, label.sae, label.feature)
+
+
+@require_POST
+@needs("concepts.change_label")
+def label_undo(request: HttpRequest, pk: int) -> HttpResponse:
+    """Undo one change of a feature's labels."""
+    change = get_object_or_404(LabelChange.objects.select_related("sae"), pk=pk)
+    check(request.user, "concepts.change_label", change)
+    check(request.user, "concepts.change_label", change.rival)
+    change.undo(request.user)
+    return _back(request, change.sae, change.feature)
 
 
 @require_POST
@@ -47,7 +78,7 @@ def label_create(request: HttpRequest, pk: int, index: int) -> HttpResponse:
 def label_accept(request: HttpRequest, pk: int) -> HttpResponse:
     label = get_object_or_404(Label.objects.select_related("sae"), pk=pk)
     check(request.user, "concepts.change_label", label.rival)
-    label.accept()
+    label.accept(request.user)
     return _back(request, label.sae, label.feature)
 
 
@@ -56,7 +87,7 @@ def label_accept(request: HttpRequest, pk: int) -> HttpResponse:
 def label_delete(request: HttpRequest, pk: int) -> HttpResponse:
     label = get_object_or_404(Label.objects.select_related("sae"), pk=pk)
     check(request.user, "concepts.delete_label", label)
-    label.delete()
+    label.remove(request.user)
     return _back(request, label.sae, label.feature)
 
 

@@ -16,12 +16,14 @@ from typing import Any
 from django.db import transaction
 from django.db.models import Count, Q
 
-from concepts import interchange
-from concepts.interchange import Entry, Held, Refused
+from concepts import file_reader, file_writer, interchange
+from concepts.file_writer import Held
+from concepts.interchange import Entry, Refused
 from concepts.models import ConceptDictionary, ConceptFeature, ConceptImport, ConceptState, Label, facts_of
 from saes.models import SAE
 
 SHOWN = 50  # rows of each sort that a preview lists
+TOLD = ("score", "confidence", "notes")  # what a file may change of a label
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,15 @@ class DictionaryPlan(Plan):
 @dataclass
 class LabelPlan(Plan):
     new: list[Entry] = field(default_factory=list)
-    rescored: list[tuple[int, float | None, float]] = field(default_factory=list)  # label, its score, the file's
+    told: list[tuple[int, dict[str, Any], dict[str, Any]]] = field(
+        default_factory=list
+    )  # label: what it had, what it gets
 
 
 def plan(row: ConceptImport) -> Plan:
     """What applying it would do now. Raises interchange.FileRefused."""
     with row.file.open("rb") as file:
-        form, entries = interchange.read(file, row.facts)
+        form, entries = file_reader.read(file, row.facts)
         if row.dictionary is not None:
             return plan_dictionary(row.dictionary, form, entries)
         return plan_labels(row.sae, form, entries)
@@ -166,9 +170,9 @@ def plan_labels(sae: SAE, form: str, entries: Iterable[Entry | Refused]) -> Labe
     """Each row is a label of its feature. A person's label is never changed by a file."""
     found = LabelPlan(form)
     held = {
-        (feature, text, by, method): (pk, score, source)
-        for pk, feature, text, by, method, score, source in Label.objects.filter(sae=sae)
-        .values_list("pk", "feature", "text", "by", "method", "score", "source")
+        (label.feature, label.text, label.by, label.method): label
+        for label in Label.objects.filter(sae=sae)
+        .only("feature", "text", "by", "method", "source", *TOLD)
         .iterator(10_000)
     }
     for entry in entries:
@@ -179,12 +183,19 @@ def plan_labels(sae: SAE, form: str, entries: Iterable[Entry | Refused]) -> Labe
         if there is None:
             found.new.append(entry)
             found.count("added", Difference(entry))
-        elif there[2] == Label.Source.PERSON or entry.score is None or entry.score == there[1]:
+            continue
+        had = {name: getattr(there, name) for name in TOLD}
+        gets = {name: value for name in TOLD if (value := getattr(entry, name)) not in (None, "", had[name])}
+        if there.source == Label.Source.PERSON or not gets:
             found.count("unchanged")
         else:
-            found.rescored.append((there[0], there[1], entry.score))
-            found.count("changed", Difference(entry, f"score {_said(there[1])} → {_said(entry.score)}"))
+            found.told.append((there.pk, had, had | gets))
+            found.count("changed", Difference(entry, ", ".join(_told(name, had[name], gets[name]) for name in gets)))
     return found
+
+
+def _told(name: str, was: Any, now: Any) -> str:
+    return "notes" if name == "notes" else f"{name} {_said(was)} → {_said(now)}"
 
 
 def _write_labels(row: ConceptImport, found: LabelPlan, user: Any) -> None:
@@ -195,15 +206,20 @@ def _write_labels(row: ConceptImport, found: LabelPlan, user: Any) -> None:
             Label(
                 sae=row.sae, feature=entry.feature, text=entry.name, owner=user, by=entry.by, method=entry.method,
                 source=Label.Source.MODEL if entry.by else Label.Source.IMPORT, score=entry.score,
-                accepted=id(entry) in accepted, imported=row,
+                confidence=entry.confidence, notes=entry.notes, accepted=id(entry) in accepted, imported=row,
             )
             for entry in found.new
         ),
         batch_size=5000,
     )  # fmt: skip
-    changed = [Label(pk=pk, score=score) for pk, _, score in found.rescored]
-    Label.objects.bulk_update(changed, ["score"], batch_size=2000)
-    row.replaced = [[pk, score] for pk, score, _ in found.rescored]
+    _tell((pk, now) for pk, _, now in found.told)
+    row.replaced = [[pk, had] for pk, had, _ in found.told]
+
+
+def _tell(told: Iterable[tuple[int, dict[str, Any]]]) -> None:
+    """Score, confidence and notes of labels."""
+    rows = [Label(pk=pk, **values) for pk, values in told]
+    Label.objects.bulk_update(rows, TOLD, batch_size=2000)
 
 
 def _best(entries: Iterable[Entry], taken: set[int]) -> Iterator[Entry]:
@@ -218,9 +234,9 @@ def _best(entries: Iterable[Entry], taken: set[int]) -> Iterator[Entry]:
 
 @transaction.atomic
 def undo_labels(row: ConceptImport) -> int:
-    """Take back what an import of labels did: labels it added go, scores it changed return. Returns how many went."""
+    """Take back what an import of labels did: labels it added go, what it changed returns. Returns how many went."""
     gone, _ = row.labels.all().delete()
-    Label.objects.bulk_update([Label(pk=pk, score=score) for pk, score in row.replaced], ["score"], batch_size=2000)
+    _tell(row.replaced)
     row.delete()
     return gone
 
@@ -228,8 +244,11 @@ def undo_labels(row: ConceptImport) -> int:
 def labels_of(sae: SAE) -> list[Entry]:
     """Every label of the SAE as files say it, the accepted one of a feature first."""
     rows = Label.objects.filter(sae=sae).order_by("feature", "-accepted", "-pk")
-    columns = rows.values_list("feature", "text", "score", "by", "method")
-    return [Entry(0, i, text, score, by=by, method=method) for i, text, score, by, method in columns.iterator(10_000)]
+    columns = rows.values_list("feature", "text", "score", "by", "method", "confidence", "notes")
+    return [
+        Entry(0, i, text, score, by=by, method=method, confidence=confidence, notes=notes)
+        for i, text, score, by, method, confidence, notes in columns.iterator(10_000)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- the file
@@ -259,14 +278,14 @@ def keep(file: Any, user: Any, sae: SAE, dictionary: ConceptDictionary | None, a
 def export(form: str, what: ConceptDictionary | SAE) -> Iterator[str]:
     """A dictionary, or the labels of an SAE, as a file of one of interchange.FORMATS."""
     if isinstance(what, ConceptDictionary):
-        return interchange.write(form, entries_of(what), facts_of(what.sae))
-    return interchange.write(form, labels_of(what), facts_of(what))
+        return file_writer.write(form, entries_of(what), facts_of(what.sae))
+    return file_writer.write(form, labels_of(what), facts_of(what))
 
 
 def losses(what: ConceptDictionary | SAE) -> list[tuple[str, str, list[str]]]:
     """Each format with its words and what it would leave out of this; counted in the database."""
     held = _held(what) if isinstance(what, ConceptDictionary) else _held_by_labels(what)
-    return [(form, words, interchange.losses(form, held)) for form, words in interchange.FORMATS.items()]
+    return [(form, words, file_writer.losses(form, held)) for form, words in interchange.FORMATS.items()]
 
 
 def _held(dictionary: ConceptDictionary) -> Held:
@@ -284,6 +303,7 @@ def _held_by_labels(sae: SAE) -> Held:
     counts = Label.objects.filter(sae=sae).aggregate(
         unscored=Count("pk", filter=Q(score=None)),
         signed=Count("pk", filter=~Q(by="", method="")),
+        told=Count("pk", filter=~Q(confidence=None, notes="")),
         second=Count("pk") - Count("feature", distinct=True),
     )
     return Held(**counts)

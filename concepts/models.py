@@ -6,19 +6,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from django.conf import settings
-from django.contrib.postgres.indexes import GinIndex
-from django.contrib.postgres.search import SearchVector
 from django.db import models, transaction
 from django.urls import reverse
 
 from concepts import compile as compiler
 from concepts import featurefile
-from concepts.interchange import LONGEST_BY, LONGEST_METHOD, LONGEST_NAME, Facts
+from concepts.interchange import LONGEST_NAME, Facts
+from concepts.labels import Label as Label  # models of the app too, in a file of their own
+from concepts.labels import LabelChange as LabelChange
+from concepts.labels import owner_field
 from saehub.jobs.made import Made
-from saes.filters import search_query
 from saes.models import SAE
 from training.models import Capture
 
@@ -145,105 +144,6 @@ def _known(view: FeatureView, columns: featurefile.FeatureView, i: int) -> Known
     return Known(i, name_of(columns, i), maximum, norm / view.layer_norm if norm and view.layer_norm else None)
 
 
-# -------------------------------------------------------------------------------------------------------------- labels
-
-
-def _owner() -> Any:
-    return models.ForeignKey(
-        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
-    )
-
-
-class LabelQuerySet(models.QuerySet):
-    def accepted_of(self, sae: SAE, features: Iterable[int]) -> dict[int, str]:
-        """Text of the accepted label of each of these features that has one."""
-        wanted = [int(i) for i in features]
-        found = self.filter(sae=sae, accepted=True, feature__in=wanted) if wanted else self.none()
-        return dict(found.values_list("feature", "text"))
-
-    def with_words(self, text: str) -> Self:
-        """Labels with every word of the text as the beginning of one of theirs; without such, those that hold the text."""
-        query = search_query(text)
-        found = self.annotate(words=SearchVector("text", config="simple")).filter(words=query) if query else self.none()
-        return found if query and found.exists() else self.filter(text__icontains=text)
-
-    def name_feature(self, sae: SAE, feature: int, text: str, user: Any) -> Label:
-        """What a person calls a feature: a label of theirs, accepted unless another person's is."""
-        with transaction.atomic():
-            SAE.objects.select_for_update(no_key=True).get(pk=sae.pk)  # two people may press Enter at once
-            wanted = {"sae": sae, "feature": feature, "text": text, "by": "", "method": ""}
-            label: Any = self.get_or_create(**wanted, defaults={"owner": user})[0]
-            held: Any = self.filter(sae=sae, feature=feature, accepted=True).first()
-            if held is None or held.source != Label.Source.PERSON or held.owner_id in (None, user.pk):
-                label.accept()
-        return label
-
-
-class Label(models.Model):
-    """What somebody calls a feature. A feature may have many labels; at most one is accepted and stands for it."""
-
-    class Source(models.TextChoices):
-        PERSON = "person", "person"
-        IMPORT = "import", "import"
-        MODEL = "model", "model"
-
-    sae = models.ForeignKey(SAE, on_delete=models.CASCADE, related_name="labels")
-    feature = models.PositiveIntegerField()
-    text = models.CharField(max_length=LONGEST_NAME)
-    owner = _owner()
-    source = models.CharField(max_length=10, choices=Source.choices, default=Source.PERSON)
-    by = models.CharField(
-        max_length=LONGEST_BY, blank=True, help_text="Which model or author, as the imported file says"
-    )
-    method = models.CharField(
-        max_length=LONGEST_METHOD, blank=True, help_text="How it was found, as the imported file says"
-    )
-    confidence = models.FloatField(null=True, blank=True, help_text="0 to 1, as its author puts it; null: not said")
-    score = models.FloatField(null=True, blank=True, help_text="Measured; null: not known")
-    accepted = models.BooleanField(default=False)
-    imported = models.ForeignKey(
-        "ConceptImport", null=True, blank=True, on_delete=models.SET_NULL, related_name="labels", editable=False
-    )
-    created_at = models.DateTimeField(auto_now_add=True)
-
-    objects: Any = LabelQuerySet.as_manager()
-
-    class Meta:
-        ordering = ("-accepted", "-pk")
-        indexes = [GinIndex(SearchVector("text", config="simple"), name="label_words")]
-        constraints = [
-            models.UniqueConstraint(fields=["sae", "feature", "text", "by", "method"], name="one_label_of_a_text"),
-            models.UniqueConstraint(
-                fields=["sae", "feature"], condition=models.Q(accepted=True), name="one_accepted_label_a_feature"
-            ),
-            models.CheckConstraint(
-                condition=models.Q(confidence=None) | models.Q(confidence__gte=0, confidence__lte=1),
-                name="confidence_of_a_label_from_0_to_1",
-            ),
-        ]
-
-    def __str__(self) -> str:
-        return self.text
-
-    def get_absolute_url(self) -> str:
-        return reverse("concepts:feature_detail", args=[self.sae_id, self.feature])
-
-    @property
-    def rival(self) -> Label | None:
-        """The label of a person that stands for the feature now, and that accepting this one would put aside."""
-        others = Label.objects.filter(sae=self.sae_id, feature=self.feature, accepted=True).exclude(pk=self.pk)
-        return others.filter(source=self.Source.PERSON).first()
-
-    @transaction.atomic
-    def accept(self) -> None:
-        """Make it the one that stands for the feature."""
-        Label.objects.filter(sae=self.sae_id, feature=self.feature, accepted=True).exclude(pk=self.pk).update(
-            accepted=False
-        )
-        self.accepted = True
-        self.save(update_fields=["accepted"])
-
-
 # -------------------------------------------------------------------------------------------------------- dictionaries
 
 # What a concept holds: {"description": text, "members": [[feature, weight, sign, score or None], ...] by feature}
@@ -256,7 +156,7 @@ class ConceptDictionary(models.Model):
 
     sae = models.ForeignKey(SAE, on_delete=models.CASCADE, related_name="dictionaries")
     name = models.CharField(max_length=120)
-    owner = _owner()
+    owner = owner_field()
     source = models.CharField(max_length=200, blank=True, help_text="Where it comes from: a paper, an address, a file")
     notes = models.TextField(blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -407,7 +307,7 @@ class DictionaryRevision(models.Model):
 
     dictionary = models.ForeignKey(ConceptDictionary, on_delete=models.CASCADE, related_name="revisions")
     number = models.PositiveIntegerField()
-    owner = _owner()
+    owner = owner_field()
     reason = models.CharField(max_length=300)
     changes = models.JSONField(help_text="{name: [before, after]}")
     added = models.PositiveIntegerField(default=0)
@@ -435,7 +335,7 @@ class ConceptConfig(models.Model):
     sae = models.ForeignKey(SAE, on_delete=models.CASCADE, related_name="configs")
     name = models.CharField(max_length=120)
     number = models.PositiveIntegerField()
-    owner = _owner()
+    owner = owner_field()
     note = models.CharField(max_length=300, blank=True)
     edits = models.JSONField(help_text="[{feature | concept, dictionary, members; mode, value}]")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -487,7 +387,7 @@ class ConceptImport(Made):
     sha256 = models.CharField(max_length=64, blank=True, editable=False)
     form = models.CharField(max_length=20, blank=True, editable=False)
     counts = models.JSONField(default=dict, editable=False, help_text="{added, changed, unchanged, refused}")
-    replaced = models.JSONField(default=list, editable=False, help_text="[[label, score it had]] of changed labels")
+    replaced = models.JSONField(default=list, editable=False, help_text="[[label, {score, confidence, notes} it had]]")
 
     class Meta:
         ordering = ("-pk",)

@@ -58,7 +58,7 @@ from saes.numerics.formats import load_sae
 from saes.numerics.lm import load_lm
 
 lm = load_lm({sae.model.load_from!r}, revision={sae.model.revision or None!r})
-sae = load_sae({str(sae.files)!r})
+sae = load_sae({str(sae.files)!r}{f", facts={sae.facts!r}" if sae.facts else ""})
 # Context {best.context} of the capture {capture.name!r}: {capture.context_length} tokens ({start}).
 # Special tokens are {special}.
 ids = torch.tensor([{best.ids.tolist()}])

@@ -25,8 +25,8 @@ from saes.models import SAE
 LIST_TOKENS = 6
 COLUMNS = (
     Column("feature", "Feature", "feature"),
-    Column("label", "Label"),
-    Column("tokens", "Top tokens"),
+    Column("label", "Label", "label"),
+    Column("token", "Top tokens", "token"),
     Column("density", "Density", "density", figures=True),
     Column("max", "Maximum", "max", figures=True),
     Column("mean", "Mean active", "mean", figures=True),
@@ -164,7 +164,17 @@ def chosen_features(sae: SAE, columns: featurefile.FeatureView, form: FeatureFil
     filters = form.filters() | _by_label(sae, form, columns.n_features)
     if not (columns.logit_lens and columns.logit_lens["logits"]):
         filters.pop("raises", None)
-    return columns.sorted(*form.order, filters)
+    by = _label_order(sae, columns.n_features) if form.order[0] == "label" else None
+    return columns.sorted(*form.order, filters, by=by)
+
+
+def _label_order(sae: SAE, n: int) -> np.ndarray:
+    """Place of every feature's accepted label by its letters (n,), NaN for one without."""
+    rows = Label.objects.filter(sae=sae, accepted=True, feature__lt=n).values_list("text", "feature")
+    named = [feature for _, feature in sorted((text.casefold(), feature) for text, feature in rows)]
+    order = np.full(n, np.nan)
+    order[named] = np.arange(len(named))
+    return order
 
 
 def _by_label(sae: SAE, form: FeatureFilterForm, n: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from django.db import IntegrityError, transaction
 
 from concepts.compile import ConfigError
-from concepts.models import Concept, ConceptConfig, ConceptDictionary, Label
+from concepts.models import Concept, ConceptConfig, ConceptDictionary, Label, LabelChange
 from tests.sae_rows import a_trained_sae
 
 pytestmark = pytest.mark.django_db
@@ -81,7 +81,7 @@ def test_one_label_is_accepted_and_a_person_is_not_overruled(user_of: Any) -> No
     assert not theirs.accepted and Label.objects.accepted_of(sae, [3, 4]) == {3: "cats"}
     again = Label.objects.name_feature(sae, 3, "felines", user_of("annotator"))
     assert again.accepted, "one's own name is one's own to change"
-    theirs.accept()
+    theirs.accept(user_of("curator"))
     assert Label.objects.accepted_of(sae, [3]) == {3: "dogs"} and Label.objects.filter(feature=3).count() == 4
     with pytest.raises(IntegrityError), transaction.atomic():
         Label.objects.filter(pk=mine.pk).update(accepted=True)
@@ -127,3 +127,56 @@ def test_a_version_keeps_the_members_a_concept_had(dictionary: ConceptDictionary
         {"feature": 3, "mode": "add", "value": 4.0},
         {"feature": 17, "mode": "add", "value": -2.0},
     ]
+
+
+# -- history of labels
+def test_every_change_of_a_features_labels_is_kept_and_can_be_undone(user_of: Any) -> None:
+    sae, ada = a_trained_sae(), user_of("annotator")
+
+    def labels() -> list[tuple[str, bool, float | None, str]]:
+        rows = Label.objects.filter(sae=sae, feature=3).order_by("text")
+        return list(rows.values_list("text", "accepted", "confidence", "notes"))
+
+    Label.objects.create(sae=sae, feature=3, text="noun", source="model", by="some-model", accepted=True, score=0.7)
+    seen = [labels()]
+    cats = Label.objects.name_feature(sae, 3, "cats", ada, confidence=0.8, notes="seldom dogs")
+    seen.append(labels())
+    assert seen[1] == [("cats", True, 0.8, "seldom dogs"), ("noun", False, None, "")]
+    cats.describe(ada, confidence=None, notes="always")
+    seen.append(labels())
+    Label.objects.get(text="noun").accept(ada)
+    seen.append(labels())
+    cats.remove(ada)
+    assert labels() == [("noun", True, None, "")]
+    changes = list(LabelChange.objects.filter(sae=sae, feature=3))
+    assert [change.what for change in changes] == ["Deleted cats", "Accepted noun", "Described cats", "Named cats"]
+    for change, before in zip(changes, reversed(seen), strict=True):
+        change.undo(ada)
+        assert labels() == before, change.what
+    noun = Label.objects.get()
+    assert (noun.by, noun.score, noun.source) == ("some-model", 0.7, "model")
+    LabelChange.objects.first().undo(ada)
+    assert labels() == seen[1], "undoing is a change that can be undone"
+    assert Label.objects.get(text="cats").owner == ada
+
+
+def test_undoing_leaves_what_others_did_meanwhile(user_of: Any) -> None:
+    sae = a_trained_sae()
+    Label.objects.name_feature(sae, 3, "cats", user_of("annotator"))
+    dogs = Label.objects.name_feature(sae, 3, "dogs", user_of("curator"))
+    dogs.accept(user_of("curator"))
+    named, accepted = LabelChange.objects.get(what="Named cats"), LabelChange.objects.get(what="Accepted dogs")
+    assert named.rival is None and accepted.rival == dogs
+    named.undo(user_of("annotator"))
+    assert list(Label.objects.values_list("text", "accepted")) == [("dogs", True)]
+    Label.objects.name_feature(sae, 3, "dogs", user_of("curator"))
+    assert LabelChange.objects.count() == 4, "what changes nothing is no change"
+
+
+def test_nobody_describes_a_label_of_another_by_naming(user_of: Any) -> None:
+    sae = a_trained_sae()
+    mine = Label.objects.name_feature(sae, 3, "cats", user_of("annotator"), confidence=0.5)
+    Label.objects.name_feature(sae, 3, "cats", user_of("curator"), confidence=0.9, notes="no")
+    mine.refresh_from_db()
+    assert (mine.confidence, mine.notes) == (0.5, "")
+    assert Label.objects.name_feature(sae, 3, "cats", user_of("annotator"), notes="yes").notes == "yes"

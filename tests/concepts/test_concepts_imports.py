@@ -13,8 +13,10 @@ import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.urls import reverse
 
-from concepts import imports, interchange
-from concepts.interchange import Entry, Facts, FileRefused, Held, Refused, losses, read, write
+from concepts import file_writer, imports, interchange
+from concepts.file_reader import read
+from concepts.file_writer import Held, losses, write
+from concepts.interchange import Entry, Facts, FileRefused, Refused
 from concepts.models import ConceptDictionary, ConceptImport, Label
 from tests.sae_rows import a_trained_sae
 
@@ -419,3 +421,29 @@ def test_a_dictionary_goes_out_and_comes_back(dictionary: ConceptDictionary, cli
     assert other.states() == states
     assert client_of("stranger").get(response.request["PATH_INFO"]).status_code == 403
     assert client.get(reverse("concepts:dictionary_export", args=[dictionary.pk]), {"format": "exe"}).status_code == 404
+
+
+def test_confidence_and_notes_of_labels_go_out_and_come_back(user_of: Any) -> None:
+    sae, other = a_trained_sae(), a_trained_sae("other")
+    Label.objects.name_feature(sae, 3, "cats", user_of("annotator"), confidence=0.75, notes="two\nlines")
+    told = file_writer.losses("csv", imports._held_by_labels(sae))
+    assert any("Confidence and notes are left out: 1 row" in sentence for sentence in told)
+    row = kept(user_of("researcher"), other, "".join(imports.export("jsonl", sae)).encode())
+    assert imports.apply(row, user_of("researcher"))["added"] == 1
+    label = Label.objects.get(sae=other)
+    assert (label.text, label.confidence, label.notes) == ("cats", 0.75, "two\nlines")
+    better = b'{"feature": 3, "name": "cats", "confidence": 0.5, "notes": "one"}\n{"feature": 4, "name": "x", "confidence": 2}'
+    row = kept(user_of("researcher"), other, better)
+    plan = imports.plan(row)
+    assert [one.words for one in plan.changed] == ["confidence 0.75 → 0.5, notes"]
+    assert plan.refused[0].reason == "The confidence is 2; it must lie between 0 and 1."
+    imports.apply(row, user_of("researcher"))
+    label.refresh_from_db()
+    assert (label.confidence, label.notes) == (0.5, "one")
+    imports.undo_labels(row)
+    label.refresh_from_db()
+    assert (label.confidence, label.notes) == (0.75, "two\nlines"), "what was there returns"
+
+
+def kept(user: Any, sae: Any, content: bytes) -> ConceptImport:
+    return imports.keep(SimpleUploadedFile("labels.jsonl", content), user, sae, None)

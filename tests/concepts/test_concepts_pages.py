@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.urls import reverse
 
-from concepts.models import Concept, ConceptConfig, ConceptDictionary, FeatureView, Label
+from concepts.models import Concept, ConceptConfig, ConceptDictionary, FeatureView, Label, LabelChange
 from tests.sae_rows import a_trained_sae
 from tests.steering_rows import DEAD, Rows
 
@@ -134,6 +134,9 @@ def test_the_list_finds_features_by_label(rows: Rows, view: FeatureView, client_
     assert found("?label=cats") == [3, 4, 6]
     assert found("?named=named") == [3, 4, 5] and found("?named=unnamed")[:5] == [0, 1, 2, 6, 7]
     assert found("?label=cats&named=unnamed") == [6] and found("?label=%25") == []
+    assert found("?sort=label")[:4] == [4, 3, 5, 0] and found("?sort=-label")[:4] == [5, 3, 4, 0], (
+        "those without come last"
+    )
     assert len(found("?named=nonsense")) == 25
 
 
@@ -446,3 +449,29 @@ def test_the_admin_lists_them_all(dictionary: ConceptDictionary, client_of: Any)
     )
     label = Label.objects.get()
     assert 'name="text"' in client.get(reverse("admin:concepts_label_change", args=[label.pk])).content.decode()
+
+
+# -- what is said about a label, and its history
+def test_a_label_is_described_and_a_change_undone_from_the_page(client_of: Any, user_of: Any) -> None:
+    sae = a_trained_sae()
+    label = Label.objects.name_feature(sae, 3, "cats", user_of("annotator"))
+    page, mine = url("feature_detail", sae.pk, 3), client_of("annotator")
+    shown = mine.post(
+        url("label_describe", label.pk), {"confidence": "0.75", "notes": "<b>not</b> lions"}, follow=True
+    ).content.decode()
+    assert "confidence 0.75" in shown and "&lt;b&gt;not&lt;/b&gt; lions" in shown and "Described cats" in shown
+    for wrong in ("1.5", "nan", "much"):
+        told = mine.post(url("label_describe", label.pk), {"confidence": wrong}, follow=True).content.decode()
+        assert "The confidence must be a number from 0 to 1." in told
+    label.refresh_from_db()
+    assert (label.confidence, label.notes) == (0.75, "<b>not</b> lions")
+    change = LabelChange.objects.first()
+    for path, data in ((url("label_describe", label.pk), {"notes": "x"}), (url("label_undo", change.pk), {})):
+        assert client_of("viewer").post(path, data).status_code == 403
+        assert client_of("researcher").post(path, data).status_code == 403, "it is another person's"
+        assert client_of("stranger").post(path, data).status_code == 403
+        assert mine.get(path).status_code == 405
+    assert mine.post(f"{url('label_undo', change.pk)}?around=full").url == f"{page}?around=full"
+    label.refresh_from_db()
+    assert (label.confidence, label.notes) == (None, "")
+    assert "label-history" in client_of("viewer").get(page).content.decode()

@@ -14,6 +14,7 @@ from concepts.search import SearchError, alike, alike_in, by_label, by_promoted,
 from saes.models import SAE
 from saes.numerics.formats import load_sae
 from saes.numerics.lm import load_lm
+from tests.api_calls import good, problem
 from tests.steering_rows import Rows
 
 PAGE_QUERIES = 9
@@ -151,7 +152,9 @@ def second(rows: Rows, run_job: Any, tmp_path: Any) -> SAE:
 
 
 def test_where_another_sae_points(rows: Rows, view: FeatureView, second: SAE, client_of: Any) -> None:
-    a, b = (torch.nn.functional.normalize(load_sae(sae.files).W_dec.detach(), dim=1).numpy() for sae in (rows.sae, second))
+    a, b = (
+        torch.nn.functional.normalize(load_sae(sae.files).W_dec.detach(), dim=1).numpy() for sae in (rows.sae, second)
+    )
     assert comparable(rows.sae) == [second] and comparable(second) == [rows.sae]
     found, left = alike_in(rows.sae, 12, [second])
     assert left == [] and [one.sae for one in found] == [second] * 50
@@ -183,10 +186,9 @@ def test_saes_of_another_place_or_without_directions_are_not_compared(
     assert "fault" not in search(client_of("viewer"), by="like", q=f"{second.pk}/3", **{"in": "x"}).content.decode()
 
 
-def test_the_api_compares_saes(rows: Rows, view: FeatureView, second: SAE, client_of: Any) -> None:
-    client, query = client_of("viewer"), {"by": "cosine", "sae_id": rows.sae.pk, "feature": 12}
-    for among in (str(second.pk), "others"):
-        items = client.get("/api/v1/features/search", query | {"among": among}).json()["items"]
+def test_the_api_compares_saes(rows: Rows, view: FeatureView, second: SAE, api: Any) -> None:
+    address = f"/features/search?by=cosine&sae_id={rows.sae.pk}&feature=12&among="
+    for among in (second.pk, "others"):
+        items = good(api("viewer", "get", f"{address}{among}"))["items"]
         assert items[0]["sae_id"] == second.pk and items[0]["feature"] == 47
-    answer = client.get("/api/v1/features/search", query | {"among": "77"})
-    assert answer.status_code == 422 and "hook point of tiny-sae" in answer.json()["detail"]
+    problem(api("viewer", "get", f"{address}77"), 422, "hook point of tiny-sae")

@@ -67,6 +67,15 @@ def test_sorted_and_filtered(view_dir: Path) -> None:
     ]
     assert view.sorted("feature", False, {"token": text.upper()}).tolist() == expected
     assert view.sorted("feature", False, {"token": "no such token"}).tolist() == []
+    tokens = {i: view.feature(i).top_tokens[0].text.casefold() for i in range(96) if view.summary["n_fires"][i]}
+    order = view.sorted("token", False).tolist()
+    assert [tokens[i].strip() for i in order[: len(tokens)]] == sorted(token.strip() for token in tokens.values())
+    assert set(order[len(tokens) :]) == set(range(96)) - set(tokens), "dead ones come last"
+    by = np.full(96, np.nan)
+    by[[7, 3, 50]] = 2, 1, 1
+    assert view.sorted("label", True, by=by).tolist()[:4] == [7, 3, 50, 0]
+    with pytest.raises(ViewError, match="cannot be sorted"):
+        view.sorted("label")
 
 
 def test_density_histogram(view_dir: Path) -> None:
