@@ -12,7 +12,7 @@ from concepts import featurefile
 from concepts.models import FeatureView
 from saes.models import SAE
 
-KEPT = ("view", "around", "scale", "text", "reading")
+KEPT = ("view", "around", "scale", "lines", "logits", "text", "reading")
 LONGEST_KEPT = 2000  # characters of a text that a link carries
 
 

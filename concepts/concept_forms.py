@@ -156,6 +156,42 @@ class ConceptForm(forms.Form):
         return {"description": self.cleaned_data["description"], "members": self.cleaned_data["members"]}
 
 
+class MemberForm(forms.Form):
+    """One feature into a concept, by name: into one that is there, or a new one."""
+
+    concept = forms.CharField(
+        label="Add to a concept",
+        error_messages={"required": "Write the concept's name."},
+        widget=forms.TextInput(
+            attrs={
+                "autocomplete": "off",
+                "list": "concept-names",
+                "data-key": "c",
+                "placeholder": "concept, or dictionary/concept",
+            }
+        ),
+    )
+
+    def __init__(self, sae: SAE, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sae = sae
+
+    def clean_concept(self) -> tuple[ConceptDictionary, str]:
+        """Its dictionary and name. A name that several dictionaries could mean has to say which."""
+        name = _asked(clean_name, self.cleaned_data["concept"], 2 * interchange.LONGEST_NAME)
+        dictionaries = list(self.sae.dictionaries.select_related("sae"))
+        held = [row.dictionary_id for row in Concept.objects.filter(dictionary__sae=self.sae, name=name)]
+        fitting = [(row, name) for row in dictionaries if row.pk in held] or [
+            (row, name[len(row.name) + 1 :]) for row in dictionaries if name.startswith(f"{row.name}/")
+        ] or [(row, name) for row in dictionaries]  # fmt: skip
+        if not fitting:
+            raise ValidationError(f"There is no dictionary over the features of {self.sae.name} yet; make one first.")
+        if len(fitting) > 1:
+            raise ValidationError("Several dictionaries could be meant; write dictionary/concept.")
+        dictionary, name = fitting[0]
+        return dictionary, _asked(clean_name, name)
+
+
 def member_lines(concept: Concept) -> str:
     """A concept's members as the form takes them."""
     rows = concept.members.values_list("feature", "weight", "sign", "score")

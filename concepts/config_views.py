@@ -142,6 +142,8 @@ def _save(
 ) -> HttpResponse | None:
     """The answer to a form that is right; else None, with the preview or the fault in the context."""
     clean = [form.is_valid(), rows.is_valid()]
+    if "preview" in request.POST:
+        form.errors.clear()  # it needs no name yet
     edits = rows.edits(sae)
     if not rows.is_valid() or any(row.errors for row in rows.forms):
         return None
@@ -150,10 +152,7 @@ def _save(
     except compiler.ConfigError as fault:
         context["fault"] = str(fault)
         return None
-    if "preview" in request.POST:
-        form.errors.clear()  # it needs no name yet
-        return None
-    if not all(clean):
+    if "preview" in request.POST or not all(clean):
         return None
     return redirect(_version(request, sae, form.cleaned_data["name"], edits, form.cleaned_data["note"]))
 

@@ -11,10 +11,12 @@ from django.db.models import Count, Prefetch
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.http import urlencode
+from django.views.decorators.http import require_POST
 
 from concepts import compile as compiler
 from concepts import featurefile, imports, interchange
-from concepts.concept_forms import ConceptForm, DictionaryForm, member_lines, usable_saes
+from concepts.chosen import feature_url, kept, no_feature
+from concepts.concept_forms import ConceptForm, DictionaryForm, MemberForm, member_lines, usable_saes
 from concepts.models import Concept, ConceptDictionary, ConceptFeature, Known, Label, known_features, newest_view
 from concepts.snippets import Snippet, snippet
 from saehub.accounts.access import check, needs
@@ -206,6 +208,26 @@ def concept_edit(request: HttpRequest, pk: int) -> HttpResponse:
         return redirect(concept)
     context = {"section": "concepts", "dictionary": dictionary, "concept": concept, "form": form}
     return render(request, "concepts/concept_edit.html", context, status=422 if form.errors else 200)
+
+
+@require_POST
+@needs("concepts.change_conceptdictionary")
+def member_add(request: HttpRequest, pk: int, index: int) -> HttpResponse:
+    """A feature into a concept, from the feature's page."""
+    sae = get_object_or_404(SAE, pk=pk)
+    if index >= sae.n_features:
+        raise Http404(no_feature(sae, index))
+    form = MemberForm(sae, request.POST)
+    if form.is_valid():
+        dictionary, name = form.cleaned_data["concept"]
+        check(request.user, "concepts.change_conceptdictionary", dictionary)
+        if dictionary.add_member(name, index, request.user) is None:
+            messages.info(request, f"Feature {index} is in {name} already.")
+        else:
+            messages.success(request, f"Feature {index} is in {name} of {dictionary.name}.")
+    else:
+        messages.error(request, " ".join(str(error) for error in form.errors["concept"]))
+    return redirect(feature_url(sae, index, kept(request)))
 
 
 def _concept(pk: int) -> Concept:

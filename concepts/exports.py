@@ -141,10 +141,9 @@ def _dashboard(view: FeatureView, columns: Columns, record: FeatureRecord) -> di
     unknown = (
         "neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1", "correlated_neurons_indices",
         "correlated_neurons_l1", "correlated_neurons_pearson", "correlated_features_indices", "correlated_features_l1",
-        "correlated_features_pearson", "logits_hist_data_bar_heights", "logits_hist_data_bar_values",
-        "decoder_weights_dist", "vector",
+        "correlated_features_pearson", "decoder_weights_dist", "vector",
     )  # fmt: skip
-    edges = record.histogram.edges
+    edges, logits = record.histogram.edges, columns.logits_histogram(record.feature)
     alive = record.n_fires > 0
     return {"feature_index": record.feature} | {key: [] for key in unknown} | {
         "neg_str": [logit.text for logit in record.lowered],
@@ -152,8 +151,10 @@ def _dashboard(view: FeatureView, columns: Columns, record: FeatureRecord) -> di
         "pos_str": [logit.text for logit in record.raised],
         "pos_values": [logit.value for logit in record.raised],
         "frac_nonzero": record.density,
-        "freq_hist_data_bar_values": ((edges[:-1] + edges[1:]) / 2).tolist() if alive else [],
+        "freq_hist_data_bar_values": _middles(edges) if alive else [],
         "freq_hist_data_bar_heights": record.histogram.counts.tolist() if alive else [],
+        "logits_hist_data_bar_values": _middles(logits.edges) if logits else [],
+        "logits_hist_data_bar_heights": logits.counts.tolist() if logits else [],
         "n_prompts_total": view.capture.manifest.get("n_contexts", 0) if view.capture.manifest else 0,
         "n_tokens_in_prompt": view.capture.context_length,
         "dataset": view.capture.name,
@@ -164,6 +165,11 @@ def _dashboard(view: FeatureView, columns: Columns, record: FeatureRecord) -> di
             for interval in record.intervals for example in interval.examples
         ],
     }  # fmt: skip
+
+
+def _middles(edges: np.ndarray) -> list[float]:
+    middles: list[float] = ((edges[:-1] + edges[1:]) / 2).tolist()
+    return middles
 
 
 def _activation(example: Example, low: float, high: float, share: float) -> dict[str, Any]:

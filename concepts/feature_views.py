@@ -13,9 +13,9 @@ from django.shortcuts import get_object_or_404, render
 
 from concepts import exports, featurefile
 from concepts.chosen import chosen_view, columns_of, feature_url, kept, no_feature, views_of
-from concepts.concept_forms import LabelForm
+from concepts.concept_forms import LabelForm, MemberForm
 from concepts.models import Concept, FeatureView, Label, name_of, usual_strength
-from concepts.snippets import CONTEXTS, SCALES, Snippet, as_python, snippet
+from concepts.snippets import CONTEXTS, LINES, SCALES, Snippet, as_python, snippet, without_repeats
 from saehub.accounts.access import needs
 from saehub.charts import Chart, histogram
 from saes.abilities import why_not
@@ -25,6 +25,7 @@ SHOWN_TOP = 8
 SHOWN_SAMPLES = 2
 SHOWN_CONCEPTS = 20
 SHOWN_CHANGES = 10
+OFFERED_CONCEPTS = 100
 
 
 @needs("concepts.view_featureview")
@@ -57,6 +58,8 @@ def feature_detail(request: HttpRequest, pk: int, index: int) -> HttpResponse:
         .select_related("owner")
         .defer("before", "after")[:SHOWN_CHANGES],
         "in_concepts": in_concepts[:SHOWN_CONCEPTS],
+        "member_form": MemberForm(sae),
+        "concept_names": Concept.objects.filter(dictionary__sae=sae).values_list("name", flat=True)[:OFFERED_CONCEPTS],
         "kept": kept(request),
         "cannot_read": why_not(sae, "harvest"),
         "text": request.GET.get("text", ""),
@@ -86,9 +89,14 @@ def _harvested(
         "contexts": CONTEXTS,
         "scale": scale,
         "scales": SCALES,
+        "lines": _choice(request, "lines", LINES),
+        "line_choices": LINES,
+        "line_css": "lines" if _choice(request, "lines", LINES) == "broken" else "",
         "steer_value": f"{_usual(view, record):.4g}" if record.n_fires else "",
         "groups": _groups(record, around, scale),
         "fires": _fires(record),
+        "logit_effects": _logit_effects(columns, record.feature) if request.GET.get("logits") == "all" else None,
+        "has_effects": columns.logits_histogram(record.feature) is not None,
         "neighbours": [
             (other, others.get(other.feature), name_of(columns, other.feature)) for other in record.neighbours
         ],
@@ -111,6 +119,17 @@ def _fires(record: featurefile.FeatureRecord) -> Chart | None:
     )
 
 
+def _logit_effects(columns: featurefile.FeatureView, feature: int) -> Chart | None:
+    """Drawn where it is asked for: a chart costs more than the rest of the page."""
+    found = columns.logits_histogram(feature)
+    if found is None:
+        return None
+    n, x_title = f"{int(found.counts.sum()):,} tokens", "added to the logit"
+    return histogram(
+        found.counts, found.edges, title="Logit effects", x_title=x_title, n=n, log_y=True, size=(340, 190)
+    )
+
+
 @dataclass(frozen=True)
 class Group:
     """Examples under one heading: the first few, and the rest under a fold."""
@@ -121,12 +140,14 @@ class Group:
 
     @property
     def n(self) -> int:
-        return len(self.shown) + len(self.folded)
+        """Contexts, with those that show what another shows."""
+        return sum(1 + one.same for one in (*self.shown, *self.folded))
 
 
 def _groups(record: featurefile.FeatureRecord, around: str, scale: str) -> list[Group]:
     def group(examples: list[featurefile.Example], interval: featurefile.Interval | None, n: int) -> Group:
         made = [snippet(example, around, record.maximum if scale == "feature" else None) for example in examples]
+        made = without_repeats(made)
         return Group(interval, made[:n], made[n:])
 
     intervals = [group(i.examples, i, SHOWN_SAMPLES) for i in record.intervals]

@@ -20,6 +20,7 @@ Written by the logit lens, together with `logit_lens.json`:
   logits_pos_ids, logits_neg_ids (F, 10) int32;  logits_pos_values, logits_neg_values (F, 10) float32
   neighbour_ids (F, 50) int32, neighbour_cosines (F, 50) float32;  decoder_norm (F,) float32
   directions (F, d_out) float16   decoder rows at norm 1, to hold against those of other SAEs
+  logits_histogram (F, 50) int32  logits of all tokens in 50 equal bins from the lowest to the highest
 """
 
 import json
@@ -35,6 +36,7 @@ import numpy as np
 VERSION = 1
 FACTS = "view.json"
 LENS_FACTS = "logit_lens.json"
+LENS_VERSION = 2  # 1 had neither directions nor logits_histogram
 HISTOGRAM_BINS = 50
 SORT_KEYS = ("feature", "density", "n_fires", "n_contexts", "max", "mean")
 BINS_PER_DECADE = 4
@@ -190,6 +192,11 @@ class FeatureView:
             "top_token_ids": np.array(self.column("top_token_ids")),
         }
 
+    @property
+    def lens_version(self) -> int:
+        """0 without a logit lens."""
+        return int(self.logit_lens.get("version", 1)) if self.logit_lens else 0
+
     def column(self, name: str) -> np.ndarray:
         """A column as a read-only memory map. Raises ViewError when its file is missing or damaged."""
         if name not in self._columns:
@@ -294,8 +301,15 @@ class FeatureView:
 
     @property
     def directions(self) -> np.ndarray | None:
-        """Decoder rows at norm 1 (F, d_out) float16; None where the lens kept none, as older versions did."""
-        return self.column("directions") if self.logit_lens and self.logit_lens.get("directions") else None
+        """Decoder rows at norm 1 (F, d_out) float16; None where the lens kept none, as version 1 did."""
+        return self.column("directions") if self.lens_version >= 2 else None
+
+    def logits_histogram(self, i: int) -> Histogram | None:
+        """What the direction of feature i adds to the logits of all tokens; None where that was not kept."""
+        if not self._has_logits or self.lens_version < 2:
+            return None
+        low, high = float(self.column("logits_neg_values")[i, 0]), float(self.column("logits_pos_values")[i, 0])
+        return Histogram(np.array(self.column("logits_histogram")[i]), np.linspace(low, high, HISTOGRAM_BINS + 1))
 
     def nearest(self, direction: np.ndarray, n: int = 50) -> list[Neighbour]:
         """The features whose directions have the largest cosine with this one of norm 1 (d_out,), nearest first.

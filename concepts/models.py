@@ -226,6 +226,16 @@ class ConceptDictionary(models.Model):
             counts["added" if held is None else "removed" if after is None else "changed"] += 1
         return self.revisions.create(number=last + 1, owner=user, reason=reason[:300], changes=changes, **counts)
 
+    def add_member(self, name: str, feature: int, user: Any) -> DictionaryRevision | None:
+        """The feature into the concept of this name, made where there is none; None when it is in it already."""
+        with transaction.atomic():
+            ConceptDictionary.objects.select_for_update(no_key=True).get(pk=self.pk)
+            state = self.states([name]).get(name) or {"description": "", "members": []}
+            if feature in (member[0] for member in state["members"]):
+                return None
+            members = sorted([*state["members"], [feature, 1.0, 1, None]], key=lambda member: member[0])
+            return self.change({name: state | {"members": members}}, user, f"Feature {feature} into {name}")
+
     def _write(self, states: Mapping[str, ConceptState | None]) -> None:
         gone = [name for name, state in states.items() if state is None]
         kept: dict[str, ConceptState] = {name: state for name, state in states.items() if state is not None}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +14,15 @@ from saes.models import SAE
 
 CONTEXTS: dict[str, int | None] = {"snippet": 16, "stacked": 5, "full": None}  # tokens on either side of the peak
 SCALES = ("feature", "snippet")
+LINES = ("marked", "broken")  # line breaks: as a sign alone, or as breaks too
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """Tokens around the peak. `maximum` is drawn at full strength; `peak` counts from the first token shown."""
+    """Tokens around the peak. `maximum` is drawn at full strength; `peak` counts from the first token shown.
+
+    `same`: how many further examples of its group show these very tokens, and are left out.
+    """
 
     example: Example
     tokens: list[str]
@@ -26,6 +32,7 @@ class Snippet:
     maximum: float
     cut_before: bool
     cut_after: bool
+    same: int = 0
 
 
 def snippet(example: Example, around: str, maximum: float | None) -> Snippet:
@@ -43,6 +50,17 @@ def snippet(example: Example, around: str, maximum: float | None) -> Snippet:
         start > 0,
         end < n,
     )
+
+
+def without_repeats(snippets: list[Snippet]) -> list[Snippet]:
+    """Of those that show the same tokens with the same peak the first, which says how many more there were."""
+    first: dict[tuple[Any, ...], Snippet] = {}
+    counts: Counter[tuple[Any, ...]] = Counter()
+    for one in snippets:
+        key = (one.peak, *one.tokens)
+        first.setdefault(key, one)
+        counts[key] += 1
+    return [replace(one, same=counts[key] - 1) for key, one in first.items()]
 
 
 def as_python(sae: SAE, view: FeatureView, record: FeatureRecord) -> str:

@@ -9,6 +9,7 @@ urlpatterns = [
     path("saes/<int:pk>/features/export/", views.feature_export, name="feature_export"),
     path("saes/<int:pk>/features/<int:index>/", feature_views.feature_detail, name="feature_detail"),
     path("saes/<int:pk>/features/<int:index>/label/", import_views.label_create, name="label_create"),
+    path("saes/<int:pk>/features/<int:index>/concept/", dictionary_views.member_add, name="member_add"),
     path("saes/<int:pk>/labels/", import_views.label_files, name="label_files"),
     path("saes/<int:pk>/labels/import/", import_views.label_import, name="label_import"),
     path("saes/<int:pk>/labels/export/", import_views.label_export, name="label_export"),

@@ -74,6 +74,7 @@ class HookPointsWidget(forms.Widget):
             "table": matrix(self.model, chosen) if self.model else None,
             "chosen": [self.model.hook(hook) for hook in chosen if hook in known] if self.model else [],
             "typed": " ".join(hook for hook in chosen if hook not in known),
+            "wrong": "aria-invalid" in context["widget"]["attrs"],
         }
         return context
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concepts.featurefile import LENS_FACTS, ViewError, open_view
+from concepts.featurefile import HISTOGRAM_BINS, LENS_FACTS, LENS_VERSION, ViewError, open_view
 from saes.numerics.hooks import decoder_blocks
 from saes.numerics.lm import LM, UnknownHookPoint
 from saes.numerics.sae import SAE
@@ -25,7 +25,7 @@ from training.numerics.shards import write_json
 
 COLUMNS = (
     "decoder_norm", "neighbour_ids", "neighbour_cosines", "logits_pos_ids", "logits_pos_values", "logits_neg_ids",
-    "logits_neg_values", "directions",
+    "logits_neg_values", "directions", "logits_histogram",
 )  # fmt: skip
 CHUNK_NUMBERS = 2**24  # products held at once, 4 bytes each
 RESIDUAL = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
@@ -70,14 +70,15 @@ def logit_lens(
         unembedding, how = effective_unembedding(lm)
         k = min(k, unembedding.shape[1])
         start = total - sae.config.d_sae
-        sides = _extremes(
+        sides, counts = _extremes(
             directions.to(unembedding), unembedding, k, lambda n: progress(start + n, total, "logits of every feature")
         )
+        _save(folder, "logits_histogram", counts)
         for side, (values, tokens) in sides.items():
             _save(folder, f"logits_{side}_values", values)
             _save(folder, f"logits_{side}_ids", tokens.int())
     result = {"logits": reason is None, "how": reason or how, "model": lm.name, "k": k, "neighbours": count}
-    result["directions"] = True
+    result["version"] = LENS_VERSION
     write_json(folder / LENS_FACTS, result)
     return result
 
@@ -85,14 +86,14 @@ def logit_lens(
 def take_lens(old: Path, new: Path) -> bool:
     """Give a view the logits and neighbours of an older view of the same SAE and model, which depend on no tokens.
 
-    Returns whether there were any, with directions. The columns are links to the same files.
+    Returns whether there were any of this version. The columns are links to the same files.
     """
     try:
         had, has = open_view(old), open_view(new)
     except ViewError:
         return False
     same = had.facts.get("source", {}).get("sae") == has.facts["source"]["sae"]
-    if not had.logit_lens or had.directions is None or not same:
+    if not had.logit_lens or had.lens_version < LENS_VERSION or not same:
         return False
     for file in (file for name in COLUMNS for file in old.glob(f"{name}.npy")):
         os.link(file, new / file.name)
@@ -203,16 +204,32 @@ def _neighbours(directions: Tensor, k: int, report: Callable[[int], None]) -> tu
 
 def _extremes(
     directions: Tensor, unembedding: Tensor, k: int, report: Callable[[int], None]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """{"pos", "neg"}: values and token ids (d_sae, k) of the logits raised most and lowered most."""
+) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
+    """{"pos", "neg"}: values and token ids (d_sae, k) of the logits raised most and lowered most; and (d_sae, bins) int32,
+    how many of all logits lie in each of HISTOGRAM_BINS equal bins from the lowest to the highest."""
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {"pos": [], "neg": []}
+    counts: list[Tensor] = []
     for rows in _chunks(len(directions), unembedding.shape[1]):
         logits = directions[rows] @ unembedding
         for side, found in parts.items():
             values, tokens = logits.topk(k, largest=side == "pos")
             found.append((values.cpu(), tokens.cpu()))
+        counts.append(_binned(logits, parts["neg"][-1][0][:, :1], parts["pos"][-1][0][:, :1]))
         report(rows.stop)
-    return {side: (torch.cat([v for v, _ in found]), torch.cat([t for _, t in found])) for side, found in parts.items()}
+    sides = {
+        side: (torch.cat([v for v, _ in found]), torch.cat([t for _, t in found])) for side, found in parts.items()
+    }
+    return sides, torch.cat(counts)
+
+
+def _binned(logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Counts (n, HISTOGRAM_BINS) int32 of each row's values between its low and high (n, 1), the ends included."""
+    low, high = low.to(logits), high.to(logits)
+    scale = HISTOGRAM_BINS / (high - low).clamp_min(torch.finfo(logits.dtype).tiny)
+    bins = ((logits - low) * scale).int().clamp_(0, HISTOGRAM_BINS - 1)
+    bins += torch.arange(len(logits), device=logits.device, dtype=torch.int32)[:, None] * HISTOGRAM_BINS
+    counts = torch.bincount(bins.flatten(), minlength=len(logits) * HISTOGRAM_BINS)
+    return counts.view(len(logits), HISTOGRAM_BINS).int().cpu()
 
 
 def _save(folder: Path, name: str, tensor: Tensor) -> None:

@@ -113,6 +113,8 @@ def test_neuronpedia_features_have_its_keys_and_the_numbers_of_the_page(
     assert set(one) == set(dead) == FEATURE_KEYS
     assert one["frac_nonzero"] == record.density and one["pos_str"] == [logit.text for logit in record.raised]
     assert sum(one["freq_hist_data_bar_heights"]) == record.n_fires and len(one["freq_hist_data_bar_values"]) == 50
+    assert len(one["logits_hist_data_bar_values"]) == len(one["logits_hist_data_bar_heights"]) == 50
+    assert one["logits_hist_data_bar_values"][0] < one["neg_values"][9] < one["pos_values"][9]
     assert len(one["activations"]) == len(record.top) + sum(len(part.examples) for part in record.intervals)
     for activation in one["activations"]:
         assert list(activation) == ACTIVATION_KEYS and len(activation["tokens"]) == len(activation["values"]) == 32

@@ -318,6 +318,8 @@ def test_a_config_is_previewed_and_saved_as_a_version(dictionary: ConceptDiction
         (3, "add", 5.0), (5, "ablate", 0.0), (17, "add", -2.0),
     ]  # fmt: skip
     assert preview.context["moved"][0].asked == ["family", "feature 3"]
+    wrong = client.post(page, posted(("3", "add", "nan"), name="", preview="1"))
+    assert "finite number" in wrong.content.decode() and "This field is required" not in wrong.content.decode()
     response = client.post(page, posted(*edits))
     config = ConceptConfig.objects.get()
     assert response.url == config.get_absolute_url() and (config.name, config.number) == ("polite", 1)
@@ -475,3 +477,28 @@ def test_a_label_is_described_and_a_change_undone_from_the_page(client_of: Any, 
     label.refresh_from_db()
     assert (label.confidence, label.notes) == (None, "")
     assert "label-history" in client_of("viewer").get(page).content.decode()
+
+
+# -- into a concept from the feature's page
+def test_a_feature_goes_into_a_concept_from_its_page(client_of: Any, user_of: Any) -> None:
+    sae = a_trained_sae()
+    add, client = url("member_add", sae.pk, 5), client_of("researcher")
+
+    def told(text: str) -> str:
+        return client.post(add, {"concept": text}, follow=True).content.decode()
+
+    assert "no dictionary over the features" in told("cats") and "Write the concept&#x27;s name." in told(" ")
+    one = ConceptDictionary.objects.create(sae=sae, name="animals", owner=user_of("researcher"))
+    assert "Feature 5 is in big cats of animals" in told("  big   cats ")
+    assert "is in big cats already" in told("animals/big cats")
+    client.post(url("member_add", sae.pk, 3), {"concept": "big cats"})
+    assert one.states() == {"big cats": {"description": "", "members": [[3, 1.0, 1, None], [5, 1.0, 1, None]]}}
+    two = ConceptDictionary.objects.create(sae=sae, name="others", owner=user_of("curator"))
+    assert "Several dictionaries could be meant" in told("dogs")
+    assert client.post(add, {"concept": "others/dogs"}).status_code == 403, "it is another person's"
+    assert two.states() == {} and "at most 500 characters" in told("animals/" + "x" * 900)
+    told("animals/a/b <script>")
+    assert "a/b <script>" in one.states() and one.revisions.count() == 3
+    assert client_of("viewer").post(add, {"concept": "x"}).status_code == 403
+    assert client.post(url("member_add", sae.pk, 256), {"concept": "big cats"}).status_code == 404
+    assert client.get(add).status_code == 405

@@ -179,7 +179,7 @@ def test_saes_of_another_place_or_without_directions_are_not_compared(
     monkeypatch.setattr("concepts.search.MOST_NUMBERS", 1)
     assert alike_in(rows.sae, 1, [second, rows.sae])[1] == [rows.sae], "one is always read"
     lens = view.folder / "logit_lens.json"
-    lens.write_text(lens.read_text().replace('"directions": true', '"directions": false'))
+    lens.write_text(lens.read_text().replace('"version": 2', '"version": 1'))
     for one in (rows.sae, second):
         page = search(client_of("viewer"), by="like", q=f"{one.pk}/3", **{"in": "others"}).content.decode()
         assert 'class="fault"' in page and "harvest" in page

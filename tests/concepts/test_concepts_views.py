@@ -274,3 +274,30 @@ def test_the_admin_lists_views_and_links_to_the_page(rows: Rows, view: FeatureVi
     page = client_of("admin").get(reverse("admin:concepts_featureview_change", args=[view.pk])).content.decode()
     assert 'name="name"' in page and 'name="n_tokens"' not in page
     assert client_of("admin").get(reverse("admin:concepts_featureview_add")).status_code == 403
+
+
+def test_examples_that_read_the_same_are_shown_once(rows: Rows, view: FeatureView, client_of: Any) -> None:
+    """The texts are rotations of one another, so their snippets repeat."""
+    columns = view.opened()
+    client, repeated = client_of("viewer"), 0
+    for i in columns.sorted("n_fires")[:5].tolist():
+        for around in ("stacked", "full"):
+            response = client.get(reverse("concepts:feature_detail", args=[rows.sae.pk, i]), {"around": around})
+            group, top = response.context["groups"][0], columns.feature(i).top
+            shown = [(one.peak, tuple(one.tokens)) for one in (*group.shown, *group.folded)]
+            assert len(set(shown)) == len(shown) and group.n == len(top)
+            repeated += sum(one.same for one in (*group.shown, *group.folded))
+            assert (
+                "read the same" in response.content.decode() or "reads the same" in response.content.decode()
+            ) == any(one.same for part in response.context["groups"] for one in (*part.shown, *part.folded))
+    assert repeated
+
+
+def test_line_breaks_and_all_logits_are_shown_where_asked(rows: Rows, view: FeatureView, client_of: Any) -> None:
+    client, address = client_of("viewer"), reverse("concepts:feature_detail", args=[rows.sae.pk, 3])
+    plain = client.get(address).content.decode()
+    assert 'class="tokens lines"' not in plain and "Logit effects" not in plain and "Histogram of all" in plain
+    shown = client.get(f"{address}?lines=broken&logits=all").content.decode()
+    assert 'class="tokens lines"' in shown and "Logit effects" in shown
+    assert f"{address.replace('/3/', '/4/')}?lines=broken&amp;logits=all" in shown, "the choice goes along"
+    assert client.get(f"{address}?lines=nonsense&logits=1").status_code == 200

@@ -288,6 +288,8 @@ def test_a_capture_that_cannot_be_is_an_error_at_its_field(
     assert says in errors(response)[field]
     typed = given.get("hook_names_typed") or (given.get("hook_names") or [""])[0]
     assert typed in response.content.decode(), "what was chosen is kept"
+    if "hook_names_typed" in given:
+        assert 'aria-invalid="true" aria-describedby="id_hook_names_error"' in response.content.decode()
     assert not Capture.objects.exists() and not Job.objects.exists()
 
 

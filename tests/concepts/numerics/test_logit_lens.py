@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from concepts.featurefile import open_view
+from concepts.featurefile import ViewError, open_view
 from concepts.numerics import logit_lens as module
 from concepts.numerics.harvest import harvest
 from concepts.numerics.logit_lens import LogitLensError, effective_unembedding, logit_lens
@@ -76,6 +76,16 @@ def test_columns(view_dir: Path, sae: Any, llama: Any, monkeypatch: pytest.Monke
         np.testing.assert_allclose([n.cosine for n in record.neighbours], cosine[i][others[:10]], rtol=1e-4, atol=1e-6)
         assert record.decoder_norm == pytest.approx(float(sae.W_dec[i].norm()))
         assert record.raised[0].text == view.token_text(record.raised[0].id)
+        found = view.logits_histogram(i)
+        assert found is not None and found.counts.sum() == logits.shape[1]
+        expected, edges = np.histogram(logits[i].numpy(), bins=50)
+        np.testing.assert_allclose(found.edges, edges, rtol=1e-5)
+        assert abs(found.counts.cumsum() - expected.cumsum()).max() <= 2, "but for values on an edge of a bin"
+    np.testing.assert_allclose(view.directions, unit, atol=1e-3)
+    near = view.nearest(unit[7].numpy(), 3)
+    assert near[0].feature == 7 and [n.feature for n in near[1:]] == [n.feature for n in view.feature(7).neighbours[:2]]
+    with pytest.raises(ViewError, match="have 32 numbers, not 5"):
+        view.nearest(np.ones(5, np.float32))
     assert result["logits"] and "gain of the final norm norm" in result["how"]
     assert view.logit_lens == result
     assert seen[-1][0] == seen[-1][1] == 2 * 96
