@@ -1,7 +1,7 @@
 """How long the server takes for pages of features of a wide SAE: python tests/bench/bench_features.py [FEATURES]
 
-Makes a view of 131,072 features (a real harvest of a random SAE of that width; logits and neighbours random, of their true
-size) and an SAE row on it in a database of its own, and times the views through Django's client without a network:
+Makes a view of 131,072 features (a real harvest of a random SAE of that width; logits, neighbours and directions of 768
+numbers random, of their true size) and two SAE rows on it in a database of its own, and times the views through Django's client without a network:
 best and median of the rounds, the first request (cold maps) apart.
 """
 
@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 FEATURES = int(sys.argv[1]) if len(sys.argv) > 1 else 131_072
 ROUNDS, D, CONTEXT, CONTEXTS, WORDS = 20, 16, 128, 480, 50_000
+D_OUT = 768  # of the directions
 HOOK = "blocks.0.hook_resid_post"
 
 
@@ -64,7 +65,13 @@ def make_view(folder: Path) -> None:
         values = np.sort(rng.random((FEATURES, width), dtype=np.float32), axis=1)[:, ::-1]
         np.save(folder / f"view/{name}_{'cosines' if name == 'neighbour' else 'values'}.npy", values)
     np.save(folder / "view/decoder_norm.npy", np.ones(FEATURES, np.float32))
-    write_json(folder / "view/logit_lens.json", {"logits": True, "how": "random, for the benchmark", "model": "bench"})
+    directions = rng.standard_normal((FEATURES, D_OUT), dtype=np.float32)
+    np.save(
+        folder / "view/directions.npy", (directions / np.linalg.norm(directions, axis=1)[:, None]).astype(np.float16)
+    )
+    np.save(folder / "view/logits_histogram.npy", rng.integers(0, 9, (FEATURES, 50), dtype=np.int32))
+    lens = {"logits": True, "how": "random, for the benchmark", "model": "bench", "version": 2}
+    write_json(folder / "view/logit_lens.json", lens)
 
 
 def main(folder: Path) -> None:
@@ -98,21 +105,16 @@ def main(folder: Path) -> None:
         ready_at=now,
         manifest={"norms": {HOOK: 4.0}},
     )
-    sae = SAE.objects.create(
-        name="wide",
-        model=model,
-        model_name="bench",
-        hook_name=HOOK,
-        d_in=D,
-        d_sae=FEATURES,
-        path="sae/wide",
-        ready_at=now,
-    )
-    view = FeatureView.objects.create(
-        name="wide", sae=sae, capture=capture, ready_at=now, n_tokens=CONTEXTS * CONTEXT, alive=1, dead=1
-    )
+    saes, views = [], []
+    for name in ("other", "wide"):
+        facts = {"model_name": "bench", "hook_name": HOOK, "d_in": D, "d_sae": FEATURES, "path": f"sae/{name}"}
+        saes.append(SAE.objects.create(name=name, model=model, ready_at=now, **facts))
+        counts = {"n_tokens": CONTEXTS * CONTEXT, "alive": 1, "dead": 1}
+        views.append(FeatureView.objects.create(name=name, sae=saes[-1], capture=capture, ready_at=now, **counts))
+    (other, sae), (copy, view) = saes, views
     view.folder.parent.mkdir(parents=True)
     (folder / "view").rename(view.folder)
+    copy.folder.symlink_to(view.folder)
     client = Client()
     client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
     alive = view.opened().sorted("n_fires")[:ROUNDS].tolist()
@@ -122,9 +124,12 @@ def main(folder: Path) -> None:
         "feature page, whole contexts": [f"{base}{i}/?around=full" for i in alive],
         "list": [f"{base}?page={i + 1}" for i in range(ROUNDS)],
         "list by density": [f"{base}?sort=-density&page={i + 1}" for i in range(ROUNDS)],
+        "list by top token": [f"{base}?sort=token&page={i + 1}" for i in range(ROUNDS)],
+        "list by label": [f"{base}?sort=label&page={i + 1}" for i in range(ROUNDS)],
         "list, alive, of a token": [f"{base}?state=alive&token=word{i}" for i in range(ROUNDS)],
         "features that raise a token": [f"/features/?by=raises&q=word{i}" for i in range(ROUNDS)],
         "features like another": [f"/features/?by=like&q={sae.pk}/{i}" for i in alive],
+        "like another, in another SAE": [f"/features/?by=like&q={sae.pk}/{i}&in={other.pk}" for i in alive],
     }
     for name, urls in pages.items():
         times = []
