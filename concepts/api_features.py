@@ -285,7 +285,7 @@ def feature_detail(
     view: int | None = Query(None, description="The newest finished one when left out"),
     contexts: int = Query(20, ge=0, le=100, description="Top texts at most"),
 ) -> Any:
-    sae = _checked(pk, index)
+    sae = sae_with(pk, index)
     row, columns = opened(sae, view)
     record = columns.feature(index)
     labels = [label_out(one) for one in Label.objects.filter(sae=sae, feature=index).select_related("owner")]
@@ -319,7 +319,8 @@ def _context(one: featurefile.Example) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _checked(pk: int, index: int) -> SAE:
+def sae_with(pk: int, index: int) -> SAE:
+    """The SAE, which has this feature. Raises Problem 404."""
     sae = _sae(pk)
     if index >= sae.n_features:
         raise Problem(404, no_feature(sae, index))
@@ -358,7 +359,7 @@ def label_list(
 @keyed
 def label_create(request: HttpRequest, pk: int, index: int, given: LabelIn) -> Any:
     """Accepted, unless another person's label is: then it is proposed."""
-    sae = _checked(pk, index)
+    sae = sae_with(pk, index)
     form = LabelForm(laid_over(LabelForm(), given.dict()))
     refuse(form)
     return Status(201, label_out(Label.objects.name_feature(sae, index, user=request.user, **form.cleaned_data)))

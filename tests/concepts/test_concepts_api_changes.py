@@ -56,3 +56,34 @@ def test_features_are_exported(rows: Rows, api: Any, view: Any) -> None:
         assert found[str(feature)][0]["score"] == pytest.approx(columns.feature(feature).maximum)
     problem(api("viewer", "get", f"{address}?format=docx"), 422, "format")
     problem(api("viewer", "get", f"{address}?feature=96"), 422, "There is no feature 96")
+
+
+def test_labels_are_described_and_their_changes_undone(rows: Rows, api: Any) -> None:
+    feature = f"/saes/{rows.sae.pk}/features/3"
+    label = good(api("annotator", "post", f"{feature}/labels", {"text": "cats", "confidence": 0.5}), 201)
+    one = f"/labels/{label['id']}"
+    assert label["confidence"] == 0.5 and label["notes"] == ""
+    assert good(api("annotator", "patch", one, {"notes": "seldom"}))["confidence"] == 0.5, "what is left out stays"
+    told = good(api("annotator", "patch", one, {"confidence": None}))
+    assert told["confidence"] is None and told["notes"] == "seldom"
+    problem(api("researcher", "patch", one, {"notes": "mine"}), 403)
+    problem(api("annotator", "patch", one, {"confidence": 2}), 422)
+    history = good(api("viewer", "get", f"{feature}/labels/history", scope="read"))
+    assert [row["what"] for row in history["items"]] == ["Described cats", "Described cats", "Named cats"]
+    named = history["items"][2]
+    assert named["before"] == [] and named["after"][0]["text"] == "cats" and named["owner"]
+    problem(api("researcher", "post", f"/labels/changes/{named['id']}/undo"), 403)
+    assert good(api("annotator", "post", f"/labels/changes/{named['id']}/undo")) == []
+    problem(api("annotator", "post", "/labels/changes/999/undo"), 404)
+    problem(api("viewer", "get", f"/saes/{rows.sae.pk}/features/96/labels/history"), 404)
+
+
+def test_a_feature_goes_into_a_concept_by_its_name(rows: Rows, api: Any) -> None:
+    address = f"/saes/{rows.sae.pk}/features/3/concepts"
+    problem(api("researcher", "post", address, {"concept": "cats"}), 422, "no dictionary")
+    made = good(api("researcher", "post", "/concepts/dictionaries", {"sae_id": rows.sae.pk, "name": "animals"}), 201)
+    found = good(api("researcher", "post", address, {"concept": "animals/cats"}))
+    assert (found["name"], found["dictionary_id"]) == ("cats", made["id"])
+    assert [one["feature"] for one in good(api("researcher", "post", address, {"concept": "cats"}))["members"]] == [3]
+    problem(api("annotator", "post", address, {"concept": "cats"}), 403)
+    assert ConceptDictionary.objects.get().revisions.count() == 1

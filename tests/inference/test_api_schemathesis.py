@@ -66,7 +66,7 @@ def ids(rows: Rows, view: Any) -> dict[str, int]:
     places = {
         "saes": rows.sae.pk, "models": rows.model.pk, "corpora": rows.corpus.pk, "activations": rows.capture.pk,
         "train": Run.objects.filter(capture=rows.capture).order_by("pk")[0].pk, "dictionaries": dictionary.pk,
-        "configs": config.pk, "labels": label.pk,
+        "configs": config.pk, "labels": label.pk, "labels/changes": label.sae.label_changes.get().pk,
         "generate": generation.pk, "infer": reading.pk, "jobs": job.pk, "sweeps": sweep.pk, "batches": batch.pk,
         "evaluations": evaluation.pk, "train/sweeps": runs.pk, "concepts/concepts": dictionary.concepts.get().pk,
     }  # fmt: skip
