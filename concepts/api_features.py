@@ -1,4 +1,4 @@
-"""Features in /api/v1: harvested, listed, looked at one by one, named."""
+"""Features in /api/v1: harvested, listed, looked at one by one."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from typing import Any
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
-from ninja import Field, Query, Router, Schema, Status
+from ninja import Query, Router, Schema
 from pydantic import ConfigDict
 
 from concepts import featurefile
 from concepts.chosen import no_feature
-from concepts.concept_forms import LabelForm
 from concepts.forms import ORDERS, FeatureFilterForm, HarvestForm
 from concepts.models import FeatureView, Label, name_of
 from concepts.views import chosen_features
 from saehub.accounts.api_access import Needs, Problem, require_own
 from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
-from saehub.accounts.idempotency import keyed
 from saehub.jobs.starting import starts
 from saes.api_forms import laid_over, refuse
 from saes.models import SAE
@@ -159,16 +157,6 @@ class LabelOut(Schema):
     created_at: Any
 
 
-class LabelIn(Schema):
-    """A name for a feature."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"text": "capital cities"}]})
-
-    text: str = Field(max_length=10_000)
-    confidence: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    notes: str = ""
-
-
 def view_out(row: FeatureView) -> dict[str, Any]:
     names = ("id", "sae_id", "name", "k", "n_tokens", "alive", "dead", "seconds", "created_at", "job_id")
     return {name: getattr(row, name) for name in names} | {
@@ -184,13 +172,13 @@ def _views() -> QuerySet[FeatureView]:
     return rows
 
 
-def _sae(pk: int) -> SAE:
+def sae_of(pk: int) -> SAE:
     return get_object_or_404(SAE.objects.select_related("model", "run__capture"), pk=pk)
 
 
 @router.get("/saes/{int:pk}/views", auth=Needs("concepts.view_featureview"), response=Page[ViewOut], summary="Harvests")
 def feature_views(request: HttpRequest, pk: int, limit: int = LIMIT, offset: int = OFFSET) -> Any:
-    return page(_views().filter(sae=_sae(pk)), limit, offset, view_out)
+    return page(_views().filter(sae=sae_of(pk)), limit, offset, view_out)
 
 
 @router.post(
@@ -202,7 +190,7 @@ def feature_views(request: HttpRequest, pk: int, limit: int = LIMIT, offset: int
 @starts(lambda pk: view_out(get_object_or_404(_views(), pk=pk)))
 def feature_harvest(request: HttpRequest, pk: int, given: HarvestIn) -> Any:
     """Queues a job that finds the top texts and statistics of every feature. 409 while one does so already."""
-    sae = _sae(pk)
+    sae = sae_of(pk)
     form = HarvestForm(sae, {"capture": given.activations_id})
     refuse(form, {"capture": "activations_id"})
     view = form.view(request.user)
@@ -250,7 +238,7 @@ def feature_list(
     limit: int = LIMIT,
     offset: int = OFFSET,
 ) -> Any:
-    sae = _sae(pk)
+    sae = sae_of(pk)
     asked = {
         "sort": sort, "state": state, "named": named, "label": label, "token": token, "raises": raises, "density_low": density_low,
         "density_high": density_high, "max_low": max_low, "max_high": max_high,
@@ -321,7 +309,7 @@ def _context(one: featurefile.Example) -> dict[str, Any]:
 
 def sae_with(pk: int, index: int) -> SAE:
     """The SAE, which has this feature. Raises Problem 404."""
-    sae = _sae(pk)
+    sae = sae_of(pk)
     if index >= sae.n_features:
         raise Problem(404, no_feature(sae, index))
     return sae
@@ -333,52 +321,3 @@ def sae_with(pk: int, index: int) -> SAE:
 def label_out(row: Label) -> dict[str, Any]:
     names = [name for name in LABEL if name != "owner"]
     return {name: getattr(row, name) for name in names} | {"owner": row.owner.username if row.owner else None}
-
-
-@router.get("/saes/{int:pk}/labels", auth=Needs("concepts.view_label"), response=Page[LabelOut], summary="Its labels")
-def label_list(
-    request: HttpRequest,
-    pk: int,
-    q: str = Query("", description="Letters of their texts"),
-    feature: int | None = Query(None, ge=0, le=2**31 - 1, description="Of this feature"),
-    accepted: bool | None = Query(None, description="Only those, or only the others"),
-    limit: int = LIMIT,
-    offset: int = OFFSET,
-) -> Any:
-    wanted = {"feature": feature, "accepted": accepted, "text__icontains": q or None}
-    rows = Label.objects.filter(sae=_sae(pk), **{name: value for name, value in wanted.items() if value is not None})
-    return page(rows.select_related("owner").order_by("feature", "-accepted", "-pk"), limit, offset, label_out)
-
-
-@router.post(
-    "/saes/{int:pk}/features/{int:index}/labels",
-    auth=Needs("concepts.add_label"),
-    response={201: LabelOut},
-    summary="Name a feature",
-)
-@keyed
-def label_create(request: HttpRequest, pk: int, index: int, given: LabelIn) -> Any:
-    """Accepted, unless another person's label is: then it is proposed."""
-    sae = sae_with(pk, index)
-    form = LabelForm(laid_over(LabelForm(), given.dict()))
-    refuse(form)
-    return Status(201, label_out(Label.objects.name_feature(sae, index, user=request.user, **form.cleaned_data)))
-
-
-@router.post(
-    "/labels/{int:pk}/accept", auth=Needs("concepts.change_label"), response=LabelOut, summary="Accept a label"
-)
-def label_accept(request: HttpRequest, pk: int) -> Any:
-    """It then stands for its feature, in place of another."""
-    row = get_object_or_404(Label.objects.select_related("owner", "sae"), pk=pk)
-    require_own(request, "concepts.change_label", row.rival)
-    row.accept(request.user)
-    return label_out(row)
-
-
-@router.delete("/labels/{int:pk}", auth=Needs("concepts.delete_label"), response={204: None}, summary="Delete a label")
-def label_delete(request: HttpRequest, pk: int) -> Any:
-    row = get_object_or_404(Label.objects.select_related("sae"), pk=pk)
-    require_own(request, "concepts.delete_label", row)
-    row.remove(request.user)
-    return Status(204, None)
