@@ -15,6 +15,7 @@ from concepts.models import (
     DictionaryRevision,
     FeatureView,
     Label,
+    LabelChange,
 )
 from saehub.accounts.admin import HouseAdmin, MadeByJobs
 
@@ -57,6 +58,26 @@ class LabelAdmin(HouseAdmin):
     readonly_fields = ("page", "sae", "feature", "owner", "source", "accepted", "created_at")
 
     def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+
+@admin.register(LabelChange)
+class LabelChangeAdmin(HouseAdmin):
+    """To look at; a change is undone on its feature's page."""
+
+    list_display = ("what", "sae", "feature", "owner", "created_at")
+    search_fields = ("what", "sae__name")
+    list_select_related = ("sae", "owner")
+    fields = readonly_fields = ("what", "sae", "feature", "before", "after", "owner", "created_at")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[LabelChange]:
+        return super().get_queryset(request).defer("before", "after")
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """One out of the middle would make the history wrong."""
         return False
 
 

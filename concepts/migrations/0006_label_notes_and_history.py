@@ -2,6 +2,8 @@ import django.db.models.deletion
 from django.conf import settings
 from django.db import migrations, models
 
+from saehub.accounts.roles import grant
+
 
 def scores_by_name(apps, schema_editor):
     """What imports replaced was the score alone; now confidence and notes may be too."""
@@ -14,6 +16,8 @@ class Migration(migrations.Migration):
     dependencies = [
         ("concepts", "0005_label_words"),
         ("saes", "0009_changes_of_the_list"),
+        ("auth", "0012_alter_user_first_name_max_length"),
+        ("contenttypes", "0002_remove_content_type_name"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
@@ -62,4 +66,5 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.RunPython(scores_by_name, migrations.RunPython.noop),
+        migrations.RunPython(grant("concepts", {"view_labelchange": "viewer"}), migrations.RunPython.noop),
     ]
