@@ -14,7 +14,7 @@ NEEDS = {
     "read": ("place", "one"),
 }
 SEQUENCES = ("temporal",)
-SEVERAL_PLACES = ("crosscoder", "clt")
+SEVERAL_PLACES = ("crosscoder", "causal_crosscoder", "clt")
 
 
 def why_not(sae: SAE, action: str) -> str:
@@ -46,7 +46,7 @@ def is_transcoder(sae: SAE) -> bool:
 def _of_one_place(sae: SAE) -> str:
     if sae.architecture not in SEVERAL_PLACES:
         return ""
-    kind = "crosscoder" if sae.architecture == "crosscoder" else "cross-layer transcoder"
+    kind = "crosscoder" if "crosscoder" in sae.architecture else "cross-layer transcoder"
     return f"A {kind} reads or writes several places of the model at once, which is not possible here yet."
 
 

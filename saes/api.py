@@ -16,11 +16,11 @@ from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
 from saes import api_bringing, api_models, gemma_scope
 from saes.api_bringing import variants_of
 from saes.api_rows import SAEDetail, SAEPage, brief, row_of, whole
-from saes.dependents import dependents
+from saes.dependents import dependents, users
 from saes.models import SAE, Release
 from saes.one_sae import curate
 from saes.registry import rows_between
-from saes.removal import InUse, remove
+from saes.removal import InUse, may_remove, remove
 from saes.repository import known_gemma_scope
 from saes.resolve import resolve
 
@@ -213,15 +213,23 @@ def sae_change(request: HttpRequest, pk: int, change: Change) -> dict[str, Any]:
 def sae_delete(
     request: HttpRequest,
     pk: int,
-    force: bool = Query(False, description="Cancel what is using it"),
+    force: bool = Query(False, description="Delete what depends on it as well, and cancel what is using it"),
     keep_row: bool = Query(False, description="Only the files: it stays in the catalogue"),
     from_cache: bool = Query(True, description="Also from the Hub's cache, what nothing else here uses"),
 ) -> dict[str, Any]:
-    """Its files and everything that depends on it. 409 while jobs, runs or generations use it, unless forced."""
+    """Its files and its row. 409 while jobs, runs or generations use it, or results would go with it, unless forced."""
     row = row_of(pk)
-    hanging = [{"what": group.label, "count": group.count, "goes": group.goes} for group in dependents(row)]
+    groups = dependents(row)
+    hanging = [{"what": group.label, "count": group.count, "goes": group.goes} for group in groups]
+    using = users(row)
+    going = "" if keep_row else ", ".join(f"{group.count} {group.label}" for group in groups if group.goes)
     try:
-        said = remove(row, request.user, keep_row=keep_row, from_cache=from_cache, force=force)
+        if going and not force and not using and may_remove(request.user, row):
+            raise Problem(
+                409, f"{row.name} has {going}, deleted with it: add force=true if they may go.", users=[],
+                dependents=hanging,
+            )  # fmt: skip
+        said = remove(row, request.user, keep_row=keep_row, from_cache=from_cache, force=force and bool(using))
     except InUse as error:
         raise Problem(409, str(error), users=error.users, dependents=hanging) from None
     except PermissionDenied:

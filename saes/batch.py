@@ -30,6 +30,7 @@ from django.db.models.functions import Cast
 
 from saes import gemma_scope
 from saes.models import SAE, Release
+from saes.naming import named
 
 LARGEST_FILE = 1024 * 1024
 MOST_WISHES = 5000
@@ -333,9 +334,12 @@ def _outside(wish: Wish) -> SAE:
     row = SAE(name=name, source=SAE.Source.HUB, repo_id=wish.repo, repo_path=wish.path, revision=wish.revision)
     variant = gemma_scope.parse(wish.repo, wish.path)
     if variant is not None:
-        row.format, row.site, row.layer, row.d_sae = variant.format, variant.site, variant.layer, variant.d_sae
-        row.model_name, row.architecture, row.published_l0 = variant.model_name, variant.architecture, variant.l0
-        row.hook_name, row.hook_name_out = variant.hook_name, variant.hook_name_out
+        said = named(variant.format, wish.repo, wish.path)
+        row.repo_path, row.format, row.site, row.layer, row.d_sae = (
+            variant.path, variant.format, said.site, said.layer, said.d_sae,
+        )  # fmt: skip
+        row.model_name, row.architecture, row.published_l0 = said.model_name, said.architecture, said.l0
+        row.hook_name, row.hook_name_out = said.hook_name, said.hook_name_out
     else:
         row.format = ""
     return row

@@ -14,9 +14,6 @@ from saes.hub import HubFile, Listing
 from saes.layouts import wanted_files
 from saes.models import SAE
 
-UNREAD = (
-    "Its authors do not say how its layers' biases and thresholds come together, and no reader could be compared with."
-)
 WEIGHTS = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".th")
 NOT_OF_AN_SAE = (
     "examples.safetensors", "optimizer*", "scheduler*", "trainer_state*", "rng_state*", "*.md", "*.png", ".gitattributes",
@@ -36,8 +33,6 @@ def bring(progress: Progress, row: SAE) -> dict[str, Any]:
         return {"sae": row.pk, "format": row.format, "sha256": row.sha256}
     if not row.repo_id:
         raise JobError(f"{row.name} has no repository to download it from.", "Import its files instead.")
-    if row.format == "gemma_scope_2" and row.architecture == "crosscoder":  # gigabytes that nothing here could open
-        raise JobError("Crosscoders of Gemma Scope 2 cannot be read here, so its files were not fetched.", UNREAD)
     token = hub_token(progress.job.owner)
     progress.start(f"Asking the Hub for {row.repo_id}", unit="steps")
     listing = hub.list_repository(row.repo_id, row.revision, token=token)

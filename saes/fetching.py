@@ -9,6 +9,7 @@ from typing import Any
 from django.db import IntegrityError, transaction
 
 from saehub.accounts.access import allowed
+from saes.gemma_scope import parse
 from saes.models import SAE
 from saes.naming import named
 
@@ -34,7 +35,13 @@ class Fetched:
 
 
 def row_at(user: Any, repo_id: str, path: str, *, revision: str = "", format: str = "") -> SAE:
-    """The row of a place on the Hub; made, with what its name says, where the registry has none yet."""
+    """The row of a place on the Hub; made, with what its name says, where the registry has none yet.
+
+    Of Gemma Scope a file of an SAE means its folder, as the catalogue has it.
+    """
+    scope = parse(repo_id, path)
+    if scope is not None:
+        path, format = scope.path, format or scope.format
     said = named(format, repo_id, path) if format else None
     values: dict[str, Any] = {
         "source": SAE.Source.HUB,

@@ -28,11 +28,12 @@ PATH_2 = re.compile(
     r"_l0_(?P<size>small|medium|big)(?P<affine>_affine)?(?:_seed_(?P<seed>\d+))?(?:/params\.safetensors)?$"
 )
 PATH_CLT = re.compile(
-    r"clt/width_(?P<width>\d+[km])_l0_(?P<size>small|medium|big)(?P<affine>_affine)?"
+    r"clt/width_(?P<width>\d+[km])_l0_(?P<size>small|medium|big)(?P<affine>_affine)?(?:_seed_(?P<seed>\d+))?"
     r"(?:/params_layer_(?P<layer>\d+)(?:\.safetensors)?)?$"
 )
 PATH_CROSSCODER = re.compile(
-    r"crosscoder/layer(?P<layers>(?:_\d+)+)_width_(?P<width>\d+[km])_l0_(?P<size>small|medium|big)(?P<affine>_affine)?$"
+    r"crosscoder/layer(?P<layers>(?:_\d+)+)_width_(?P<width>\d+[km])_l0_(?P<size>small|medium|big)(?P<affine>_affine)?"
+    r"(?:_seed_(?P<seed>\d+))?$"
 )
 WEIGHTS = re.compile(r"/params(?:_layer_\d+)?\.(?:npz|safetensors)$")
 # Site -> hook point read, hook point written (of a transcoder). `attn_out` of Gemma Scope 2 reads the input of o_proj, as
@@ -164,7 +165,7 @@ def _scope_2(repo_id: str, path: str, size: str, tuning: str) -> Variant | None:
 def _architecture_2(site: str, affine: bool) -> str:
     if site in ("transcoder", "clt"):
         return "jumprelu_skip_transcoder" if affine else "jumprelu_transcoder"
-    return "crosscoder" if site == "crosscoder" else "jumprelu"
+    return "causal_crosscoder" if site == "crosscoder" else "jumprelu"
 
 
 def of_tree(repo_id: str, files: Mapping[str, int]) -> list[Variant]:

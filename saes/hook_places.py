@@ -31,8 +31,10 @@ def place_of(hook_name: str, architecture: str = "", hook_name_out: str = "") ->
     """
     found = BLOCK.match(hook_name)
     layer = int(found[1]) if found else None
-    if architecture in ("clt", "crosscoder"):
-        return architecture, None if architecture == "crosscoder" else layer
+    if "crosscoder" in architecture:
+        return "crosscoder", None
+    if architecture == "clt":
+        return architecture, layer
     if "transcoder" in architecture or (hook_name_out and hook_name_out != hook_name):
         return "transcoder", layer
     if found:

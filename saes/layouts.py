@@ -32,6 +32,8 @@ class InFolder(NamedTuple):
     needs: tuple[str, ...] = ()  # without these it is not this format
     beside: tuple[str, ...] = ()  # taken along where they are
     above: tuple[str, ...] = ()  # names of configs in the folders above
+    parts: re.Pattern[str] | None = None  # files that belong to the weights besides
+    called: re.Pattern[str] | None = None  # how the folder is called where files alone do not tell
 
 
 class AsFile(NamedTuple):
@@ -53,11 +55,19 @@ _SAELENS = InFolder(
 _OPENMOSS_WEIGHTS = tuple(
     stem + end for stem in ("sae_weights", "checkpoints/pruned", "checkpoints/final") for end in (".safetensors", ".pt")
 )
+_LAYER_FILE = re.compile(r"params_layer_(\d+)\.safetensors")
 FOLDERS = (
     _SAELENS,
     InFolder("sparsify", ("sae.safetensors", "sae" + INDEX), ("cfg.json",), above=("config.json",)),
     InFolder("gemma_scope_1", ("params.npz",)),
     InFolder("gemma_scope_2", ("params.safetensors",), beside=("config.json",)),
+    InFolder(
+        "gemma_scope_2",
+        ("params_layer_0.safetensors",),
+        beside=("config.json",),
+        parts=_LAYER_FILE,
+        called=re.compile(r"(?:^|/)(?:crosscoder/[^/]+|layer(?:_\d+){2,}_width[^/]*)$"),
+    ),
     InFolder("llama_scope", ("checkpoints/final.safetensors", "checkpoints/pruned.safetensors"), ("hyperparams.json",)),
     InFolder("openmoss", _OPENMOSS_WEIGHTS, ("config.json",)),
     InFolder("dictionary_learning", ("ae.pt",), ("config.json",)),
@@ -70,7 +80,7 @@ _CIRCUIT_TRACER = (
     "wanb-config.yaml",
 )  # the last as it is spelt in real repositories
 FILES = (
-    AsFile("gemma_scope_2", re.compile(r"params_layer_(\d+)\.safetensors"), beside=("config.json",)),
+    AsFile("gemma_scope_2", _LAYER_FILE, beside=("config.json",)),
     AsFile(
         "mwhanna_transcoder", re.compile(r"layer_(\d+)\.safetensors"), needs=_CIRCUIT_TRACER, beside=_CIRCUIT_TRACER
     ),
@@ -155,10 +165,12 @@ class _Place(NamedTuple):
     def _weights(self, line: InFolder, there: Collection[str]) -> list[str]:
         """The weights' file; of sharded weights the index and what may be its shards, whatever they are called."""
         name = next((name for name in line.weights if _join(self.folder, name) in there), "")
-        if not name.endswith(INDEX):
+        if not name.endswith(INDEX) and not line.parts:
             return [name]
         start = f"{self.folder}/" if self.folder else ""
-        inside = (path.removeprefix(start) for path in there if path.startswith(start))
+        inside = [path.removeprefix(start) for path in there if path.startswith(start)]
+        if line.parts:
+            return [leaf for leaf in inside if line.parts.fullmatch(leaf)]
         return [name, *(leaf for leaf in inside if "/" not in leaf and leaf.endswith(".safetensors"))]
 
 
@@ -207,7 +219,10 @@ def _named(folder: str, leaf: str, leaves: Collection[str]) -> Iterator[_Place]:
 
 def _in_folder(folder: str, leaves: Collection[str], several: bool = True) -> Iterator[_Place]:
     """What a folder holds. Without `several`: a folder of many files means none of them."""
-    yield from (place for line in FOLDERS if (place := _whole(line, folder, leaves)))
+    whole = [place for line in FOLDERS if (place := _whole(line, folder, leaves))]
+    yield from whole
+    if any(isinstance(place.line, InFolder) and place.line.parts for place in whole):
+        return  # the files are its parts, not SAEs
     files = [
         place
         for leaf in leaves
@@ -220,6 +235,8 @@ def _in_folder(folder: str, leaves: Collection[str], several: bool = True) -> It
 
 
 def _whole(line: InFolder, folder: str, leaves: Collection[str]) -> _Place | None:
+    if line.called and not line.called.search(folder):
+        return None
     there = any(name in leaves for name in line.weights) and all(name in leaves for name in line.needs)
     return _Place(line, folder) if there else None
 

@@ -114,7 +114,7 @@ def _gemma_scope(repo_id: str, path: str) -> Named:
         hook_name=found.hook_name,
         hook_name_out=found.hook_name_out,
         architecture=found.architecture,
-        d_sae=found.d_sae,
+        d_sae=None if found.site == "clt" else found.d_sae,  # its names count the features of all layers together
         l0=found.l0,
         model_name=found.model_name,
     )

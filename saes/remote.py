@@ -47,6 +47,7 @@ class Remote:
     config: dict[str, Any] = field(default_factory=dict)
     size_bytes: int = 0
     unread: list[str] = field(default_factory=list)  # weights whose shapes cannot be read this way
+    parts: int = 1  # files that each hold the same tensors, of another layer
 
 
 def read_remote(progress: Progress, row: SAE, token: str | None = None) -> dict[str, Any]:
@@ -82,7 +83,10 @@ def _read(repo_id: str, path: str, commit: str, token: str | None, start: int, e
 def look(remote: Remote, path: str, size: int, read: Read) -> None:
     """Add what one file says. Raises JobError naming the file and what is wrong with it."""
     if path.endswith(".safetensors"):
-        remote.shapes |= safetensors_shapes(path, size, read)
+        shapes = safetensors_shapes(path, size, read)
+        again = {name for name in shapes if name in remote.shapes}  # one file a layer, each with the same names
+        remote.parts += bool(again)
+        remote.shapes |= {f"{name}_{remote.parts - 1}" if name in again else name: at for name, at in shapes.items()}
     elif path.endswith(".npz"):
         remote.shapes |= npz_shapes(path, size, read)
     elif path.endswith((".pt", ".pth", ".bin", ".th")):
@@ -180,7 +184,7 @@ def _parsed(path: str, data: bytes) -> dict[str, Any]:
 def described(remote: Remote) -> dict[str, Any]:
     """Fields of the row. Widths come from shapes alone; the rest from the config where it says so."""
     config = _flat(remote.config)
-    d_in, d_sae = widths(remote.shapes)
+    d_in, d_sae = (size * remote.parts if size else None for size in widths(remote.shapes))
     k = config.get("k")
     return {
         "d_in": d_in,
@@ -235,6 +239,8 @@ def architecture(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any
     names = set(shapes)
     if names & {"r_mag", "b_mag"}:
         return "gated"
+    if config.get("type") == "crosscoder":
+        return "causal_crosscoder"
     transcoder = config.get("type") in ("transcoder", "clt")
     jumprelu = any("threshold" in name for name in names)
     if jumprelu and transcoder:

@@ -34,6 +34,7 @@ ARCHITECTURES: dict[str, type[SAE]] = {
         transcoders.TopKSkipTranscoder,
         temporal.TemporalSAE,
         several.Crosscoder,
+        several.CausalCrosscoder,
         several.CrossLayerTranscoder,
     )
 }
@@ -47,9 +48,12 @@ ENCODER_NORM = 0.58
 
 
 def sae_class(architecture: str) -> type[SAE]:
-    """The class of an architecture's name. Raises SAEError, listing the known ones."""
+    """The class of an architecture's name. Raises SAEError, naming the known kinds."""
     if architecture not in ARCHITECTURES:
-        raise SAEError(f"The architecture {architecture!r} is not supported, only {', '.join(ARCHITECTURES)} are.")
+        kinds = [name for name in ARCHITECTURES if not name.endswith("_transcoder")]
+        raise SAEError(
+            f"The architecture {architecture!r:.60} is not supported, only {', '.join(kinds)}, and transcoders of them, are."
+        )
     return ARCHITECTURES[architecture]
 
 

@@ -52,6 +52,13 @@ def hooks_and_width(config: SAEConfig) -> tuple[int, int]:
     return hooks, config.d_in // hooks
 
 
+def features_of_one(config: SAEConfig, hooks: int) -> int:
+    """How many features read each hook point, where each reads one. Raises SAEError."""
+    if config.d_sae % hooks:
+        raise SAEError(f"d_sae ({config.d_sae}) must be a multiple of the number of layers ({hooks}).")
+    return config.d_sae // hooks
+
+
 class Crosscoder(SeveralHooks):
     """One set of features read from and written to several hook points (Lindsey et al. 2024).
 
@@ -95,6 +102,39 @@ class Crosscoder(SeveralHooks):
         return (torch.einsum("...hs,hsd->...hd", codes, self.W_dec) + self.b_dec).flatten(-2)
 
 
+class CausalCrosscoder(SeveralHooks):
+    """Features that read one hook point and write to that one and later ones: a weakly causal crosscoder.
+
+        f_l = activation(x_l @ W_enc[l] + b_enc[l])                      (n, m), m = d_sae / hooks
+        y_t = sum over l of f_l @ W_dec[l, :, t] + b_dec[t]
+
+    acts (n, hooks * m), hook point after hook point. W_enc (hooks, d, m), b_enc and threshold (hooks, m), b_dec (hooks, d);
+    W_dec (hooks, m, hooks, d), whose parts for hook points before the one that is read are zero in a trained one.
+    Raises SAEError for an activation topk, which nothing published has. Source: Gemma Scope 2's technical report, 2.6.
+    """
+
+    architecture = "causal_crosscoder"
+
+    @classmethod
+    def parameter_shapes(cls, config: SAEConfig) -> dict[str, tuple[int, ...]]:
+        hooks, d = hooks_and_width(config)
+        m = features_of_one(config, hooks)
+        shapes = {"W_enc": (hooks, d, m), "b_enc": (hooks, m), "W_dec": (hooks, m, hooks, d), "b_dec": (hooks, d)}
+        if config.options.get("activation") == "topk":
+            raise SAEError("A crosscoder whose features read one hook point each cannot have the activation topk here.")
+        return shapes | ({"threshold": (hooks, m)} if config.options.get("activation") == "jumprelu" else {})
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        return (torch.einsum("...hd,hdm->...hm", self._apart(x), self.W_enc) + self.b_enc).flatten(-2)
+
+    def activation(self, z: Tensor) -> Tensor:
+        return super().activation(z.unflatten(-1, (self.hooks, -1))).flatten(-2)
+
+    def decode(self, acts: Tensor, x: Tensor | None = None) -> Tensor:
+        codes = acts.unflatten(-1, (self.hooks, -1))
+        return (torch.einsum("...lm,lmtd->...td", codes, self.W_dec) + self.b_dec).flatten(-2)
+
+
 class CrossLayerTranscoder(SeveralHooks):
     """Features of every layer that write to that layer and all later ones (Ameisen et al. 2025).
 
@@ -111,9 +151,7 @@ class CrossLayerTranscoder(SeveralHooks):
     @classmethod
     def parameter_shapes(cls, config: SAEConfig) -> dict[str, tuple[int, ...]]:
         hooks, d = hooks_and_width(config)
-        if config.d_sae % hooks:
-            raise SAEError(f"d_sae ({config.d_sae}) must be a multiple of the number of layers ({hooks}).")
-        m = config.d_sae // hooks
+        m = features_of_one(config, hooks)
         shapes = {
             "W_enc": (hooks, d, m),
             "b_enc": (hooks, m),

@@ -12,6 +12,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
+from inference.models import Generation
 from saehub.jobs.models import Job, State, enqueue
 from saes.models import SAE, Release
 from tests.api_calls import problem
@@ -274,6 +275,21 @@ def test_deleting_is_refused_while_it_is_in_use(api: Any, user_of: Any) -> None:
     assert done.status_code == 200 and done.json()["deleted"] and not SAE.objects.exists() and not sae.files.exists()
     job.refresh_from_db()
     assert job.state == State.CANCELLED
+
+
+def test_deleting_is_refused_while_results_of_it_are_here(api: Any, user_of: Any) -> None:
+    """Nobody is at work on it, but somebody's generation would go with it: that has to be said once more."""
+    sae = a_trained_sae(owner=user_of("researcher"), model=a_model())
+    write_sae(sae.files)
+    Generation.objects.create(name="g", model=sae.model, sae=sae, prompt="p", ready_at=timezone.now())
+    problem(api("viewer", "delete", f"/saes/{sae.pk}"), 403)
+    problem(api("annotator", "delete", f"/saes/{sae.pk}"), 403)
+    body = problem(api("researcher", "delete", f"/saes/{sae.pk}"), 409, "1 generation, deleted with it")
+    assert body["dependents"] == [{"what": "generation", "count": 1, "goes": True}] and body["users"] == []
+    assert sae.files.exists() and Generation.objects.exists()
+    done = api("researcher", "delete", f"/saes/{sae.pk}?force=true")
+    assert done.status_code == 200 and not SAE.objects.exists() and not Generation.objects.exists()
+    assert not sae.files.exists()
 
 
 def test_only_the_files_may_go(api: Any) -> None:

@@ -216,6 +216,7 @@ def ready(**fields: Any) -> SAE:
         ({"hook_name": "blocks.7.x"}, "tiny has no hook point blocks.7.x", "tiny has no hook point blocks.7.x"),
         ({"d_in": 64}, "It reads vectors of 64 numbers, but", "It reads vectors of 64 numbers, but"),
         ({"architecture": "crosscoder"}, "several places", "several places"),
+        ({"architecture": "causal_crosscoder"}, "A crosscoder reads", "A crosscoder reads"),
         ({"architecture": "clt"}, "cross-layer transcoder", "cross-layer transcoder"),
         ({"architecture": "temporal"}, "whole sequences", "whole sequences"),
         ({"architecture": "jumprelu_transcoder"}, "A transcoder predicts", ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save
 
 from saehub.accounts import hub_tokens
 from saehub.jobs.models import Job, State
+from saes.abilities import why_not
 from saes.downloads import beside
 from saes.models import SAE, LanguageModel
 from saes.numerics.formats import load_sae
@@ -79,12 +82,27 @@ def test_only_its_own_files_are_fetched(stocked: MiniHub, bring: Any) -> None:
 
 
 @pytest.mark.django_db
-def test_gigabytes_that_could_not_be_opened_are_not_fetched(hub: MiniHub, bring: Any) -> None:
-    row, job = bring(format="gemma_scope_2", architecture="crosscoder")
-    assert (job.state, row.ready) == (State.FAILED, False) and "cannot be read here" in job.error
-    assert not hub.requests
+def test_a_crosscoder_is_brought_with_all_its_layers(hub: MiniHub, bring: Any) -> None:
+    path, d, m = "crosscoder/layer_5_9_width_65k_l0_medium", 6, 20
+    hooks = "model.layers.{5,9}.output"
+    config = {
+        "type": "crosscoder", "architecture": "jump_relu", "width": 2 * m, "model_name": "google/gemma-3-270m-pt",
+        "hf_hook_point_in": hooks, "hf_hook_point_out": hooks,
+    }  # fmt: skip
+    shapes = {"w_enc": (d, m), "b_enc": (m,), "threshold": (m,), "w_dec": (m, 2, d), "b_dec": (d,)}
+    files = {f"{path}/config.json": json.dumps(config).encode()} | {
+        f"{path}/params_layer_{n}.safetensors": save({name: torch.rand(*shape) for name, shape in shapes.items()})
+        for n in range(2)
+    }
+    hub.repos["models/google/gemma-scope-2-270m-pt"] = files
+    row, job = bring(repo_id="google/gemma-scope-2-270m-pt", repo_path=path, format="gemma_scope_2")
+    assert (job.state, job.error) == (State.DONE, "")
+    assert (row.architecture, row.site, row.layer, row.d_sae) == ("causal_crosscoder", "crosscoder", None, 2 * m)
+    assert row.size_bytes == sum(map(len, files.values())) and row.format == "gemma_scope_2"
+    assert why_not(row, "steer") == why_not(row, "read") and "several places" in why_not(row, "steer")
 
 
+@pytest.mark.django_db
 def test_a_second_time_nothing_is_asked(stocked: MiniHub, bring: Any) -> None:
     row, _ = bring()
     stocked.close()

@@ -6,6 +6,7 @@ import pytest
 
 from saehub.jobs.progress import JobError
 from saes import repository
+from saes.fetching import row_at
 from saes.gemma_scope import counts, is_gemma_scope, narrowed, nearest, nearest_each, of_tree, parse, width_of
 from saes.models import SAE
 from tests.mini_hub import MiniHub
@@ -158,7 +159,9 @@ def test_the_rest_of_the_name_is_read_too() -> None:
     three = parse(RES, "layer_12/width_16k/average_l0_82/params.npz")
     assert three and three.l0 == 82.0 and three.path == "layer_12/width_16k/average_l0_82"
     four = parse(SCOPE_2, "crosscoder/layer_5_9_12_15_width_1m_l0_big")
-    assert four and four.layers == (5, 9, 12, 15) and four.architecture == "crosscoder"
+    assert four and four.layers == (5, 9, 12, 15) and four.architecture == "causal_crosscoder"
+    five = parse(SCOPE_2, "crosscoder/layer_5_9_12_15_width_65k_l0_medium_seed_1")
+    assert five and (five.seed, five.size) == (1, "medium")
 
 
 @pytest.mark.parametrize(
@@ -279,3 +282,14 @@ def test_a_hub_that_takes_long_is_not_waited_for(hub: MiniHub) -> None:
     assert len(repository.listing_of(RES, wait=30).files) == 1, "the answer came in the meantime"
     asked = len(hub.asked)
     assert repository.listing_of(RES, wait=0).repo_id == RES and len(hub.asked) == asked
+
+
+@pytest.mark.django_db
+def test_a_file_of_gemma_scope_is_the_row_of_its_folder(user_of: Any) -> None:
+    known = a_row("layer_9/width_16k/average_l0_82", published_l0=82.0)
+    assert row_at(user_of("researcher"), RES, "layer_9/width_16k/average_l0_82/params.npz") == known
+    several = row_at(user_of("researcher"), SCOPE_2, "crosscoder/layer_7_13_17_22_width_65k_l0_medium")
+    assert (several.format, several.site, several.architecture) == ("gemma_scope_2", "crosscoder", "causal_crosscoder")
+    assert (several.model_name, several.d_sae, several.layer) == ("google/gemma-3-1b-pt", 65536, None)
+    one = row_at(user_of("researcher"), SCOPE_2, "clt/width_262k_l0_big/params_layer_3.safetensors")
+    assert (one.site, one.layer, one.d_sae) == ("clt", 3, None), "its name counts the features of all layers"

@@ -20,6 +20,7 @@ from saes import imports
 from saes.import_forms import NORMALIZATIONS
 from saes.models import SAE, LanguageModel
 from saes.numerics.formats import load_sae
+from tests.api_calls import ask, good
 from tests.sae_rows import files_below, write_sae
 
 pytestmark = pytest.mark.django_db
@@ -62,6 +63,21 @@ def bring(client_of: Any, run_job: Any) -> Any:
         response = client_of("researcher").post(url(), data)
         assert response.status_code == 302, response.context["form"].errors
         row = SAE.objects.select_related("job").latest("pk")
+        job = run_job(row.job)
+        row.refresh_from_db()
+        return row, job
+
+    return call
+
+
+@pytest.fixture
+def bring_by_api(user_of: Any, run_job: Any) -> Any:
+    """The same by the API: the row it says, and the finished job."""
+
+    def call(**data: Any) -> tuple[SAE, Job]:
+        data.pop("where")
+        said = good(ask(user_of("researcher"), "post", "/saes/import", data=data), 202)
+        row = SAE.objects.select_related("job").get(pk=said["saes"][0]["sae"])
         job = run_job(row.job)
         row.refresh_from_db()
         return row, job
@@ -345,8 +361,10 @@ def markers() -> list[str]:
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda path: path.parent.name)
-def test_broken_and_hostile_saes_are_refused(case: Path, bring: Any, data_folder: Path) -> None:
-    """Each case as a zip through the page and its job: refused in a sentence that names the fault, nothing kept."""
+@pytest.mark.parametrize("door", ["bring", "bring_by_api"])
+def test_broken_and_hostile_saes_are_refused(door: str, case: Path, request: Any, data_folder: Path) -> None:
+    """Each case as a zip through the page, the API and its job: refused in a sentence that names the fault, nothing kept."""
+    bring = request.getfixturevalue(door)
     for marker in markers():
         os.unlink(marker)
     told = json.loads(case.read_text())
@@ -364,19 +382,27 @@ def test_broken_and_hostile_saes_are_refused(case: Path, bring: Any, data_folder
 
 
 @pytest.mark.parametrize("case", PUBLIC, ids=lambda path: path.parent.name)
-def test_golden_saes_are_adopted(case: Path, bring: Any, settings: Any) -> None:
-    """Each SAE that its original package wrote, from a path of the server; what was converted still gives its numbers."""
+@pytest.mark.parametrize("door", ["path", "zip", "api"])
+def test_golden_saes_are_adopted(door: str, case: Path, request: Any, settings: Any) -> None:
+    """Each SAE that its original package wrote, from a path of the server and as a zip by page and API.
+
+    What was converted still gives its numbers.
+    """
     import torch
     from safetensors.torch import load_file
 
     told = json.loads(case.read_text())
-    root = Path(shutil.copytree(case.parent / "model", settings.IMPORT_DIRS[0] / "golden"))
+    bring = request.getfixturevalue("bring_by_api" if door == "api" else "bring")
+    if door == "path":
+        where = {"where": "path", "path": shutil.copytree(case.parent / "model", settings.IMPORT_DIRS[0] / "golden")}
+    else:
+        where = {"where": "upload", "files": zipped(case.parent / "model")}
     facts = {name: told[name] for name in GIVEN if told.get(name) not in (None, "")}
     if facts.get("normalize_activations") not in NORMALIZATIONS:  # said in words of its own
         facts.pop("normalize_activations", None)
     if isinstance(facts.get("apply_b_dec_to_input"), bool):
         facts["apply_b_dec_to_input"] = "yes" if facts["apply_b_dec_to_input"] else "no"
-    row, job = bring(where="path", path=str(root), entry=told["entry"], **facts)
+    row, job = bring(**where, entry=told["entry"], **facts)
     assert job.state == State.DONE, job.error
     assert row.architecture and row.d_in == told["d_in"] and row.d_sae == told["d_sae"]
     if row.format == "saelens" and told["format"] != "saelens":

@@ -20,6 +20,10 @@ SPARSIFY = [
     "README.md", "config.json", "optimizer.pt", "lr_scheduler.pt", "state.pt",
     "layers.3/cfg.json", "layers.3/sae.safetensors", "layers.10/cfg.json", "layers.10/sae.safetensors",
 ]  # fmt: skip
+CROSSCODER = [
+    "crosscoder/layer_5_9_12_15_width_65k_l0_medium/config.json",
+    *(f"crosscoder/layer_5_9_12_15_width_65k_l0_medium/params_layer_{n}.safetensors" for n in range(4)),
+]
 CLT = ["config.yaml", *(f"W_{side}_{n}.safetensors" for side in ("enc", "dec") for n in range(12))]
 
 
@@ -30,6 +34,7 @@ CLT = ["config.yaml", *(f"W_{side}_{n}.safetensors" for side in ("enc", "dec") f
         (SCOPE_2, "gemma_scope_2", "resid_post/layer_13_width_16k_l0_small", [SCOPE_2[1], SCOPE_2[0]]),
         (SCOPE_2, "gemma_scope_2", "clt/width_16k_l0_big/params_layer_2", [SCOPE_2[3], SCOPE_2[4]]),
         (SCOPE_2, "gemma_scope_2", SCOPE_2[5], [SCOPE_2[3], SCOPE_2[5]]),
+        (SCOPE_2 + CROSSCODER, "gemma_scope_2", "crosscoder/layer_5_9_12_15_width_65k_l0_medium", CROSSCODER),
         (CLT, "mntss_clt", "1", ["W_dec_1.safetensors", "W_enc_1.safetensors", "config.yaml"]),
         (CLT, "mntss_clt", "W_enc_11.safetensors", ["W_dec_11.safetensors", "W_enc_11.safetensors", "config.yaml"]),
         (
@@ -102,6 +107,9 @@ def test_all_that_a_repository_holds_in_natural_order():
         ("clt/width_16k_l0_big/params_layer_10.safetensors", "gemma_scope_2"),
         ("resid_post/layer_13_width_16k_l0_small", "gemma_scope_2"),
     ]
+    assert entries(CROSSCODER) == [("crosscoder/layer_5_9_12_15_width_65k_l0_medium", "gemma_scope_2")], (
+        "not each layer"
+    )
     assert entries(["L1R/hyperparams.json", "L1R/checkpoints/final.safetensors"]) == [("L1R", "llama_scope")]
     assert len(entries(CLT)) == 12
 

@@ -87,6 +87,24 @@ def test_an_npz_is_described_from_its_directory(hub: MiniHub, inspect: Any) -> N
     assert sent(hub, "params.npz") < len(data) / 2
 
 
+def test_a_crosscoder_is_described_from_the_headers_of_all_its_files(hub: MiniHub, inspect: Any) -> None:
+    layers, m = 4, 64
+    one = {
+        "w_enc": torch.zeros(D_IN, m), "b_enc": torch.zeros(m), "threshold": torch.zeros(m), "b_dec": torch.zeros(D_IN),
+        "w_dec": torch.zeros(m, layers, D_IN),
+    }  # fmt: skip
+    path = "crosscoder/layer_5_9_12_15_width_65k_l0_medium"
+    config = {"type": "crosscoder", "width": layers * m, "model_name": "google/gemma-3-270m-pt"}
+    hub.repos["models/google/gemma-scope-2-270m-pt"] = {f"{path}/config.json": json.dumps(config).encode()} | {
+        f"{path}/params_layer_{n}.safetensors": save(one) for n in range(layers)
+    }
+    row, job = inspect("google/gemma-scope-2-270m-pt", path, "gemma_scope_2")
+    assert job.state == State.DONE, job.traceback
+    assert (row.d_in, row.d_sae, row.architecture) == (layers * D_IN, layers * m, "causal_crosscoder")
+    assert row.config["tensors"]["w_dec"] == row.config["tensors"]["w_dec_3"] == [m, layers, D_IN]
+    assert sent(hub, "params_layer_3") < 2000
+
+
 def test_a_pickle_is_not_read(hub: MiniHub, inspect: Any) -> None:
     file = io.BytesIO()
     torch.save({"encoder.weight": torch.zeros(8, 4)}, file)

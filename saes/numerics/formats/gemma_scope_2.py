@@ -7,7 +7,8 @@ Transcoders read the MLP's input with the norm's gain, which TransformerLens cal
 
 A cross-layer transcoder has one file per source layer, params_layer_L.safetensors, with w_dec (d_sae, n_layers, d_out).
 One layer alone gives its features' codes, but no layer's reconstruction: w_dec is then summed over the target layers, as
-SAELens does, and the metadata says what that x_hat is not.
+SAELens does, and the metadata says what that x_hat is not. `width` in config.json counts the features of all layers.
+Crosscoders have such files too, and are read whole: `gemma_scope_2_crosscoder`.
 """
 
 import re
@@ -18,13 +19,13 @@ from typing import Any
 import torch
 
 from saes.numerics.formats.files import FormatError, MissingFact, Place, read_json, tensor_headers
+from saes.numerics.formats.gemma_scope_2_crosscoder import LAYER_FILE, is_crosscoder, load_crosscoder
 from saes.numerics.formats.orient import all_tensors, hold_against, renamed, transposed, widths, within
 from saes.numerics.formats.stated import NOT_AN_AUTOENCODER, Stated, fact_text, layer_of, path_of, repo_of
 from saes.numerics.formats.weights import assemble, upcast
 from saes.numerics.sae import SAE, SAEConfig
 
 CONFIG, WEIGHTS, SKIP = "config.json", "params.safetensors", "affine_skip_connection"
-LAYER_FILE = re.compile(r"params_layer_(\d+)(?:\.safetensors)?")
 ONE_LAYER = (
     "This is one layer of a cross-layer transcoder: its feature activations are right, but a reconstruction takes all "
     "layers. What decode and forward give is the sum over target layers, not any layer's output."
@@ -48,7 +49,7 @@ SITES = {
 
 def detect(place: Place) -> bool:
     name = _weights(place)
-    if not name and _is_crosscoder(place):  # known, so that `load` can say why not
+    if is_crosscoder(place, CONFIG):
         return True
     return bool(name) and {"w_enc", "w_dec", "threshold"} <= set(tensor_headers(place.folder / name))
 
@@ -59,38 +60,31 @@ def load(place: Place, facts: Mapping[str, Any], device: torch.device | str, dty
     """
     name = _weights(place)
     stated = Stated(CONFIG, read_json(place.folder / CONFIG) if place.has(CONFIG) else {})
-    if stated.text("type") == "crosscoder":
-        raise FormatError(
-            f"{place.said} is a Gemma Scope 2 crosscoder, which cannot be read here: its authors do not say how its layers' "
-            "biases and thresholds come together, and no reader of it is known that could be compared with."
-        )
+    model_name = fact_text(facts, "model_name") or _model(stated.text("model_name"), repo_of(place, facts))
     if stated.text("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
         raise FormatError(f"architecture in {CONFIG} is {stated.text('architecture')!r:.40}, but must be jump_relu.")
+    if is_crosscoder(place, CONFIG):
+        return load_crosscoder(place, stated, facts, model_name, device, dtype)
     stored = all_tensors(place.folder / name)
     skip = stored.pop(SKIP, None)
     tensors = renamed(stored, _NAMES, name)
     one_layer = tensors["W_dec"].dim() == 3
+    layers = tensors["W_dec"].shape[1] if one_layer else 1
     if one_layer:
         tensors["W_dec"] = upcast({"W_dec": tensors["W_dec"]})["W_dec"].sum(1)
     if skip is not None:
         tensors["W_skip"] = transposed(skip, SKIP)
     d_in, d_sae, d_out = widths(tensors, name)
-    stated.agrees("width", d_sae)
+    if stated.whole("width") != d_sae * layers:  # of a cross-layer transcoder the features of all its files
+        stated.agrees("width", d_sae)
     crosses = one_layer or _is_transcoder(stated, place, facts) or skip is not None or d_in != d_out
     architecture = f"jumprelu{'_skip' if skip is not None else ''}{'_transcoder' if crosses else ''}"
     config = SAEConfig(architecture, d_in, d_sae, d_out=d_out, apply_b_dec_to_input=False)
     hold_against(tensors, config, name)
-    config = _named(config, stated, place, facts)
+    config = _named(config, stated, place, facts).with_(model_name=model_name)
     if one_layer:
         config = config.with_(metadata=config.metadata | {NOT_AN_AUTOENCODER: ONE_LAYER})
     return assemble(config, tensors, device, dtype)
-
-
-def _is_crosscoder(place: Place) -> bool:
-    """By its config; it has a file of weights for each of its layers."""
-    if place.entry or not place.has(CONFIG) or not any(map(LAYER_FILE.fullmatch, place.names)):
-        return False
-    return read_json(place.folder / CONFIG).get("type") == "crosscoder"
 
 
 def _weights(place: Place) -> str:
@@ -135,7 +129,6 @@ def _named(config: SAEConfig, stated: Stated, place: Place, facts: Mapping[str, 
     return config.with_(
         hook_name=hook,
         hook_name_out=(fact_text(facts, "hook_name_out") or _lens_name(written)) if crosses else "",
-        model_name=fact_text(facts, "model_name") or _model(stated.text("model_name"), repo_of(place, facts)),
         metadata=metadata,
     )
 

@@ -1,7 +1,6 @@
 """Gemma Scope 1 and 2 beyond the golden files: storage types, missing configs, facts, and numbers in plain numpy."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from saes.numerics.formats import FormatError, MissingFact, detect_format, load_sae
+from saes.numerics.formats import FormatError, MissingFact, NotRepresentable, detect_format, load_sae, save_sae
 from tests.saes.numerics.plain import Arrays, arrays, assert_gives, inputs, jumprelu, rounded, tensors
 
 D, M = 10, 37
@@ -162,7 +161,7 @@ def test_scope_2_one_layer_of_a_clt_has_codes_but_no_reconstruction(layers, tmp_
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"type": "crosscoder"}, "crosscoder, which cannot be read"),
+        ({"type": "crosscoder"}, "type in config.json is 'crosscoder'"),
         ({"type": "sae", "architecture": "top_k"}, "must be jump_relu"),
         ({"type": "sae", "width": M + 1}, "width 38, but the weights have 37"),
         ({"type": "molt"}, "type in config.json is 'molt'"),
@@ -175,13 +174,132 @@ def test_scope_2_config_that_does_not_fit_is_refused(change, sentence, tmp_path)
         load_sae(folder)
 
 
-def test_scope_2_crosscoder_of_several_files_is_refused_by_name(tmp_path):
-    folder = tmp_path / "crosscoder" / "layer_1_2_width_16k_l0_big"
-    scope_2(folder, made(), {"type": "crosscoder"}, name="params_layer_0.safetensors")
-    shutil.copy(folder / "params_layer_0.safetensors", folder / "params_layer_1.safetensors")
-    for entry in (folder, folder / "params_layer_1"):
-        with pytest.raises(FormatError, match="is a Gemma Scope 2 crosscoder, which cannot be read here"):
-            load_sae(entry)
+# -- crosscoders of Gemma Scope 2 ----------------------------------------------------------------------------------------
+LAYERS = (5, 9, 12)
+CROSSCODER = {
+    "type": "crosscoder", "model_name": "google/gemma-3-270m-pt", "width": len(LAYERS) * M, "l0": 50,
+    "hf_hook_point_in": "model.layers.{5,9,12}.output", "hf_hook_point_out": "model.layers.{5,9,12}.output",
+    "affine_connection": False,
+}  # fmt: skip
+
+
+def crosscoder(root: Path, config: dict | None = CROSSCODER, name: str = "layer_5_9_12_width_16k_l0_big") -> Path:
+    folder = root / "crosscoder" / name
+    folder.mkdir(parents=True)
+    for number in range(len(LAYERS)):
+        save_file(tensors(one_layer(number)), folder / f"params_layer_{number}.safetensors")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps({"architecture": "jump_relu", **config}))
+    return folder
+
+
+def one_layer(number: int) -> Arrays:
+    """What the file of one layer holds; nothing is written to earlier layers, as it is in trained ones."""
+    made = arrays(
+        20 + number, w_enc=(D, M), b_enc=(M,), threshold=(M,), w_dec=(M, len(LAYERS), D), b_dec=(D,)
+    )  # fmt: skip
+    made["w_dec"][:, :number] = 0
+    return made
+
+
+def plain_crosscoder(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(acts, y), layer after layer, one token at a time and one target layer at a time."""
+    files = [one_layer(number) for number in range(len(LAYERS))]
+    acts = [
+        jumprelu(x[:, n * D : (n + 1) * D] @ file["w_enc"] + file["b_enc"], file["threshold"])
+        for n, file in enumerate(files)
+    ]
+    out = []
+    for target, file in enumerate(files):
+        y = np.tile(file["b_dec"], (len(x), 1))
+        for source in range(target + 1):
+            y = y + acts[source] @ files[source]["w_dec"][:, target]
+        out.append(y)
+    return np.concatenate(acts, 1), np.concatenate(out, 1)
+
+
+@pytest.mark.parametrize("config", [CROSSCODER, None])
+def test_scope_2_crosscoders_read_all_their_layers_side_by_side(config, tmp_path):
+    folder = crosscoder(tmp_path, config)
+    assert detect_format(folder) == "gemma_scope_2"
+    sae = load_sae(folder, facts={"repo_id": "google/gemma-scope-2-270m-pt"})
+    x = inputs(len(LAYERS) * D)
+    assert_gives(sae, x, *plain_crosscoder(x))
+    assert (sae.config.architecture, sae.config.d_in, sae.config.d_sae) == ("causal_crosscoder", 3 * D, 3 * M)
+    assert (sae.config.model_name, sae.config.hook_name) == ("google/gemma-3-270m", "")
+    assert sae.config.metadata["hook_points"] == [f"blocks.{layer}.hook_resid_post" for layer in LAYERS]
+    assert sae.config.metadata["hf_hook_points"] == [f"model.layers.{layer}.output" for layer in LAYERS]
+    assert "several layers" in sae.config.metadata["not_an_autoencoder"]
+    values, indices = sae.encode_sparse(torch.from_numpy(x))
+    torch.testing.assert_close(sae.decode_sparse(values, indices), sae(torch.from_numpy(x)))
+    with pytest.raises(NotRepresentable):
+        save_sae(sae, tmp_path / "out")
+
+
+def test_scope_2_crosscoder_writes_what_its_weights_write_also_backwards(tmp_path):
+    """Causality is the training's doing: a part of w_dec that is not zero counts, as it does in the authors' own class."""
+    folder = crosscoder(tmp_path)
+    last = one_layer(2)
+    last["w_dec"][:, 0] = 1.0
+    save_file(tensors(last), folder / "params_layer_2.safetensors")
+    x = inputs(len(LAYERS) * D)
+    acts, y = plain_crosscoder(x)
+    y[:, :D] += acts[:, 2 * M :].sum(1, keepdims=True)
+    assert_gives(load_sae(folder), x, acts, y)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda folder: (folder / "params_layer_1.safetensors").unlink(), "params_layer_1.safetensors .* is missing"),
+        (lambda folder: (folder / "params_layer_2.safetensors").unlink(), "3 layers, but there are 2 files"),
+        (
+            lambda folder: save_file(
+                tensors(one_layer(1) | arrays(3, b_enc=(M + 1,))), folder / "params_layer_1.safetensors"
+            ),
+            "b_enc in params_layer_1.safetensors has the shape",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text(json.dumps(CROSSCODER | {"width": M})),
+            f"says width {M}, but the weights have {3 * M}",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                json.dumps(CROSSCODER | {"hf_hook_point_in": "model.layers.5.output", "hf_hook_point_out": ""})
+            ),
+            "must name several layers",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                json.dumps(CROSSCODER | {"hf_hook_point_out": "model.layers.{6,10,13}.output"})
+            ),
+            "which is not read here",
+        ),
+    ],
+)
+def test_scope_2_crosscoder_that_is_not_whole_is_refused(damage, sentence, tmp_path):
+    folder = crosscoder(tmp_path)
+    damage(folder)
+    with pytest.raises(FormatError, match=sentence):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("entry", ["params_layer_1", "params_layer_1.safetensors"])
+def test_one_file_of_a_crosscoder_is_none(entry, tmp_path):
+    with pytest.raises(FormatError, match=r"one layer of a crosscoder.*choose its folder"):
+        load_sae(crosscoder(tmp_path) / entry)
+
+
+@pytest.mark.parametrize("width", [M, 3 * M])
+def test_the_width_of_a_clt_counts_the_features_of_all_layers(width, tmp_path):
+    """Published ones say 262080 for files of 14560 features each, of 18 layers."""
+    a = made() | arrays(6, W_dec=(M, 3, D))
+    config = {"type": "clt", "width": width, "hf_hook_point_in": "model.layers.{all}.pre_feedforward_layernorm.output"}
+    folder = scope_2(tmp_path / "clt" / "width_262k_l0_big", a, config, name="params_layer_1.safetensors")
+    assert load_sae(folder / "params_layer_1").config.d_sae == M
+    (folder / "config.json").write_text(json.dumps(config | {"width": 2 * M}))
+    with pytest.raises(FormatError, match="one of the two is wrong"):
+        load_sae(folder / "params_layer_1")
 
 
 def test_scope_2_without_config_in_a_folder_that_says_nothing_asks(tmp_path):

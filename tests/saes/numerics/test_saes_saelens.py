@@ -45,6 +45,7 @@ HAS_NO_FORM = {
     "topk_skip_transcoder": {"k": 4, "apply_b_dec_to_input": False},
     "topk_by_decoder_norm_transcoder": {"k": 4, "apply_b_dec_to_input": False},
     "crosscoder": {"options": {"hooks": 2}, "apply_b_dec_to_input": False},
+    "causal_crosscoder": {"options": {"hooks": 2}, "apply_b_dec_to_input": False},
     "clt": {"options": {"hooks": 2}, "apply_b_dec_to_input": False},
 }  # fmt: skip
 
