@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any
 
 from django.core.exceptions import EmptyResultSet
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import BooleanField, Count, ExpressionWrapper, Q, QuerySet, Value
 
 from saehub.figures import exact_text
@@ -69,6 +69,9 @@ Key = tuple[str, ...]  # of a group: state, then FACET_FIELDS without `here`
 GROUP = ("state", *(name for name in FACET_FIELDS if name != "here"))
 PLACES = {"state": 0} | {key: GROUP.index(name) for key, _, name in FACETS if name in GROUP}
 COUNT = "SELECT facets, layer, GROUPING(facets), {of_groups}, {of_layers} FROM ({rows}) AS found GROUP BY GROUPING SETS ((facets), (layer))"
+# For the planner a match of `words` costs as little as a comparison of numbers, so it would read them of all rows; the index
+# knows which rows match, five times as fast even where nearly all do.
+BY_INDEX, AS_BEFORE = "SET LOCAL enable_seqscan = off", "SET LOCAL enable_seqscan TO DEFAULT"
 ALL, SOME = "count(*)", "count(*) FILTER (WHERE {}::boolean)"
 VERSION = "SELECT sum(weight), max(id), count(*) FROM saes_listchange"
 FOLD = """
@@ -119,7 +122,9 @@ def _counted(filters: Filters, version: Version) -> tuple[Counter[Key], Counter[
         sql, params = rows.order_by().values("facets", "layer", "in_layer", "in_groups").query.sql_with_params()
     except EmptyResultSet:  # nothing can match
         return groups, layers
-    with connection.cursor() as cursor:
+    with transaction.atomic(), connection.cursor() as cursor:
+        if filters.words:
+            cursor.execute(BY_INDEX)
         of_groups = SOME.format("in_layer") if layer else ALL
         of_layers = SOME.format("in_groups") if in_groups else ALL
         cursor.execute(COUNT.format(rows=sql, of_groups=of_groups, of_layers=of_layers), params)
@@ -128,6 +133,8 @@ def _counted(filters: Filters, version: Version) -> tuple[Counter[Key], Counter[
                 layers["" if number_of_layer is None else str(number_of_layer)] += in_groups
             else:
                 groups[_key(text)] += in_layer
+        if filters.words:
+            cursor.execute(AS_BEFORE)
     _take_out_pending(groups, filters.base().filter(is_one_of("layer", layer)) if layer else filters.base())
     return groups, layers
 

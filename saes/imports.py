@@ -16,7 +16,7 @@ from saes.history import ADDITION, note
 from saes.layouts import entries
 from saes.models import SAE
 from saes.numerics.folders import FolderError
-from saes.numerics.formats import FormatError, UnknownFormat, detect_format
+from saes.numerics.formats import FormatError, TwoFormats, UnknownFormat, detect_format
 from saes.uploads import unpack
 
 MOST_FOLDERS = 2_000
@@ -44,8 +44,10 @@ def import_files(progress: Progress, row: SAE) -> dict[str, Any]:
         raise JobError(" ".join(error.messages), "Correct the files, then import them again.") from error
     except FolderError:  # a full disk is not the fault of what was sent
         raise
-    except (ValueError, Refused):
+    except (ValueError, Refused) as error:
         shutil.rmtree(row.upload, ignore_errors=True)
+        if str(error).startswith("files "):  # the folder that we put them in: a name its sender never gave
+            error.args = (f"What was sent {str(error).removeprefix('files ')}", *error.args[1:])
         raise
 
 
@@ -140,6 +142,8 @@ def _candidates(root: Path) -> tuple[list[Path], list[FormatError]]:
             detect_format(folder)
             found.append(folder)
             continue
+        except TwoFormats:
+            raise
         except FormatError as error:
             fault = error
         files = _files(children)

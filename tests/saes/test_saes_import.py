@@ -374,9 +374,9 @@ def test_broken_and_hostile_saes_are_refused(door: str, case: Path, request: Any
     if name in HEALTHY and job.state == State.DONE:
         assert row.ready
         return
-    assert job.state == State.FAILED and not row.ready, name
+    assert job.state == State.FAILED and not row.ready and SAE.objects.get() == row, name
     assert not job.error.startswith("Unexpected"), job.error
-    assert 20 < len(job.error) < 500 and job.error.endswith("."), job.error
+    assert 20 < len(job.error) < 500 and job.error.endswith(".") and not job.error.startswith("files "), job.error
     if not row.asked:
         assert files_below(data_folder) == [], "no stray files"
 

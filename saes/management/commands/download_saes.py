@@ -133,7 +133,9 @@ class Command(BaseCommand):
         self.table(("SAE", "place", "size", "cached", ""), rows)
         need, free = missing(parts), free_disk()
         fits = "" if need <= free else ": not enough"
-        self.stdout.write(f"\n{len(parts)} SAEs, {size(need)} to download, {size(free)} of disk to spare{fits}")
+        self.stdout.write(
+            f"\n{len(parts)} SAE{'s' if len(parts) != 1 else ''}, {size(need)} to download, {size(free)} of disk to spare{fits}"
+        )
 
     def report(self, parts: list[Part], seconds: float, dry: bool) -> None:
         found = summary(parts, seconds)

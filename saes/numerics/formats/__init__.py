@@ -25,7 +25,15 @@ from saes.numerics.formats import (
     sparsify,
     temporal_hf,
 )
-from saes.numerics.formats.files import FormatError, MissingFact, NotRepresentable, Place, UnknownFormat, find_place
+from saes.numerics.formats.files import (
+    FormatError,
+    MissingFact,
+    NotRepresentable,
+    Place,
+    TwoFormats,
+    UnknownFormat,
+    find_place,
+)
 from saes.numerics.formats.finite import require_finite
 from saes.numerics.sae import SAE, SAEError
 
@@ -34,6 +42,7 @@ __all__ = [
     "FormatError",
     "MissingFact",
     "NotRepresentable",
+    "TwoFormats",
     "UnknownFormat",
     "detect_format",
     "load_sae",
@@ -97,7 +106,7 @@ WEIGHT_FILES = {
 def detect_format(path: str | Path) -> str:
     """The name in FORMATS of the format a folder is in. Reads names and configs, no weights.
 
-    Raises UnknownFormat, naming what was found, also when a folder holds weights of two formats; FormatError when a
+    Raises UnknownFormat, naming what was found; TwoFormats when a folder holds weights of two; FormatError when a
     config cannot be read.
     """
     place = _found(Path(path))
@@ -113,7 +122,7 @@ def _detect(place: Place) -> str:
     makers = [] if place.entry else list(dict.fromkeys(WEIGHT_FILES[n] for n in place.names if n in WEIGHT_FILES))
     if len(makers) > 1:
         found = " and ".join(f"{name} of {WEIGHT_FILES[name]}" for name in place.names if name in WEIGHT_FILES)
-        raise UnknownFormat(f"{place.said} holds weights of two formats ({found}); keep only one of them.")
+        raise TwoFormats(f"{place.said} holds weights of two formats ({found}); keep only one of them.")
     for name, format_ in FORMATS.items():
         with _readable(place.folder):
             if format_.detect(place):

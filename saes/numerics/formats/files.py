@@ -25,6 +25,10 @@ class UnknownFormat(FormatError):
     """No known SAE format; the message names what was found."""
 
 
+class TwoFormats(UnknownFormat):
+    """A folder with the weights of two formats: which of them is meant is not for us to choose."""
+
+
 class MissingFact(FormatError):
     """The files cannot tell something that loading needs; `names` are the facts to give."""
 
