@@ -236,6 +236,22 @@ def test_what_cannot_be_done_says_why(fields: dict[str, Any], steer: str, harves
         assert (part in why) if part else why == "", f"{action}: {why}"
 
 
+def test_a_crosscoders_page_names_all_its_hook_points_and_why_it_cannot_be_used(client_of: Any) -> None:
+    metadata = {
+        "hook_points": ["blocks.5.hook_resid_post", "blocks.9.hook_resid_post"],
+        "not_an_autoencoder": "It reads two.",
+    }
+    sae = a_trained_sae(
+        model=a_model(),
+        hook_name="",
+        architecture="causal_crosscoder",
+        config={"metadata": metadata, "reconstructs": False},
+    )
+    page = seen(client_of("researcher"), sae)
+    assert all(point in page for point in metadata["hook_points"]) and "It reads two." in page
+    assert 'aria-disabled="true" title="A crosscoder reads or writes several places' in page
+
+
 def test_buttons_of_what_cannot_be_done_are_disabled_with_the_reason(client_of: Any) -> None:
     sae = a_trained_sae(model=a_model(), hook_name_out="blocks.1.hook_mlp_out", architecture="transcoder")
     page = seen(client_of("researcher"), sae)
