@@ -203,7 +203,7 @@ class Bars:
         if job.unit != "bytes" and job.pk not in self.bars:
             return
         if job.pk not in self.bars:
-            self.bars[job.pk] = self._bar(part.row.name[-40:])
+            self.bars[job.pk] = self._bar(part.row.name[-40:], job.done if job.unit == "bytes" else 0)
         bar = self.bars[job.pk]
         bar.set_postfix_str(job.step.partition(": ")[0][:30], refresh=False)
         if job.unit == "bytes":
@@ -216,7 +216,7 @@ class Bars:
         for path, (have, total) in coming.items():
             key = (job.pk, path)
             if key not in self.files:
-                self.files[key] = self._bar(f"  {path.rpartition('/')[2][-38:]}")
+                self.files[key] = self._bar(f"  {path.rpartition('/')[2][-38:]}", have)
             bar = self.files[key]
             bar.total, bar.n = total, have
             bar.refresh()
@@ -226,8 +226,11 @@ class Bars:
         for key in [key for key in self.files if key[0] == job.pk and key[1] not in keep]:
             self.files.pop(key).close()
 
-    def _bar(self, what: str) -> Any:
-        return tqdm(desc=what, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, disable=self.off)
+    def _bar(self, what: str, have: int) -> Any:
+        """`have` bytes came before the bar did, and count for no rate."""
+        return tqdm(
+            desc=what, initial=have, unit="B", unit_scale=True, leave=False, dynamic_ncols=True, disable=self.off
+        )
 
     def _end(self, part: Part, job: Job) -> None:
         self.told.add(job.pk)
