@@ -45,9 +45,10 @@ install: .venv/.installed .venv/.dev .venv/.demo
 
 peers: .venv-peers/.installed
 
-.venv-peers/.installed: requirements-peers.txt
+.venv-peers/.installed: requirements-peers.txt requirements-peers-alone.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r requirements-peers.txt
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-peers-alone.txt
 	touch $@
 
 clean:

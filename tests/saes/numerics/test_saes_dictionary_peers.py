@@ -1,9 +1,8 @@
 """dictionary_learning and sparsify load what we write and compute the same numbers.
 
-They run in an interpreter of their own, the Python named in SAEHUB_PEERS, where it has them.
+They run in an interpreter of their own, from `make peers` or named in SAEHUB_PEERS, where it has them.
 """
 
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from saes.numerics.architectures import sae_class
 from saes.numerics.formats import save_sae
 from saes.numerics.sae import SAE, SAEConfig
+from tests.saes.numerics.test_saes_peers import peer
 
-PYTHON = os.environ.get("SAEHUB_PEERS", "")
+PYTHON = str(peer() or "")
 SCRIPT = Path(__file__).with_name("dictionary_peer.py")
 D, M, ROWS = 12, 60, 40
 DETAILS = {"training_architecture_details": {"k": 6}}
@@ -60,7 +60,7 @@ def random_sae(architecture: str, options: dict[str, Any]) -> SAE:
     return sae
 
 
-@pytest.mark.skipif(not PYTHON, reason="needs SAEHUB_PEERS=a Python with dictionary_learning or sparsify")
+@pytest.mark.skipif(not PYTHON, reason="needs the peers: make peers, or SAEHUB_PEERS=their python")
 @pytest.mark.parametrize("package", CASES)
 def test_the_package_reads_what_we_write(package, tmp_path):
     if not has(package):
