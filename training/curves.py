@@ -184,7 +184,7 @@ def now(run: Run, points: Sequence[RunPoint]) -> list[Figure]:
 
 CONFIG_ORDER = (
     "d_sae", "k", "l1_coefficient", "n_tokens", "steps", "batch_size", "lr", "lr_warmup", "lr_decay", "l1_warmup",
-    "aux_coefficient", "dead_after_tokens", "clip", "seed",
+    "aux_coefficient", "dead_after_tokens", "clip", "precision", "initialization", "seed",
 )  # fmt: skip
 
 

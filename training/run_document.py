@@ -18,13 +18,13 @@ from training.sweep_form import AXES
 
 WHERE = ("name", "capture", "capture_name", "corpus_sha256", "hook_name", "hook_name_out", "architecture")
 AFTER = ("evaluate_after", "harvest_after")
-TRAINER = ("steps", "betas", "bandwidth", "precision", "order_seed", "log_every", "checkpoint_every", "decoder")
+TRAINER = ("steps", "betas", "bandwidth", "order_seed", "log_every", "checkpoint_every", "decoder")
 FORM = (
     "d_sae",
     *dict.fromkeys(name for names in ARCHITECTURE_FIELDS.values() for name in names if name not in WHERE),
     *RunForm.trainer_fields,
 )
-KEYS = (*WHERE, *dict.fromkeys(FORM), *AFTER, *TRAINER)
+KEYS = (*WHERE, *dict.fromkeys(FORM), "processes", *AFTER, *TRAINER)
 MOST_CHARACTERS = 100_000
 
 
@@ -54,6 +54,7 @@ def _of(run: Run, hooks: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         **({"hook_name_out": run.hook_name_out} if run.hook_name_out else {}),
         "architecture": run.architecture,
         **config,
+        "processes": run.processes,
         "evaluate_after": run.evaluate_after,
         "harvest_after": run.harvest_after,
     }
@@ -104,9 +105,11 @@ def form_of(document: Mapping[str, Any], user: Any) -> RunForm:
     hooks = document.get("hook_name") or capture.hook_names[0]
     hooks = [hooks] if isinstance(hooks, str) else list(hooks)
     data["source"], data["more_hooks"] = f"{capture.pk}:{hooks[0]}", ", ".join(map(str, hooks[1:]))
-    for name in ("name", "hook_name_out", "architecture", *FORM):
+    for name in ("name", "hook_name_out", "architecture", "processes", *FORM):
         if name in document:
             data[name] = _text(document[name])
+    if data.get("precision") == "fast":  # the form's own default has no name there
+        data["precision"] = ""
     for name in AFTER:
         if name in document:
             data[name] = "on" if document[name] else ""

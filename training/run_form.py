@@ -37,6 +37,15 @@ ARCHITECTURE_FIELDS = {  # what each of them is asked, beside what all are
 TRANSCODERS = ("topk_transcoder", "jumprelu_transcoder")
 
 
+SAES = ("topk", "batchtopk", "jumprelu", "gated", "standard")
+INITIALIZATIONS = {  # whose, and for which of the architectures
+    "": ("SAEHub's: encoder along the decoder, at norm 0.58", tuple(ARCHITECTURES)),
+    "saelens": ("SAELens': both at norm 0.1, b_dec 0", SAES),
+    "sparsify": ("sparsify's: torch's Linear, decoder at norm 1", ("topk",)),
+    "dictionary_learning": ("dictionary_learning's: both at norm 1, of ReLU at 0.1", SAES),
+}
+
+
 class RunForm(NewRow):
     """An SAE to train: on what, of which kind and size, for how long."""
 
@@ -94,7 +103,7 @@ class RunForm(NewRow):
     lr = forms.FloatField(
         required=False,
         min_value=1e-8,
-        max_value=1,
+        max_value=1000,
         label="Learning rate",
         help_text="1e-3 / √(features / 16,384) when empty",
     )
@@ -110,7 +119,26 @@ class RunForm(NewRow):
         help_text="A quarter of the run, at most 10 million, when empty",
     )
     clip = forms.FloatField(
-        required=False, min_value=0, label="Gradient norm at most", help_text="Not limited when empty"
+        required=False,
+        min_value=0,
+        label="Gradient norm at most",
+        help_text="By the architecture when empty: none for TopK, 0.001 for the others; 0 sets none",
+    )
+    precision = forms.ChoiceField(
+        required=False,
+        choices=[
+            ("", "Fast: rounded to bfloat16 or TF32 where the processor has it"),
+            ("float32", "float32"),
+            ("bfloat16", "bfloat16 autocast, for GPUs"),
+        ],
+        label="Products",
+        help_text="Sums, weights and the optimiser's moments are float32 always",
+    )
+    initialization = forms.ChoiceField(
+        required=False,
+        choices=[(key, label) for key, (label, _) in INITIALIZATIONS.items()],
+        label="First weights",
+        help_text="Each peer's own, to compare with it",
     )
     processes = forms.IntegerField(
         required=False,
@@ -122,7 +150,7 @@ class RunForm(NewRow):
     )
     advanced = [
         "name", "more_hooks", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "l1_warmup", "matryoshka_widths", "aux_coefficient",
-        "dead_after_tokens", "clip", "processes",
+        "dead_after_tokens", "clip", "precision", "initialization", "processes",
     ]  # fmt: skip
     only_with = {
         name: ("architecture", tuple(key for key, names in ARCHITECTURE_FIELDS.items() if name in names))
@@ -131,6 +159,7 @@ class RunForm(NewRow):
     }
     trainer_fields = (
         "n_tokens", "batch_size", "lr", "seed", "lr_warmup", "lr_decay", "aux_coefficient", "dead_after_tokens", "clip",
+        "precision", "initialization",
     )  # fmt: skip
 
     class Meta:
@@ -170,6 +199,8 @@ class RunForm(NewRow):
         self.points = points(self._axes(data) | {"hook_name": hooks})
         if len(self.points) > MOST_RUNS:
             raise ValidationError(f"That are {len(self.points):,} runs; a sweep takes {MOST_RUNS} at most.")
+        if data.get("architecture") not in (None, *INITIALIZATIONS[data.get("initialization") or ""][1]):
+            self.add_error("initialization", "They train no SAE of this architecture; choose other first weights.")
         if self.is_sweep and data.get("processes", 1) > 1:
             self.add_error("processes", "A sweep trains side by side in one process; choose 1, or one run alone.")
         if "d_sae" not in self.errors:

@@ -48,8 +48,9 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
             "clip": 1.0,
             "lr": 0.0012345678901,
         },
+        {"architecture": "gated", "l1_coefficient": 0.5, "initialization": "saelens", "precision": "float32"},
     ],
-    ids=["topk", "jumprelu", "matryoshka"],
+    ids=["topk", "jumprelu", "matryoshka", "gated"],
 )
 def test_the_document_of_a_finished_run_trains_it_again_to_the_bit(
     make_capture: Any, run_job: Any, user_of: Any, more: dict[str, Any]
@@ -71,6 +72,15 @@ def test_the_document_of_a_finished_run_trains_it_again_to_the_bit(
             assert torch.equal(tensor, weights(twin)[name]), name
     assert set(manifest["made_with"]) >= {"torch", "transformers"}
     assert manifest["document"]["corpus_sha256"] == run.capture.corpus.sha256
+
+
+def test_processes_and_fast_products_are_part_of_the_document(make_capture: Any, user_of: Any) -> None:
+    form = form_of(document(make_capture()[0], processes=2, precision="fast"), user_of("researcher"))
+    assert form.is_valid(), form.errors
+    run = form.make()
+    said = from_yaml(to_yaml(of_run(run)))
+    assert (run.processes, said["processes"]) == (2, 2)
+    assert form_of(said, user_of("researcher")).is_valid()
 
 
 def test_a_document_with_lists_is_a_sweep_and_says_so_again(make_capture: Any, user_of: Any) -> None:

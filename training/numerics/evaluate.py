@@ -6,7 +6,6 @@ On a capture's held-out contexts, or on any texts: the model then runs over them
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -63,11 +62,6 @@ def evaluate(
     place = (reads, reads)
     found = _measure(sae, x_batches, lm, lambda: given, place, data, batch_contexts, total, progress or _silent)
     return found.metrics
-
-
-def evaluate_capture(sae: SAE, capture: Capture, hook: str | None = None, **options: Any) -> dict[str, Metric]:
-    """`measure_capture`'s metrics alone."""
-    return measure_capture(sae, capture, hook, **options).metrics
 
 
 def measure_capture(

@@ -45,8 +45,9 @@ class Terms:
 
     dead: (m,) int64, the features counted dead, or empty. scale, variance: the units of the loss (see above). l1, l0,
     aux: coefficients. bandwidth: width, in units of scale, of the window in which JumpReLU's thresholds learn.
-    target_l0: with it, JumpReLU's penalty is quadratic around that L0 instead of proportional to it. ranks: the processes
-    that share the batch, of which x is then this one's rows.
+    target_l0: with it, JumpReLU's penalty is quadratic around that L0 instead of proportional to it. autocast: the plain
+    way (a GPU, or no kernels) computes its products in bfloat16. ranks: the processes that share the batch, of which x is
+    then this one's rows.
     """
 
     dead: Tensor
@@ -57,6 +58,7 @@ class Terms:
     l0: float = 0.0
     bandwidth: float = 0.05
     target_l0: float | None = None
+    autocast: bool = False
     ranks: Ranks = ALONE
 
 
@@ -302,9 +304,10 @@ def gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch | None = None)
         return pair_gradients(sae, x, terms, scratch or Scratch())
     if on_cpu and kernels() and products_are_rounded() and type(sae) in (StandardSAE, JumpReLUSAE, GatedSAE):
         return dense_gradients(sae, x, terms, scratch or Scratch())
-    if type(sae) is TopKSAE and not sae.by_norm:
-        return topk_gradients(sae, x, terms)
-    return autograd_gradients(sae, x, terms)
+    with torch.autocast(sae.W_dec.device.type, torch.bfloat16, enabled=terms.autocast):
+        if type(sae) is TopKSAE and not sae.by_norm:
+            return topk_gradients(sae, x, terms)
+        return autograd_gradients(sae, x, terms)
 
 
 @torch.no_grad()
@@ -432,14 +435,16 @@ def topk_gradients(sae: TopKSAE, x: Tensor, terms: Terms) -> Outcome:
 def topk_codes(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest pre-activations of each row, unsorted: (values (n, k), indices (n, k) int64).
 
-    Works in chunks of rows through one buffer, so the (n, d_sae) matrix is never made.
+    Works in chunks of rows through one buffer, so the (n, d_sae) matrix is never made. (autocast leaves alone what is
+    written into a buffer, so that within one the chunks are of their own.)
     """
+    rounded = torch.is_autocast_enabled(centred.device.type)
     values = centred.new_empty(len(centred), k)
     indices = torch.empty(len(centred), k, dtype=torch.int64, device=centred.device)
     buffer = centred.new_empty(min(CHUNK_ROWS, len(centred)), W_enc.shape[1])
     for start in range(0, len(centred), CHUNK_ROWS):
         part = centred[start : start + CHUNK_ROWS]
-        z = torch.addmm(b_enc, part, W_enc, out=buffer[: len(part)])
+        z = torch.addmm(b_enc, part, W_enc, out=None if rounded else buffer[: len(part)]).float()
         values[start : start + CHUNK_ROWS], indices[start : start + CHUNK_ROWS] = topk(z, k)
     return values, indices
 

@@ -15,6 +15,7 @@ from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.sae import SAE
 from training.numerics.checkpoint import FILE as CHECKPOINT
 from training.numerics.checkpoint import Claim, TrainingError, load_checkpoint, save_checkpoint
+from training.numerics.initial import begin, first_b_dec, first_threshold
 from training.numerics.live import look, memory_used
 from training.numerics.losses import LOSSES, Outcome, Terms, variance
 from training.numerics.micro import MICRO_ROWS, accumulate, is_out_of_memory
@@ -27,7 +28,6 @@ from training.numerics.transcoding import Units, row_width, sides
 
 THRESHOLD_RATE = 0.01  # of BatchTopK's threshold
 DIVERGED = 100  # times the first batch's squared error, or the variance: no run that is any good comes near it
-FIRST_THRESHOLD = 0.01  # of a JumpReLU SAE, in units of the activations' scale (SAELens)
 
 STATE = ("step", "tokens", "seconds", "scale", "variance", "first_error")  # what a checkpoint keeps as numbers
 Batches = Iterator[Tensor] | Callable[[int], Iterator[Tensor]]
@@ -123,7 +123,8 @@ def train(
     on_step gets a report every `log_every` steps and may raise to stop at once; should_stop is asked at every step and
     stops with a checkpoint. say gets sentences for the log. With `checkpoint_dir`, a checkpoint found there is
     continued, to the bit on a CPU: the result is that of training without the interruption.
-    The decoder's bias starts at the mean of the first batch unless it is already set.
+    The decoder's bias starts at the mean of the first batch unless it is already set; with config.initialization weights,
+    biases and thresholds start as that peer's.
     With several `ranks` each of them makes this call with the same arguments and batches, computes on its share of every
     batch, and ends with the same SAE; the first one alone reports, asks should_stop and writes checkpoints.
 
@@ -171,6 +172,8 @@ class Training:
         self.say = say or (lambda sentence: None)
         self.folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
         self.state, self._moments = _resume(self.folder, sae, config)
+        if config.initialization and not self._moments:
+            begin(sae, config.initialization, torch.Generator().manual_seed(config.seed))
         self.units = Units.from_tensors(self._moments, sae.W_dec.device)  # of a transcoder, once it has begun
         self.folder = self.folder if ranks.first else None
         self._claim = Claim(self.folder) if self.folder is not None else None
@@ -207,7 +210,7 @@ class Training:
             x = self._in_its_space(x)
             if self._optimizer is None:
                 if self.state.step == 0:
-                    _start(self.sae, x, self.state)
+                    _start(self.sae, x, self.state, self.config.initialization)
                 self._optimizer = Optimizer(
                     self.sae,
                     self.config.betas,
@@ -369,17 +372,17 @@ def _check(sae: SAE) -> None:
 
 
 @torch.no_grad()
-def _start(sae: SAE, x: Tensor, state: TrainState) -> None:
-    """Set the scales, and b_dec unless it is already set, from the first batch."""
+def _start(sae: SAE, x: Tensor, state: TrainState, whose: str | None) -> None:
+    """Set the scales, and b_dec unless it is already set, from the first batch; see `initial` for `whose`."""
     x, goal = sides(sae, x)
     state.scale = float(x.norm(dim=-1).mean()) / math.sqrt(sae.config.d_in) if sae.reconstructs else 1.0  # see Units
     state.variance = float(variance(goal))
     if not (0 < state.scale < math.inf and 0 < state.variance < math.inf):
         raise TrainingError("The first batch has no variance, or is not finite; check the capture.")
     if not sae.b_dec.any():
-        sae.b_dec.copy_(goal.mean(0))
+        sae.b_dec.copy_(first_b_dec(sae, whose, goal))
     if isinstance(sae, JumpReLUSAE) and not sae.tensor("threshold").any():
-        sae.tensor("threshold").fill_(FIRST_THRESHOLD * state.scale)
+        sae.tensor("threshold").fill_(first_threshold(whose, x, state.scale))
 
 
 def _terms(config: TrainConfig, state: TrainState, ranks: Ranks) -> Terms:
@@ -393,6 +396,7 @@ def _terms(config: TrainConfig, state: TrainState, ranks: Ranks) -> Terms:
         aux=config.aux_coefficient,
         bandwidth=config.bandwidth,
         target_l0=config.target_l0,
+        autocast=config.precision == "bfloat16",
         ranks=ranks,
     )
 

@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass
 
 from training.numerics.checkpoint import TrainingError
+from training.numerics.initial import INITIALIZATIONS
 from training.numerics.optim import ramp
 
+PRECISIONS = ("fast", "float32", "bfloat16")
 ALWAYS = 1e-3  # a bound below every gradient's norm
 # Measured against SAELens (held-out FVU after 65k tokens, layer 9 of SmolLM2-135M): see docs/decisions.md.
 KINDS_OF_TOPK = ("topk", "topk_transcoder", "topk_skip_transcoder")
@@ -33,10 +35,13 @@ class TrainConfig:
         features for dead ones: the term then keeps them from firing.
     decoder: "unit" keeps decoder rows at norm 1, "free" lets them learn their norms, which are folded into the encoder at
         the end (SAELens). None: by DECODERS.
+    initialization: None keeps the weights the SAE has (see build_sae); "saelens", "sparsify" or "dictionary_learning" begin
+        as that peer does (see initial.begin), SAELens' with decoder rows that learn their norms.
     clip: bound on the norm of the gradient, 0 for none; None: by CLIPS. A bound that every gradient exceeds, as SAELens'
         1.0 does on sums of squares, gives each step the same weight in Adam's averages: without it the large gradients
         of the first steps keep later ones small.
-    precision: "fast" (see optim.matmul_precision) or "float32".
+    precision: of products: "fast" (see optim.matmul_precision), "float32", or "bfloat16", which where no kernels are (on a
+        GPU, for transcoders, without numba) goes through torch.autocast and else is "fast".
     seed: of the first weights, and of the order of the rows (see `capture_batches`) unless `order_seed` is given: SAEs
         that share one stream have one order and seeds of their own. The loop itself draws no random numbers.
     log_every, checkpoint_every: in steps.
@@ -50,6 +55,7 @@ class TrainConfig:
     lr_decay: float = 0.2
     betas: tuple[float, float] = (0.9, 0.999)
     decoder: str | None = None
+    initialization: str | None = None
     l1_coefficient: float = 2.0
     l1_warmup: float = 0.05
     l0_coefficient: float = 1.0
@@ -82,8 +88,17 @@ class TrainConfig:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it is a share of the steps, from 0 to 1.")
         if self.decoder not in (None, "unit", "free"):
             raise TrainingError(f'decoder is "{self.decoder}"; choose "unit" or "free".')
-        if self.precision not in ("fast", "float32"):
-            raise TrainingError(f'precision is "{self.precision}"; choose "fast" or "float32".')
+        if self.initialization not in (None, *INITIALIZATIONS):
+            raise TrainingError(
+                f'initialization is "{self.initialization}"; choose one of {", ".join(INITIALIZATIONS)}, or none.'
+            )
+        if self.initialization == "saelens" and self.decoder == "unit":
+            raise TrainingError(
+                "SAELens begins with decoder rows of norm 0.1, which the first step would undo when they are kept at norm 1;"
+                " choose free decoder rows, or another initialization."
+            )
+        if self.precision not in PRECISIONS:
+            raise TrainingError(f'precision is "{self.precision}"; choose {", ".join(PRECISIONS)}.')
         object.__setattr__(self, "betas", tuple(self.betas))
 
     @property
@@ -105,7 +120,8 @@ class TrainConfig:
 
     def unit_decoder(self, architecture: str) -> bool:
         """Whether decoder rows are kept at norm 1."""
-        return (self.decoder or DECODERS.get(architecture, "free")) == "unit"
+        own = "free" if self.initialization == "saelens" else DECODERS.get(architecture, "free")
+        return (self.decoder or own) == "unit"
 
     def clip_of(self, architecture: str) -> float | None:
         """The bound on the gradient's norm, or None for none."""

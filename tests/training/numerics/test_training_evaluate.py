@@ -17,7 +17,7 @@ from tests.conftest import TEXT
 from tests.tiny_models import D_MODEL, RESID, tiny_lm, tiny_sae
 from training.numerics.capture import capture
 from training.numerics.definitions import DEFINITIONS, EvaluationError
-from training.numerics.evaluate import evaluate, evaluate_capture, measure_capture, measure_texts
+from training.numerics.evaluate import evaluate, measure_capture, measure_texts
 from training.numerics.reconstruction import Rows, density_histogram, explained_variance, reconstruction
 from training.numerics.shards import Capture, is_held_out, open_capture
 from training.numerics.tokens import TokenPolicy
@@ -269,7 +269,7 @@ def made(lm: LM, tmp_path_factory: pytest.TempPathFactory) -> Capture:
 
 def test_a_capture_is_evaluated_on_its_held_out_contexts(lm, made):
     sae, seen = tiny_sae(), []
-    metrics = evaluate_capture(sae, made, lm=lm, max_contexts=3, progress=lambda *args: seen.append(args))
+    metrics = measure_capture(sae, made, lm=lm, max_contexts=3, progress=lambda *args: seen.append(args)).metrics
     held_out = torch.cat([x for x, _, _ in made.rows(RESID, "held_out")])
     assert metrics["explained_variance"]["n"] == len(held_out) == made.split_rows("held_out") > 50
     assert values(metrics)["explained_variance"] == pytest.approx(explained_variance(sae, held_out), rel=1e-6)
@@ -284,7 +284,7 @@ def test_a_capture_is_evaluated_on_its_held_out_contexts(lm, made):
 
 
 def test_fewer_rows_on_request(made):
-    metrics = evaluate_capture(tiny_sae(), made, split="train", max_rows=100)
+    metrics = measure_capture(tiny_sae(), made, split="train", max_rows=100).metrics
     assert metrics["l0"]["n"] == 100 and metrics["l0"]["data"] == "train contexts of capture c"
 
 

@@ -38,6 +38,7 @@ def said(rows, architecture: str = "topk", k: int | None = 32, **config) -> list
 def test_a_sound_or_a_young_run_gets_none():
     assert said(history()) == []
     assert said(history(1.0)) == []
+    assert said(history(dead=lambda t: 200)) == [], "a few that become no more"
     assert said(history(0.2, dead=lambda t: 900 * t, loss=lambda t: 1 + 50 * (t > 0.19))) == []
 
 
@@ -45,6 +46,7 @@ def test_a_sound_or_a_young_run_gets_none():
     ("columns", "changes", "sentence"),
     [
         ({"dead": lambda t: int(600 * t)}, {}, "features are dead and their number climbs: lower the learning rate"),
+        ({"dead": lambda t: 370}, {}, "370 of 1,000 features are dead and do not come back: lower the learning rate"),
         ({"dead": lambda t: int(600 * t)}, {"aux_coefficient": 0.0}, "give the dead features' loss a weight"),
         ({"loss": lambda t: 9 if t == 0.4 else 1.0}, {}, "The loss jumped at step 40: lower the learning rate"),
         ({"l0": lambda t: 12.0}, {}, "Only 12 of k = 32 codes"),

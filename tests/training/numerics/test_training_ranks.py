@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,11 +32,11 @@ CASES = {
 ROWS, BATCH = 64 * 30 + 1, 64  # the last batch has one row, fewer than there are ranks
 
 
-def trained(case: str, x: torch.Tensor, ranks: Ranks = ALONE) -> TrainResult:
+def trained(case: str, x: torch.Tensor, ranks: Ranks = ALONE, **more: Any) -> TrainResult:
     shape, changes = CASES[case]
     given = {"n_tokens": ROWS, "batch_size": BATCH, "lr": 3e-3, "log_every": 1, "precision": "float32", "seed": 1}
     sae = build_sae(SAEConfig(**{"d_in": D, "d_sae": D_SAE} | shape), seed=1)
-    return train(sae, iter(x.split(BATCH)), TrainConfig(**given | changes), held_out=x[:32], ranks=ranks)
+    return train(sae, iter(x.split(BATCH)), TrainConfig(**given | changes | more), held_out=x[:32], ranks=ranks)
 
 
 def free_port() -> int:
