@@ -124,8 +124,9 @@ def train(progress: Progress, run: int) -> dict[str, Any]:
         result = Trainer(progress, row, config).train(sae, source)
     except Paused as paused:
         return {"paused": True, "step": paused.step}
-    progress.start("Saving the SAE", unit="steps")
-    return made(keep(row, result))
+    progress(result.tokens, config.total_rows, "Saving the SAE")
+    progress.flush()
+    return made(keep(row, result)) | {"ended_early": result.stopped}
 
 
 def train_sweep(progress: Progress, sweep: int) -> dict[str, Any]:

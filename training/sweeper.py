@@ -21,6 +21,7 @@ class Sweeper:
     def __init__(self, progress: Progress, sweep: Sweep) -> None:
         self.progress, self.sweep = progress, sweep
         self.looked = 0.0
+        self.members: list[Member] = []
         self.asked: set[int] = set()  # runs that are to stop here, kept or paused
         self.cancelled: Cancelled | None = None
         self.began = time.monotonic()
@@ -32,8 +33,11 @@ class Sweeper:
         for run in runs:
             run.capture = self.sweep.capture
         if runs:
+            self.progress.start(f"Preparing {len(runs)} SAEs", unit="SAEs", total=len(runs))
             self.source = open_capture(self.sweep.capture.folder)  # once: a stream keeps its model and its window
-        self.members = [self._member(run) for run in runs]
+        for run in runs:
+            self.members.append(self._member(run))
+            self.progress(len(self.members), len(runs))
         total = sum(member.training.config.total_rows for member in self.members)
         self.progress.start(f"Training {len(runs)} SAEs side by side", unit="tokens", total=total or None)
         if self.members:
@@ -42,6 +46,8 @@ class Sweeper:
             train_together(self.members, streams, on_end=self._end, should_stop=self._should_stop)
         if self.cancelled:
             raise self.cancelled
+        self._report()
+        self.progress.flush()
         return self._summary()
 
     def _member(self, run: Run) -> Member:
@@ -67,13 +73,16 @@ class Sweeper:
         return self.cancelled is not None or _run(member).pk in self.asked
 
     def _look(self) -> None:
-        done = sum(member.training.state.tokens for member in self.members)
         try:
-            self.progress(done, sum(member.training.config.total_rows for member in self.members))
+            self._report()
         except Cancelled as cancelled:
             self.cancelled = cancelled
         wanted = self.sweep.runs.exclude(stop_at=None, pause_at=None)
         self.asked = set(wanted.values_list("pk", flat=True))
+
+    def _report(self) -> None:
+        done = sum(member.training.state.tokens for member in self.members)
+        self.progress(done, sum(member.training.config.total_rows for member in self.members))
 
     def _end(self, member: Member, outcome: TrainResult | TrainingError) -> None:
         """One run is over: registered, failed, or left at its checkpoint."""
@@ -103,7 +112,14 @@ class Sweeper:
                 "Change what they have in common, and start another sweep.",
             )
         self.sweep.finish(seconds=(self.sweep.seconds or 0.0) + time.monotonic() - self.began)
-        return {"saes": [run.sae_id for run in kept], "failed": len(failed), "runs": len(runs)}
+        return {
+            "saes": [run.sae_id for run in kept],
+            "failed": len(failed),
+            "runs": len(runs),
+            "ended_early": any(
+                member.training.state.step < member.training.config.total_steps for member in self.members
+            ),
+        }
 
 
 def _run(member: Member) -> Run:

@@ -53,6 +53,11 @@ class JobQuerySet(models.QuerySet["Job"]):
         return self.select_related("owner").get(pk=pk) if taken else None
 
 
+def ended_early(result: dict[str, Any]) -> bool:
+    """Whether a job that did what it was asked says that this was less than all: it was paused, or stopped and kept."""
+    return bool(result.get("paused") or result.get("ended_early"))
+
+
 def lease() -> Any:
     return timezone.now() + timedelta(seconds=settings.JOB_LEASE_SECONDS)
 
@@ -133,7 +138,7 @@ class Job(models.Model):
 
     @property
     def fraction(self) -> float | None:
-        if self.state == State.DONE:
+        if self.state == State.DONE and not ended_early(self.result):
             return 1.0
         return min(self.done / self.total, 1.0) if self.total else None
 

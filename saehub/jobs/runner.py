@@ -19,7 +19,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection
 
-from saehub.jobs.models import Job, State, lease
+from saehub.jobs.models import Job, State, ended_early, lease
 from saehub.jobs.processes import kill_tree
 from saehub.jobs.progress import Cancelled, LeaseLost, Progress
 
@@ -92,9 +92,9 @@ def execute(job: Job) -> None:
 
 
 def _done(job: Job, result: dict[str, Any]) -> int:
-    """All of it, unless the job says that it was paused: then what it has reached."""
+    """All of it, unless the job says that it ended before: then what it has reached."""
     total, done = Job.objects.filter(pk=job.pk).values_list("total", "done").first() or (0, 0)
-    return done if result.get("paused") else total or done
+    return done if ended_early(result) else total or done
 
 
 @contextmanager

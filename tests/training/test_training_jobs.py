@@ -176,6 +176,7 @@ def test_stop_and_keep_after_some_steps(make_run, monkeypatch):
     run, job = make_run()
     assert job.state == State.DONE, job.traceback
     assert 0 < run.tokens < run.config["n_tokens"] and run.sae is not None
+    assert job.result["ended_early"] and job.fraction == run.tokens / run.config["n_tokens"], "not shown as all of it"
     assert json.loads((run.sae.files / "metrics.json").read_text())["stopped"] is True
 
 

@@ -190,7 +190,7 @@ def test_a_single_run_pauses_and_resumes(make_run: Any, make_capture: Any, run_j
     run.refresh_from_db()
     assert run.state == "paused"
     page = client_of("admin").get(run.get_absolute_url()).content.decode()
-    assert 'id="resume"' in page and 'id="paused"' in page and 'id="card"' not in page
+    assert 'id="resume"' in page and 'id="paused"' in page and 'class="panel job"' not in page
     client_of("admin").post(reverse("training:run_resume", args=[run.pk]))
     run.refresh_from_db()
     assert run_job(run.job).state == State.DONE, run.job.error

@@ -8,6 +8,7 @@ from typing import Any
 
 FEWEST = 8  # reports before anything is said
 DEAD_SHARE = 0.1  # of the features
+MANY_DEAD = 0.25  # of the features: worth a word even where they become no more
 OFF_TARGET = 0.25  # of the target
 SPIKE = 2.0  # times the median of the reports around it
 FLAT = 0.002  # explained variance gained over the last third
@@ -40,15 +41,17 @@ def _spikes(history: History) -> str:
 
 
 def _dead(history: History, config: Mapping[str, Any], sae_config: Mapping[str, Any]) -> str:
-    """Many dead features, and more of them than there were."""
+    """Many dead features, and more of them than there were; or very many."""
     now, before, d_sae = history[-1]["dead"], history[len(history) // 2]["dead"], sae_config["d_sae"]
-    if now < DEAD_SHARE * d_sae or now <= 1.1 * before:
+    climbs = now > 1.1 * before
+    if now < (DEAD_SHARE if climbs else MANY_DEAD) * d_sae:
         return ""
     weight = config.get("aux_coefficient", 1 / 32)
     cure = "give the dead features' loss a weight" if not weight else "lower the learning rate or train fewer features"
     if sae_config["architecture"] in ("standard", "gated", "jumprelu"):
         cure = f"lower the sparsity coefficient, or {cure}"
-    return f"{now:,} of {d_sae:,} features are dead and their number climbs: {cure}."
+    course = "their number climbs" if climbs else "do not come back"
+    return f"{now:,} of {d_sae:,} features are dead and {course}: {cure}."
 
 
 def _sparsity(history: History, config: Mapping[str, Any], sae_config: Mapping[str, Any]) -> str:
