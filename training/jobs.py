@@ -126,7 +126,7 @@ def train(progress: Progress, run: int) -> dict[str, Any]:
         return {"paused": True, "step": paused.step}
     progress(result.tokens, config.total_rows, "Saving the SAE")
     progress.flush()
-    return made(keep(row, result)) | {"ended_early": result.stopped}
+    return made(keep(row, result)) | ({"ended_early": True} if result.stopped else {})
 
 
 def train_sweep(progress: Progress, sweep: int) -> dict[str, Any]:

@@ -112,14 +112,9 @@ class Sweeper:
                 "Change what they have in common, and start another sweep.",
             )
         self.sweep.finish(seconds=(self.sweep.seconds or 0.0) + time.monotonic() - self.began)
-        return {
-            "saes": [run.sae_id for run in kept],
-            "failed": len(failed),
-            "runs": len(runs),
-            "ended_early": any(
-                member.training.state.step < member.training.config.total_steps for member in self.members
-            ),
-        }
+        early = not all(member.training.done for member in self.members)
+        found = {"saes": [run.sae_id for run in kept], "failed": len(failed), "runs": len(runs)}
+        return found | ({"ended_early": True} if early else {})
 
 
 def _run(member: Member) -> Run:
