@@ -42,11 +42,13 @@ def test_the_gradients_are_those_of_float32_but_for_rounding(kind: str, plain: N
 def test_it_learns_what_float32_learns(kind: str, plain: None) -> None:
     x, reached = rows(256 * 40), {}
     for precision in ("float32", "bfloat16"):
-        config = TrainConfig(steps=40, batch_size=256, lr=3e-3, precision=precision, l1_coefficient=0.1)
+        config = TrainConfig(
+            steps=40, batch_size=256, lr=3e-3, precision=precision, l1_coefficient=0.1, l0_coefficient=0.01
+        )
         result = train(an_sae(kind), batches(x), config, held_out=x[:512])
         reached[precision] = result.history[-1].held_out_explained_variance
     assert reached["bfloat16"] == pytest.approx(reached["float32"], abs=0.03)
-    assert reached["bfloat16"] > 0.2
+    assert reached["bfloat16"] > 0.1
 
 
 def test_autocast_is_on_while_the_loss_is_computed_and_only_when_asked(plain: None, monkeypatch: Any) -> None:
@@ -82,4 +84,4 @@ def test_a_transcoder_which_has_no_kernels_learns_in_bfloat16() -> None:
     exact, half = (
         trained("transcoder", x.clone(), precision=precision).history[-1] for precision in ("float32", "bfloat16")
     )
-    assert exact.loss != half.loss == pytest.approx(exact.loss, rel=0.1)
+    assert exact.loss != half.loss == pytest.approx(exact.loss, rel=0.3)
