@@ -444,7 +444,7 @@ def topk_codes(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[T
     buffer = centred.new_empty(min(CHUNK_ROWS, len(centred)), W_enc.shape[1])
     for start in range(0, len(centred), CHUNK_ROWS):
         part = centred[start : start + CHUNK_ROWS]
-        z = torch.addmm(b_enc, part, W_enc, out=None if rounded else buffer[: len(part)]).float()
+        z = torch.addmm(b_enc, part, W_enc, out=None if rounded else buffer[: len(part)]).to(centred.dtype)
         values[start : start + CHUNK_ROWS], indices[start : start + CHUNK_ROWS] = topk(z, k)
     return values, indices
 
