@@ -14,7 +14,25 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+BROWSER = "tests/e2e/"
 ROLES = ("viewer", "annotator", "researcher", "curator", "admin")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The browser tests begin first: whatever takes long must not be what one process still does when the other is done."""
+    items.sort(key=lambda item: not item.nodeid.startswith(BROWSER))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file goes to one process, and so do all browser tests: two sites with their workers would wait for each other."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return BROWSER if nodeid.startswith(BROWSER) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 def make_user(name: str, role: str | None = None) -> Any:
@@ -184,12 +202,12 @@ def manage(*call: str) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         child.terminate()
         try:
-            child.wait(10)
+            child.wait(30)
         except subprocess.TimeoutExpired:
             kill_tree(child.pid)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 30, what: str = "") -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 60, what: str = "") -> Any:
     """Poll until `condition()` is true and return its value; fail naming what was waited for."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -258,11 +258,14 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        piece = max(faults["rate"].value // 20, 1) if "rate" in faults else 1 << 20
-        view = memoryview(body)[:ends]
+        view, at = memoryview(body)[:ends], 0
         try:
-            for at in range(0, ends, piece):
+            while at < ends:
+                piece = (
+                    max(faults["rate"].value // 20, 1) if "rate" in faults else 1 << 20
+                )  # a test may change the rate
                 self.wfile.write(view[at : at + piece])
+                at += piece
                 if "rate" in faults and not self.hub.closed:
                     time.sleep(0.05)
         except OSError:  # the client went away

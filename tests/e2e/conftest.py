@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from typing import Any
 
@@ -19,17 +19,35 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 PASSWORD = "correct horse battery"
 
 
-@pytest.fixture
-def site(committed: None) -> Iterator[str]:
-    """Address of a running site with the workers of all three queues."""
+@pytest.fixture(scope="module")
+def running_site(django_db_setup: None) -> Iterator[str]:
+    """Address of a running site with the workers of all three queues. Starting its processes takes longer than most tests,
+    so that those of a file share it."""
+    with site_processes() as address:
+        yield address
+
+
+@contextmanager
+def site_processes() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with ExitStack() as stack:
         for call in (["web", "--port", str(port)], ["work", "io"], ["work", "gpu"], ["work", "live"]):
             stack.enter_context(manage(*call))
-        wait_for(lambda: _answers(port), 60, "the site to answer")
+        wait_for(lambda: _answers(port), 120, "the site to answer")
         yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def site(committed: None, running_site: str) -> Iterator[str]:
+    """The site for one test: no rows before it, and no job of it goes on after it."""
+    yield running_site
+    from saehub.jobs.models import Job
+
+    for job in Job.objects.live():
+        job.cancel()
+    wait_for(lambda: not Job.objects.live().exists(), 60, "the test's jobs to end")
 
 
 def _answers(port: int) -> bool:
@@ -41,9 +59,8 @@ def _answers(port: int) -> bool:
         return False
 
 
-@pytest.fixture(
-    scope="module"
-)  # not longer: while Playwright's loop runs, other tests of the process cannot use theirs
+# Not for longer than a file: while Playwright's loop runs, other tests of the process cannot use theirs.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     if CHROMIUM is None:
         message = "Chromium is not installed, so no page was opened (apt-get install chromium)"
@@ -70,7 +87,7 @@ def page(chromium: Any, site: str) -> Iterator[Any]:
     user.save()
     context = chromium.new_context(viewport={"width": 1440, "height": 900}, base_url=site)
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(f"script: {error}"))
     page.on("console", lambda line: faults.append(line.text) if "Content Security Policy" in line.text else None)

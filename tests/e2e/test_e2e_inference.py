@@ -136,11 +136,11 @@ def test_stop_while_tokens_stream(page: Any, harvested: tuple[Rows, FeatureView]
         page.wait_for_timeout(50)
         return len(seen) > 3
 
-    wait_for(streams, 60, "tokens that come while the page is looked at")
+    wait_for(streams, 120, "tokens that come while the page is looked at")
     page.click("#stop button")
-    page.wait_for_selector("#stop:not(:has(button))", state="attached", timeout=10_000)
+    page.wait_for_selector("#stop:not(:has(button))", state="attached", timeout=60_000)
     row = Generation.objects.get()
-    wait_for(lambda: Job.objects.get(pk=row.job_id).state == State.CANCELLED, 10, "the job to stop")
+    wait_for(lambda: Job.objects.get(pk=row.job_id).state == State.CANCELLED, 60, "the job to stop")
     row.refresh_from_db()
     assert 0 < len(row.baseline["ids"]) < LONG and not row.steered and not row.ready, "stopped in the first text"
     page.goto(f"/steering/{row.pk}/")
@@ -151,7 +151,7 @@ def test_stop_while_tokens_stream(page: Any, harvested: tuple[Rows, FeatureView]
     page.locator("details#advanced > summary").click()
     page.fill("[name=max_new_tokens]", "6")
     page.click("main form button.primary")
-    page.wait_for_selector("#state .chip.ok", timeout=60_000)
+    page.wait_for_selector("#state .chip.ok", timeout=120_000)
     assert Generation.objects.ready().count() == 1
 
 

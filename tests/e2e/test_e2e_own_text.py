@@ -26,7 +26,7 @@ def test_a_text_of_ones_own_stays_in_the_link_from_feature_to_feature(
     page.keyboard.press("t")
     page.keyboard.type(TEXT)
     page.keyboard.press("Control+Enter")
-    page.wait_for_selector("#own-reading .tokens", timeout=60_000)
+    page.wait_for_selector("#own-reading .tokens", timeout=120_000)
     assert "text=Paris" in page.url and "fire" in page.inner_text("#own-reading")
     assert "<b>France</b>" in page.inner_text("#own-reading .tokens"), "shown as text"
     no_violations(page)

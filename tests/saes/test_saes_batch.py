@@ -331,7 +331,7 @@ def test_ctrl_c_leaves_all_as_it_is_and_the_same_command_goes_on(served: MiniHub
 
         wait_for(lambda: begun() or child.poll() is not None, 60, "some bytes")
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=40)
+        out, err = child.communicate(timeout=120)
     finally:
         child.kill()
     assert child.returncode == 1, err
@@ -342,7 +342,7 @@ def test_ctrl_c_leaves_all_as_it_is_and_the_same_command_goes_on(served: MiniHub
     assert kept
     served.faults.clear()
     served.requests.clear()
-    done = subprocess.run([*command, "--json"], env=child_environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "--json"], env=child_environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["done"] == 4
     ranges = sorted(asked.range for asked in served.requests if asked.path.startswith("/lfs/") and asked.range)

@@ -20,7 +20,7 @@ from tests.mini_hub import COMMIT, MiniHub
 pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(300)]
 GOLDEN = Path(__file__).parent.parent / "golden" / "saelens_standard" / "cfg.json"
 REPO, D_IN, D_SAE = "lab/large", 256, 4096
-RATE = 2_000_000  # bytes a second: about 4 s for the whole file
+SLOW, QUICK = 500_000, 50_000_000  # bytes a second of a file of 8 MB: until its worker is dead, and then
 
 
 def weights() -> bytes:
@@ -39,7 +39,7 @@ def config() -> bytes:
 def served(hub: MiniHub, tmp_path: Path, monkeypatch: Any) -> MiniHub:
     """A slow Hub that the workers, which are processes of their own, are told of by their environment."""
     hub.repos[f"models/{REPO}"] = {"sae/cfg.json": config(), "sae/sae_weights.safetensors": weights()}
-    hub.fault("/lfs/", "rate", RATE, times=None)
+    hub.fault("/lfs/", "rate", SLOW, times=None)
     for name, value in {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}.items():
         monkeypatch.setenv(name, value)
     return hub
@@ -53,7 +53,7 @@ def test_a_download_survives_the_death_of_its_worker(served: MiniHub, tmp_path: 
     row = SAE.objects.create(name="sae", source="hub", repo_id=REPO, repo_path="sae")
     with manage("work", "io"):
         job = row.start(None)
-        wait_for(lambda: part.exists() and part.stat().st_size > 1_000_000, 60, "a megabyte")
+        wait_for(lambda: part.exists() and part.stat().st_size > 1_000_000, 120, "a megabyte")
         child = next(
             p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:-1] == ["run_job", str(job.pk)]
         )
@@ -61,10 +61,11 @@ def test_a_download_survives_the_death_of_its_worker(served: MiniHub, tmp_path: 
         assert worker is not None
         child.kill()
         worker.kill()
-        child.wait(10)
+        child.wait(60)
+        served.faults[0].value = QUICK
         kept = part.stat().st_size
         assert 1_000_000 < kept < len(data)
-        wait_for(lambda: Job.objects.get(pk=job.pk).state in (State.DONE, State.FAILED), 120, "the download")
+        wait_for(lambda: Job.objects.get(pk=job.pk).state in (State.DONE, State.FAILED), 150, "the download")
     job.refresh_from_db()
     row.refresh_from_db()
     assert job.state == State.DONE, job.traceback

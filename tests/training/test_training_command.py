@@ -18,7 +18,7 @@ from saes.models import LanguageModel
 from tests.conftest import ROOT, TEXT, child_environment, wait_for
 from training.models import Capture, Corpus, Run
 
-pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(600)]
 
 
 def made(row: Any) -> None:
@@ -54,10 +54,10 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_finishes(tiny_model_dir: Path, t
         "checkpoint_every: 50\nevaluate_after: false\nharvest_after: false\n"
     )
     child = command(str(spec), "--json")
-    run = wait_for(lambda: Run.objects.first(), 60, "the run")
-    wait_for(lambda: run.points.exists() and (run.folder / "checkpoints").exists(), 90, "a checkpoint")
+    run = wait_for(lambda: Run.objects.first(), 120, "the run")
+    wait_for(lambda: run.points.exists() and (run.folder / "checkpoints").exists(), 150, "a checkpoint")
     child.send_signal(signal.SIGINT)
-    out, error = child.communicate(timeout=90)
+    out, error = child.communicate(timeout=200)
     assert child.returncode == 130, error
     assert f"manage.py train --resume {run.pk}" in error
     assert json.loads(out)["state"] == "cancelled"
@@ -65,12 +65,12 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_finishes(tiny_model_dir: Path, t
     Run.objects.filter(pk=run.pk).update(stop_at=None)
 
     child = command("--resume", str(run.pk))
-    wait_for(lambda: run.points.last().step > step, 90, "the run to go on")
+    wait_for(lambda: run.points.last().step > step, 150, "the run to go on")
     time.sleep(0.1)
     from django.utils import timezone
 
     Run.objects.filter(pk=run.pk).update(stop_at=timezone.now())
-    out, error = child.communicate(timeout=90)
+    out, error = child.communicate(timeout=200)
     assert child.returncode == 0, error
     run.refresh_from_db()
     assert run.ready and str(run.sae.files) in out

@@ -12,13 +12,13 @@ from saes.models import SAE, LanguageModel
 from tests.conftest import TEXT, manage, wait_for
 from training.models import Capture, Corpus, Run
 
-pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(600)]
 
 
 def made(row: LanguageModel | Corpus | Capture) -> None:
     row.start(None)
     job = wait_for(
-        lambda: Job.objects.filter(pk=row.job_id).exclude(state__in=("queued", "running")).first(), 90, str(row)
+        lambda: Job.objects.filter(pk=row.job_id).exclude(state__in=("queued", "running")).first(), 120, str(row)
     )
     assert job.state == State.DONE, job.error
     row.refresh_from_db()
@@ -44,14 +44,14 @@ def test_training_survives_the_death_of_its_worker(tiny_model_dir: Path) -> None
         )  # fmt: skip
         job = run.start(None)
         checkpoint = run.folder / "checkpoints"
-        wait_for(lambda: checkpoint.exists() and any(checkpoint.iterdir()), 90, "a checkpoint")
+        wait_for(lambda: checkpoint.exists() and any(checkpoint.iterdir()), 150, "a checkpoint")
         child = next(
             p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:-1] == ["run_job", str(job.pk)]
         )
         worker = child.parent()
         assert worker is not None
         worker.kill()
-        child.wait(10)
+        child.wait(60)
         wait_for(lambda: Job.objects.get(pk=job.pk).state in (State.DONE, State.FAILED), 200, "the run to be finished")
     job.refresh_from_db()
     assert job.state == State.DONE, job.error

@@ -3,12 +3,11 @@
 import os
 import signal
 import socket
-import sys
 import threading
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import InterfaceError, OperationalError, connections
 from django.utils import timezone
 
@@ -31,12 +30,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.queue = options["queue"]
-        if os.environ.get("Q_CLUSTER_NAME") != self.queue:  # django-q2 reads it while Django starts
-            os.environ["Q_CLUSTER_NAME"] = self.queue
-            # Several processes compute at once. Threads that spin while they wait take the cores from each other:
-            # with 12 runnable processes on 2 cores, 0.25 tokens/s generated like that and 4.1 with threads that sleep.
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-            os.execv(sys.executable, [sys.executable, *sys.argv])
+        if os.environ.get("Q_CLUSTER_NAME") != self.queue:
+            raise CommandError("A worker is a process of its own, started as: manage.py work QUEUE")
         self.over = threading.Event()
         end_with_parent(self.over.set if options["with_parent"] else lambda: None)
         self.worker = os.environ["SAEHUB_WORKER"] = f"{socket.gethostname()}:{os.getpid()}:{self.queue}"
