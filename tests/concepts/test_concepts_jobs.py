@@ -173,10 +173,11 @@ def test_a_harvest_whose_process_was_killed_goes_on(rows: Rows) -> None:
     from tests.conftest import ROOT, wait_for
 
     slow = (
-        "import time;"
+        "import itertools, time;"
         "from concepts.numerics import code_files as c, harvest as h, sparse_encode as s;"
         "s.CHUNK_ROWS = 50; c.CHECKPOINT_SECONDS = 0.0;"
-        "run = c._scatter; c._scatter = lambda *a: (time.sleep(0.05), run(*a));"
+        "run, calls = c._scatter, itertools.count();"
+        "c._scatter = lambda *a: (time.sleep(600 if next(calls) > 12 else 0), run(*a));"  # it is killed in its sleep
         "from saes.numerics.formats import load_sae; from training.numerics.shards import open_capture;"
         f"h.harvest(load_sae({str(rows.sae.files)!r}), open_capture({str(rows.capture.folder)!r}), {RESID!r},"
         f" {str(rows.data / 'views' / '7.new')!r}, k=12)"
@@ -185,7 +186,7 @@ def test_a_harvest_whose_process_was_killed_goes_on(rows: Rows) -> None:
     child = subprocess.Popen([sys.executable, "-c", slow], cwd=ROOT)  # where kernels are compiled already
     try:
         done = wait_for(
-            lambda: note.exists() and json.loads(note.read_text() or "{}").get("done", 0) > 300 and note, 60
+            lambda: note.exists() and json.loads(note.read_text() or "{}").get("done", 0) > 300 and note, 120
         )
     finally:
         child.send_signal(signal.SIGKILL)

@@ -8,11 +8,13 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import torch
 from django.contrib.auth.models import User
 
 from inference.models import Generation
 from saehub.jobs.models import Job, State
-from saes.models import SAE
+from saes.models import SAE, LanguageModel
+from saes.numerics.lm import load_lm
 from tests.conftest import ROOT, child_environment, manage
 
 pytestmark = [
@@ -53,3 +55,15 @@ def test_the_demo_trains_measures_harvests_and_steers() -> None:
     generation = Generation.objects.get()
     assert generation.baseline["text"] == first["plain"] and first["plain"] != first["steered"]
     assert all(step["seconds"] for step in first["steps"])
+    converted(LanguageModel.objects.get())
+
+
+def converted(row: LanguageModel) -> None:
+    """The GGUF file became an ordinary folder, and the model in it knows the capital of France."""
+    lm = load_lm(row.load_from)
+    ids = lm.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        logits = lm.model(ids.to(lm.device)).logits[0, -1]
+    assert lm.tokenizer.decode(logits.argmax()) == " Paris"
+    assert (lm.n_layers, lm.d_model, lm.dtype) == (30, 576, torch.float32)
+    assert lm.tokenizer.chat_template

@@ -1,5 +1,7 @@
 """Runs SAELens itself, in an interpreter that has it (`make peers`); started by test_saes_peers, imported by nobody.
 
+It takes requests as lines and answers each with a line, because SAELens takes longer to be imported than to do them all:
+
 make FOLDER     one small SAE of every architecture, saved by SAELens, with the numbers it computes
 read FOLDER     for every folder in FOLDER that holds an SAE and x.safetensors: the numbers SAELens computes from it
 """
@@ -23,9 +25,14 @@ from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhit
 from sae_lens_cases import D_IN, D_SAE, HEADS, INFERENCE, ROWS, TRAINING  # noqa: E402  # beside this file
 
 
-def main(command: str, folder: Path) -> None:
-    torch.manual_seed(0)
-    {"make": make, "read": read}[command](folder)
+def main() -> None:
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # whatever the libraries print
+    for line in sys.stdin:
+        command, _, folder = line.rstrip("\n").partition(" ")
+        torch.manual_seed(0)
+        {"make": make, "read": read}[command](Path(folder))
+        print("done", file=answers, flush=True)
 
 
 @torch.no_grad()
@@ -110,4 +117,4 @@ def read(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main()

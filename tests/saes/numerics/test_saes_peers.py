@@ -5,6 +5,7 @@ It runs in an interpreter of its own, from `make peers` (.venv-peers) or named i
 
 import os
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,25 @@ def peer() -> Path | None:
 pytestmark = pytest.mark.skipif(peer() is None, reason="needs SAELens: make peers, or SAEHUB_PEERS=its python")
 
 
-def ask(command: str, folder: Path) -> None:
-    done = subprocess.run([str(peer()), str(SCRIPT), command, str(folder)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory) -> Iterator[Callable[[str, Path], None]]:
+    """Has a process with SAELens do `command` on a folder."""
+    errors = tmp_path_factory.mktemp("peer") / "errors.txt"
+    with errors.open("w") as file, subprocess.Popen(
+        [str(peer()), str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
+    ) as child:  # fmt: skip
+
+        def asked(command: str, folder: Path) -> None:
+            child.stdin.write(f"{command} {folder}\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "done\n", errors.read_text()[-3000:]
+
+        yield asked
+        child.stdin.close()  # it has nothing more to do
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def made(ask, tmp_path_factory) -> Path:
     """SAEs that SAELens saved."""
     folder = tmp_path_factory.mktemp("made")
     ask("make", folder)
@@ -46,7 +59,7 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def returned(made, tmp_path_factory) -> Path:
+def returned(made, ask, tmp_path_factory) -> Path:
     """The same SAEs, loaded and saved by us (the last folder name says in which format), and read by SAELens."""
     folder = tmp_path_factory.mktemp("returned")
     for name in [*INFERENCE, *TRAINING]:

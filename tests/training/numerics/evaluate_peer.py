@@ -1,6 +1,6 @@
 """Run by a Python that has sae-lens: SAELens' own evaluation of an SAE on a table of activations.
 
-python evaluate_peer.py FOLDER: FOLDER/x.npy (n, d), FOLDER/sae (SAELens format); prints its metrics as JSON. The "model"
+python evaluate_peer.py FOLDER: FOLDER/x.npy (n, d), FOLDER/*/ SAEs (SAELens format); prints {name: metrics} as JSON. The "model"
 is one hook point behind a lookup table, so that every token's activation is a row of x."""
 
 import json
@@ -37,16 +37,19 @@ class Store:
         return self.tokens
 
 
+@torch.no_grad()
+def metrics(sae: SAE, x: torch.Tensor) -> dict[str, object]:
+    tokens = torch.arange(len(x)).view(-1, 10)
+    found, features = get_sparsity_and_variance_metrics(
+        sae, Table(x, sae.cfg.metadata.hook_name), Store(tokens), ActivationScaler(), n_batches=1,
+        compute_l2_norms=True, compute_sparsity_metrics=True, compute_variance_metrics=True,
+        compute_featurewise_density_statistics=True, eval_batch_size_prompts=len(tokens), model_kwargs={},
+    )  # fmt: skip
+    return found | {name: np.nan_to_num(values, nan=-1).tolist() for name, values in features.items()}
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     x = torch.from_numpy(np.load(folder / "x.npy"))
-    sae = SAE.load_from_disk(folder / "sae")
-    tokens = torch.arange(len(x)).view(-1, 10)
-    with torch.no_grad():
-        metrics, features = get_sparsity_and_variance_metrics(
-            sae, Table(x, sae.cfg.metadata.hook_name), Store(tokens), ActivationScaler(), n_batches=1,
-            compute_l2_norms=True, compute_sparsity_metrics=True, compute_variance_metrics=True,
-            compute_featurewise_density_statistics=True, eval_batch_size_prompts=len(tokens), model_kwargs={},
-        )  # fmt: skip
-    found = metrics | {name: np.nan_to_num(values, nan=-1).tolist() for name, values in features.items()}
-    sys.stdout.write(json.dumps(found) + "\n")
+    saes = {path.name: SAE.load_from_disk(path) for path in folder.iterdir() if path.is_dir()}
+    sys.stdout.write(json.dumps({name: metrics(sae, x) for name, sae in saes.items()}) + "\n")

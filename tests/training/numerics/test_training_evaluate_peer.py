@@ -3,12 +3,14 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from saes.numerics.formats import save_sae
+from saes.numerics.sae import SAE
 from tests.saes.numerics.test_saes_peers import peer
 from tests.tiny_models import tiny_sae
 from tests.training.numerics.test_training_evaluate import data
@@ -20,17 +22,27 @@ SAME = {
     "l2_ratio": "l2_ratio", "relative_reconstruction_bias": "relative_reconstruction_bias",
     "explained_variance": "explained_variance", "explained_variance_legacy": "explained_variance_legacy",
 }  # fmt: skip
+ARCHITECTURES = ("topk", "standard")
 
 
-@pytest.mark.parametrize("architecture", ["topk", "standard"])
-def test_the_metrics_are_those_of_saelens(architecture, tmp_path):
-    sae, x = tiny_sae(architecture), data(500)
-    save_sae(sae, tmp_path / "sae")
-    np.save(tmp_path / "x.npy", x.numpy())
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict[str, tuple[SAE, dict[str, Any]]]:
+    """An SAE of each architecture and what SAELens says of it, all asked in one process."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    saes = {architecture: tiny_sae(architecture) for architecture in ARCHITECTURES}
+    for architecture, sae in saes.items():
+        save_sae(sae, folder / architecture)
+    np.save(folder / "x.npy", data(500).numpy())
     script = Path(__file__).with_name("evaluate_peer.py")
-    answer = subprocess.run([str(peer()), str(script), str(tmp_path)], capture_output=True, text=True)
+    answer = subprocess.run([str(peer()), str(script), str(folder)], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr[-2000:]
-    theirs = json.loads(answer.stdout.splitlines()[-1])
+    said = json.loads(answer.stdout.splitlines()[-1])
+    return {architecture: (sae, said[architecture]) for architecture, sae in saes.items()}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_metrics_are_those_of_saelens(architecture, answers):
+    (sae, theirs), x = answers[architecture], data(500)
     found = reconstruction(sae, [Rows(x, None, np.arange(500) // 10)])
     assert found is not None
     for name, ours in SAME.items():
