@@ -146,6 +146,7 @@ def infer_brief(row: Inference) -> dict[str, Any]:
 
 
 def infer_out(pk: Any, *, latents: bool = True, logits: bool = True, probabilities: bool = True) -> dict[str, Any]:
+    """A reading; its numbers, where it is ready, without the parts that are not asked for."""
     row: Inference = get_object_or_404(_rows(), pk=pk)
     found: dict[str, Any] = {"outputs": [], "saes": [], "concept_config": row.config_fact or None}
     if row.ready:

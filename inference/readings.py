@@ -18,6 +18,7 @@ from inference.codes import CodesFile, Fires, Next, Strong
 from inference.models import Inference
 from inference.neurons import open_files
 from saehub.figures import fig_text, level, token_markup
+from saehub.spreadsheets import neutralised
 
 FEATURES = 15  # of the text, and of a token
 GRID_FEATURES = 12
@@ -286,15 +287,10 @@ def as_csv(row: Inference) -> str:
 
 
 def _cells(sae: int, file: CodesFile, fires: Fires) -> Iterator[tuple[Any, ...]]:
-    tokens = [neutral(text) for text in file.tokens]
+    tokens = [neutralised(text) for text in file.tokens]
     rows = zip(fires.positions.tolist(), fires.features.tolist(), fires.values.tolist(), strict=True)
     for position, feature, value in rows:
         yield sae, position, tokens[position], int(file.special[position]), feature, f"{value:.9g}"
-
-
-def neutral(text: str) -> str:
-    """Text that a spreadsheet takes for text: what it would run as a formula gets an apostrophe in front."""
-    return f"'{text}" if text.lstrip(" ")[:1] in ("=", "+", "-", "@", "\t", "\r") and text.strip() else text
 
 
 def as_python(row: Inference, saes: Iterable[Any]) -> str:

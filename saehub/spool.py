@@ -20,6 +20,11 @@ PAGE = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Too large · SAEHub</title>'
     '<meta name="color-scheme" content="light dark"><h1>This is too large to be sent</h1><p>{}</p><p><a href="/">Home</a></p>'
 )
+HEADERS = (  # Django's middleware, which adds them to every other answer, is not asked
+    "Content-Security-Policy: default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options: nosniff",
+    "Connection: close",
+)
 SMALL = 2**20  # bytes that are not worth looking at the disk for
 
 
@@ -90,5 +95,5 @@ class LimitedRequest(WebRequest):  # type: ignore[misc]
         kind = "text/html; charset=utf-8" if browser else "application/problem+json"
         body = (PAGE.format(escape(sentence)) if browser else json.dumps({"detail": sentence})).encode()
         reason = "Content Too Large" if status == 413 else "Insufficient Storage"
-        head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        self.channel.transport.write(head.encode() + body)
+        head = [f"HTTP/1.1 {status} {reason}", f"Content-Type: {kind}", f"Content-Length: {len(body)}", *HEADERS]
+        self.channel.transport.write("\r\n".join([*head, "", ""]).encode() + body)

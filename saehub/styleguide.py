@@ -93,6 +93,7 @@ def _charts() -> dict[str, Any]:
 
 
 def samples() -> dict[str, Any]:
+    """Made-up contents for every component that the style page shows."""
     data = {
         "name": "docs layer 9",
         "capture": 1,

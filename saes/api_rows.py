@@ -101,6 +101,7 @@ def row_of(pk: int) -> SAE:
 
 
 def brief(row: SAE) -> dict[str, Any]:
+    """An SAE in a list."""
     names = (
         "name", "state", "source", "curation", "hook_name", "hook_name_out", "site", "layer", "architecture", "d_in",
         "d_sae", "k", "format", "repo_id", "repo_path", "revision", "l0", "published_l0", "explained_variance",
@@ -115,6 +116,7 @@ def brief(row: SAE) -> dict[str, Any]:
 
 
 def whole(row: SAE) -> dict[str, Any]:
+    """An SAE with all that is known of it."""
     names = (
         "sae_id", "aliases", "neuronpedia_id", "sha256", "checksums", "facts", "asked", "proof", "metrics", "notes",
         "read_at", "verified_at", "ready_at",

@@ -77,6 +77,8 @@ NAMES = tuple(field.name for field in fields(Wish))
 
 @dataclass(frozen=True)
 class BatchSpec:
+    """Which SAEs are meant, in the same words from flags, a YAML or CSV list, or the basket; `plan` gives their rows."""
+
     wishes: tuple[Wish, ...]
 
     @classmethod

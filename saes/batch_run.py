@@ -178,7 +178,7 @@ class Batch:
             self._see_through(part.job)
             part.error, part.hint = part.job.error, part.job.hint
             part.row.refresh_from_db()
-        except Exception as error:
+        except Exception as error:  # one that fails, for whatever reason, does not hold up the others
             part.error, part.hint = sentence(error), hint(error)
 
     def _see_through(self, job: Job) -> None:

@@ -28,6 +28,7 @@ class Dependent:
 
 
 def dependents(sae: SAE) -> list[Dependent]:
+    """Everything in the database that points to an SAE, one entry for each kind of row."""
     found = []
     for model, lookup, goes in _relations(SAE):
         rows = model._base_manager.filter(**{lookup: sae.pk})

@@ -1,3 +1,5 @@
+"""The form that adds a language model."""
+
 from __future__ import annotations
 
 import re

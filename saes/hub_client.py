@@ -22,6 +22,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_headers
 
 from saehub.jobs.progress import JobError
+from saes.numerics.causes import chain_of
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0  # between two pieces of an answer
@@ -168,7 +169,7 @@ def explain(error: Exception, repo_id: str, path: str = "", kind: str = "model")
         return _refused(error, repo_id, path, kind)
     if isinstance(error, errors.HFValidationError):
         return HubError(f'"{repo_id}" is not the id of a repository.', "It is written organisation/name.")
-    causes = list(_chain(error))
+    causes = list(chain_of(error))
     answered = [cause for cause in causes if isinstance(cause, errors.HfHubHTTPError)]
     if answered:
         return _refused(answered[0], repo_id, path, kind)
@@ -231,12 +232,3 @@ def _refused(error: errors.HfHubHTTPError, repo_id: str, path: str, kind: str) -
             "Press Retry later; what was brought stays.",
         )
     return HubError(f"The Hub refused {path or 'to answer'} of {repo_id} with code {status}.", f"See {page}.")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what led to it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

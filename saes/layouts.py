@@ -131,7 +131,7 @@ def entries(names: Iterable[str]) -> list[tuple[str, str]]:
         found = [
             p for folder, leaves in folders.items() for leaf in leaves if (p := _as_file(LONE, folder, leaf, leaves))
         ]
-    return sorted(((place.entry, place.format) for place in found), key=lambda pair: _natural(pair[0]))
+    return sorted(((place.entry, place.format) for place in found), key=lambda pair: natural_key(pair[0]))
 
 
 class _Place(NamedTuple):
@@ -259,6 +259,6 @@ def _parents(folder: str) -> Iterator[str]:
         yield folder
 
 
-def _natural(text: str) -> list[tuple[bool, int, str]]:
+def natural_key(text: str) -> list[tuple[bool, int, str]]:
     """A sorting key by which layer_2 comes before layer_10."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", text)]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", text)]

@@ -48,6 +48,8 @@ GROUPS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Metric:
+    """A measured number as a page shows it, with what it is, on how many tokens and on what data."""
+
     label: str
     id: str  # of its definition
     value: float | None

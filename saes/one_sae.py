@@ -220,6 +220,7 @@ class CurationForm(forms.Form):
 @needs("saes.view_sae", post="saes.change_sae")
 def sae_curate(request: HttpRequest, pk: int) -> HttpResponse:
     sae = get_object_or_404(SAE, pk=pk)
+    check(request.user, "saes.change_sae", sae)
     form = CurationForm(request.POST)
     if form.is_valid():
         curate(sae, request.user, **form.cleaned_data)

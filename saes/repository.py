@@ -18,6 +18,7 @@ from typing import Any
 from django.db import connection
 
 from saes.gemma_scope import Variant, is_gemma_scope, of_rows, of_tree, with_rows
+from saes.layouts import natural_key
 from saes.models import SAE
 from saes.naming import Named, named
 
@@ -82,7 +83,7 @@ def _in_thread(repo_id: str, revision: str, token: str | None) -> Future[Any]:
             from saes import hub  # late: the Hub's client takes its time to import
 
             future.set_result(hub.list_repository(repo_id, revision, token=token))
-        except BaseException as error:
+        except BaseException as error:  # raised where the future is asked
             future.set_exception(error)
         finally:
             connection.close()
@@ -104,7 +105,7 @@ def places(repo_id: str, files: Iterable[Any]) -> list[Place]:
     }
     return [
         Place(path, form, _bytes(path, sizes), named(form, repo_id, path))
-        for path, form in sorted(found.items(), key=lambda pair: _natural(pair[0]))
+        for path, form in sorted(found.items(), key=lambda pair: natural_key(pair[0]))
     ]
 
 
@@ -165,11 +166,6 @@ def _bytes(path: str, sizes: Mapping[str, int]) -> int:
     return sum(
         size for name, size in sizes.items() if name.startswith(inside) and not name.endswith("examples.safetensors")
     )
-
-
-def _natural(text: str) -> list[Any]:
-    """layer_9 before layer_10."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
 # -- Gemma Scope -------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ class Snippet:
 
 
 def snippets(sae: SAE) -> list[Snippet]:
+    """Lines of Python that load this SAE, for each way that works as it stands."""
     found = []
     if sae.ready:
         found.append(Snippet("Here, with SAEHub", _ours(repr(str(sae.files)), sae)))

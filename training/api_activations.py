@@ -134,6 +134,7 @@ class Gone(Schema):
 
 
 def capture_out(row: Any) -> dict[str, Any]:
+    """A capture in a list and after its start."""
     names = (
         "id",
         "name",

@@ -158,6 +158,7 @@ class ClassOut(Schema):
 
 
 def run_out(row: Run) -> dict[str, Any]:
+    """A training run in a list."""
     sae = row.sae_id
     return {name: getattr(row, name) for name in ("id", "name", "job_id", "config", "sae_id", "seconds", "tokens")} | {
         "job_ids": [row.job_id] if row.busy else [],

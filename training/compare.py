@@ -8,6 +8,7 @@ from typing import Any
 
 from saehub import charts
 from saehub.figures import count_text
+from saehub.spreadsheets import neutralised
 from saes.metrics import GROUPS
 from saes.models import SAE
 from training.models import Evaluation
@@ -170,9 +171,9 @@ def neighbours(saes: Sequence[SAE]) -> list[SAE]:
 
 def csv_rows(sides: Sequence[Side]) -> list[list[Any]]:
     """The table for a spreadsheet: exact values, and on what each was measured."""
-    head = [["metric", "definition", *(side.sae.name for side in sides)]]
+    head = [["metric", "definition", *(neutralised(side.sae.name) for side in sides)]]
     facts = [
-        [word, "", *(getattr(side.sae, name) for side in sides)]
+        [word, "", *(neutralised(str(getattr(side.sae, name))) for side in sides)]
         for word, name in (
             ("id", "pk"),
             ("model", "model_name"),
@@ -181,7 +182,7 @@ def csv_rows(sides: Sequence[Side]) -> list[list[Any]]:
             ("d_sae",) * 2,
         )
     ]
-    data = [["data", "", *(side.metrics.get("l0", {}).get("data", "") for side in sides)]]
+    data = [["data", "", *(neutralised(side.metrics.get("l0", {}).get("data", "")) for side in sides)]]
     data += [["tokens", "", *(side.metrics.get("l0", {}).get("n", "") for side in sides)]]
     metrics = [
         [row.id, row.formula, *("" if value is None else value for value, _ in row.values)]

@@ -39,11 +39,6 @@ class CaptureEstimate:
     def fits(self) -> bool:
         return self.bytes is None or self.bytes <= self.free
 
-    @property
-    def used_up(self) -> float | None:
-        """Share of the free disk that it takes."""
-        return self.bytes / self.free if self.bytes is not None and self.free else None
-
 
 def estimate_capture(data: dict[str, Any]) -> CaptureEstimate | None:
     """From the clean fields of a CaptureForm; None while model, hook points or corpus are not chosen."""

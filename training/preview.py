@@ -139,7 +139,6 @@ class _Words:
 
     def chat(self, text: str, without_bos: bool) -> str:
         """The text as a user's message; "" where the template cannot be used."""
-        from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
@@ -150,7 +149,7 @@ class _Words:
             chat = environment.from_string(self.template).render(
                 messages=messages, bos_token=self.bos, eos_token=self.eos, add_generation_prompt=False
             )
-        except (TemplateError, TypeError, ValueError):
+        except Exception:  # the template is a program of the model's author, and may raise whatever it likes
             return ""
         return chat.removeprefix(self.bos) if without_bos else chat
 

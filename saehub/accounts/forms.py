@@ -1,3 +1,5 @@
+"""Forms of the account page: API tokens and the token for the Hub."""
+
 from __future__ import annotations
 
 from datetime import timedelta

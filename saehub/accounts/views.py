@@ -1,3 +1,5 @@
+"""Everybody's own account: API tokens and the token for the Hub."""
+
 from __future__ import annotations
 
 from typing import Any

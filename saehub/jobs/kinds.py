@@ -14,6 +14,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Kind:
+    """A line of the table of jobs: what runs it, where, for whom, and what it works on."""
+
     name: str  # one verb, also the function's name
     module: str  # imported late
     title: str  # what a person calls it

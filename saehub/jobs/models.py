@@ -29,6 +29,8 @@ LOG_TAIL = 8  # lines of the log on a card
 
 
 class JobQuerySet(models.QuerySet["Job"]):
+    """Jobs by how they stand, and the claim by which exactly one worker gets one."""
+
     def live(self) -> JobQuerySet:
         return self.filter(state__in=LIVE)
 
@@ -63,6 +65,8 @@ def lease() -> Any:
 
 
 class Job(models.Model):
+    """One piece of work: what is to be done, for whom, how it stands, who works on it, and how it ended."""
+
     kind = models.CharField(max_length=40, help_text="A name in the table of kinds.")
     queue = models.CharField(max_length=10)
     params = models.JSONField(default=dict)

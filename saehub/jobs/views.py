@@ -1,3 +1,5 @@
+"""Pages of jobs: all of them, one card, and what can be done with a job."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -26,7 +26,7 @@ def whole_folder(target: Path, *, replaces: Collection[str] = ()) -> Iterator[Pa
         yield partial
         _share(partial)
         _put_in_place(partial, target)
-    except Exception as error:
+    except Exception as error:  # safetensors and torch have errors of their own for a full disk
         if disk_is_full(error):
             raise FolderError(
                 f"The disk is full, so {target} was not written; free some space and try again."

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from saes.numerics import hooks
+from saes.numerics.causes import chain_of
 from saes.numerics.folders import whole_folder
 from saes.numerics.hooks import Hook, HookPoint, LMError, UnknownHookPoint
 
@@ -299,7 +300,7 @@ _BY_TEXT = (
 
 
 def _sentence(name: str, error: Exception, missing: str) -> str:
-    causes = list(_chain(error))
+    causes = list(chain_of(error))
     for kinds, sentence in _BY_KIND:
         if any(isinstance(cause, kinds) for cause in causes):
             return sentence.format(name=name)
@@ -310,12 +311,3 @@ def _sentence(name: str, error: Exception, missing: str) -> str:
         return f"{name} has no tokenizer that can be read; add its tokenizer files (tokenizer.json)."
     first_line = str(error).strip().partition("\n")[0]
     return f"{name} could not be loaded: {first_line or type(error).__name__}"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what led to it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

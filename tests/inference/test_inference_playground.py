@@ -18,7 +18,6 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 
 from inference.codes import CodesError, CodesFile, Fires
 from inference.models import Inference, PromptBatch
-from inference.readings import neutral
 from saehub.jobs.models import Job, State
 from saes.models import SAE
 from saes.numerics.formats import load_sae
@@ -291,12 +290,6 @@ def test_csv_and_json_hold_every_code(rows: Rows, run_job: Any, client_of: Any) 
     third = record["saes"][0]["token_features"][3]
     assert dense[3, third["features"]] == pytest.approx(third["activations"], rel=1e-4) and third["n_fires"] == 6
     assert len(record["tokens"][0]["next"]) == 10 and record["tokens"][0]["logprob"] is None
-
-
-def test_formulas_are_neutralised() -> None:
-    assert [neutral(text) for text in ("=1", "+1", "-1", "@x", " =1", "a=1", "", " ")] == [
-        "'=1", "'+1", "'-1", "'@x", "' =1", "a=1", "", " ",
-    ]  # fmt: skip
 
 
 def test_the_python_on_the_page_reads_the_same(rows: Rows, run_job: Any, client_of: Any, tmp_path: Path) -> None:

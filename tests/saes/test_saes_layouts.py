@@ -114,6 +114,13 @@ def test_all_that_a_repository_holds_in_natural_order():
     assert len(entries(CLT)) == 12
 
 
+def test_names_with_digits_that_are_no_numbers_are_sorted_too():
+    names = [
+        f"{part}/{file}" for part in ("a1²3", "a1", "a10", "a2") for file in ("cfg.json", "sae_weights.safetensors")
+    ]
+    assert [entry for entry, _ in entries(names)] == ["a1", "a1²3", "a2", "a10"]
+
+
 def test_names_that_tell_formats_of_the_same_files_apart():
     r1 = [
         "800M-Slimpajama-0-OpenR1-Math-220k/L5R/config.json",

@@ -1,5 +1,8 @@
 """Captures beyond the usual one, by their real jobs and pages: streams, parts, outliers, mi_crow stores, checks."""
 
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,3 +189,18 @@ def test_a_model_without_chat_template_is_told_so(model: Any, make_corpus: Any, 
     given = {"model": model.pk, "corpus": corpus.pk, "hook_names": HOOK, "context_length": 32, "dtype": "float32"}
     page = client_of("researcher").post(reverse("training:capture_create"), given | {"chat_template": "on"})
     assert "The tokenizer of tiny has no chat template." in page.content.decode() and page.status_code == 422
+
+
+def test_a_chat_template_that_fails_shows_no_examples(
+    model: Any, make_corpus: Any, client_of: Any, tmp_path: Path
+) -> None:
+    """It is a program of the model's author, which may raise anything."""
+    corpus, _ = make_corpus(TEXT * 9)
+    copy = shutil.copytree(model.location, tmp_path / "copy")
+    type(model).objects.filter(pk=model.pk).update(location=str(copy))
+    given = {"model": model.pk, "corpus": corpus.pk, "hook_names": HOOK, "context_length": 32, "look": 1}
+    for template, shown in (("{{ messages[0]['content'] }}", True), ("{{ 1 / 0 }}", False)):
+        (copy / "chat_template.jinja").write_text(template)
+        os.utime(copy / "tokenizer.json", (1, 1 if shown else 2))  # it is read again when it has changed
+        page = client_of("researcher").get(reverse("training:capture_create"), given | {"chat_template": "on"})
+        assert page.status_code == 200 and bool(page.context["estimate"].preview) is shown

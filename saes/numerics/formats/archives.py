@@ -163,7 +163,7 @@ def read_torch(path: Path) -> dict[str, Any]:
     _check_torch_zip(path)
     try:
         value = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
+    except Exception as error:  # torch has no kind of error of its own for a file it does not read
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
             raise FormatError(
                 f"{path.name} holds more than tensors: opening it would run code that came with it, so it was not opened."
