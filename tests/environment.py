@@ -22,6 +22,7 @@ else:
         data = Path(tempfile.mkdtemp(prefix="saehub-tests-"))
 data.mkdir(exist_ok=True)
 os.environ["SAEHUB_DATA"] = str(data)
+os.environ.setdefault("NUMBA_CACHE_DIR", str(data / "kernels"))  # one for all processes: compiling takes seconds
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("SAEHUB_JOB_LEASE", "6")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: a second thread only waits
