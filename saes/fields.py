@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,19 +19,25 @@ def server_path(text: str, roots: Iterable[Path]) -> Path:
     Where it lies is asked first, so that nobody learns what exists elsewhere on the server. Raises ValidationError.
     """
     allowed = [root.resolve() for root in roots]
-    path = Path(text).expanduser()
-    if "\0" in text or not path.is_absolute():
+    if "\0" in text or not text.startswith("/"):
         raise ValidationError("Give the whole path on the server, beginning with /.")
-    path = path.resolve()
+    path = _followed(text)
     if not any(path.is_relative_to(root) for root in allowed):
         listed = ", ".join(str(root) for root in allowed)
         raise ValidationError(
             f"Pages may read only under {listed}; put it there, or ask an admin to add its folder to "
             "SAEHUB_IMPORT_DIRS."
         )
-    if not path.exists():
+    if not os.access(path, os.F_OK):
         raise ValidationError(f"There is nothing at {path} on the server.")
     return path
+
+
+def _followed(text: str) -> Path:
+    try:
+        return Path(text).resolve()
+    except (OSError, RuntimeError):  # links that lead in a circle
+        raise ValidationError("There is nothing at this path on the server: its links lead in a circle.") from None
 
 
 def size_of(path: Path) -> int:

@@ -102,7 +102,10 @@ def test_a_folder_is_queued(client_of: Any, user_of: Any, tiny_model_dir: Any, s
         ("folder", "IMPORT/../..", "Pages may read only under"),
         ("folder", "IMPORT/link", "Pages may read only under"),
         ("folder", "models/tiny", "Give the whole path on the server"),
+        ("folder", "~nobody-of-this-name/tiny", "Give the whole path on the server"),
         ("folder", "IMPORT/missing", "There is nothing at"),
+        ("folder", "IMPORT/" + 256 * "a", "There is nothing at"),
+        ("folder", "IMPORT/circle", "lead in a circle"),
         ("folder", "IMPORT/empty", "holds no config.json"),
         ("folder", "IMPORT/noweights", "holds no .safetensors weights"),
         ("folder", "IMPORT/text.gguf", "is a file; give the folder it is in"),
@@ -118,6 +121,7 @@ def test_a_location_that_cannot_be_used_is_an_error_at_the_field(
     (imports / "noweights" / "config.json").write_text("{}")
     (imports / "text.gguf").write_text("this is text")
     (imports / "link").symlink_to("/etc")
+    (imports / "circle").symlink_to("circle")
     given = {"source": source, "location": location.replace("IMPORT", str(imports)), "name": "kept"}
     response = client_of("researcher").post(reverse("saes:model_create"), given)
     assert response.status_code == 422 and says in response.context["form"].errors["location"][0]
