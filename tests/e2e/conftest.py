@@ -33,10 +33,12 @@ def site_processes() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with ExitStack() as stack:
-        for call in (["web", "--port", str(port)], ["work", "io"], ["work", "gpu"], ["work", "live"]):
-            stack.enter_context(manage(*call))
+        calls = (["web", "--port", str(port)], ["work", "io"], ["work", "gpu"], ["work", "live"])
+        children = [stack.enter_context(manage(*call)) for call in calls]
         wait_for(lambda: _answers(port), 120, "the site to answer")
         yield f"http://127.0.0.1:{port}"
+        for child in children:  # all at once; each is waited for afterwards
+            child.terminate()
 
 
 @pytest.fixture
