@@ -42,29 +42,31 @@ def test_every_view_says_what_it_needs() -> None:
             assert needed(view, method), path
 
 
-@pytest.mark.parametrize("path, view", OWN, ids=[path for path, _ in OWN])
-def test_roles_and_strangers(path: str, view: Any, client_of: Any, user_of: Any) -> None:
+def test_roles_and_strangers(client_of: Any, user_of: Any) -> None:
     """Without a login every page leads to the login; with one, exactly those without the permission get 403."""
-    permission = needed(view, "GET")
-    if permission == PUBLIC:
-        return
-    assert Client().get(path).status_code == 302
-    for role in (*ROLES, "stranger"):
-        status = client_of(role).get(path).status_code
-        may = allowed(user_of(role), permission)
-        assert (status != 403) is may, f"{role} got {status} at {path}, which needs {permission}"
-        assert status < 500, f"{role} got {status} at {path}"
+    stranger, clients = Client(), {role: client_of(role) for role in (*ROLES, "stranger")}
+    for path, view in OWN:
+        permission = needed(view, "GET")
+        if permission == PUBLIC:
+            continue
+        assert stranger.get(path).status_code == 302, path
+        for role, client in clients.items():
+            status = client.get(path).status_code
+            may = allowed(user_of(role), permission)
+            assert (status != 403) is may, f"{role} got {status} at {path}, which needs {permission}"
+            assert status < 500, f"{role} got {status} at {path}"
 
 
-@pytest.mark.parametrize("path, view", OWN, ids=[path for path, _ in OWN])
-def test_posts_are_refused_to_whoever_may_not_change(path: str, view: Any, client_of: Any, user_of: Any) -> None:
-    permission = needed(view, "POST")
-    if permission in (PUBLIC, LOGIN):
-        return
-    assert Client().post(path).status_code == 302
-    for role in (*ROLES, "stranger"):
-        if not allowed(user_of(role), permission):
-            assert client_of(role).post(path).status_code == 403, f"{role} may not post to {path}"
+def test_posts_are_refused_to_whoever_may_not_change(client_of: Any, user_of: Any) -> None:
+    stranger, clients = Client(), {role: client_of(role) for role in (*ROLES, "stranger")}
+    for path, view in OWN:
+        permission = needed(view, "POST")
+        if permission in (PUBLIC, LOGIN):
+            continue
+        assert stranger.post(path).status_code == 302, path
+        for role, client in clients.items():
+            if not allowed(user_of(role), permission):
+                assert client.post(path).status_code == 403, f"{role} may not post to {path}"
 
 
 def test_roles_build_on_each_other(user_of: Any) -> None:
