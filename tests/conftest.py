@@ -54,10 +54,16 @@ def django_db_setup(
 ) -> Iterator[None]:
     """The database, for every test that asks for it. pytest-django's own makes none when all tests that were chosen have
     `committed`, because it looks for `db` or its mark, which put a transaction around a test."""
-    from django.db import DEFAULT_DB_ALIAS
+    from django.db import DEFAULT_DB_ALIAS, connection
     from django.test.utils import setup_databases, teardown_databases
 
     with django_db_blocker.unblock():
+        if "DATABASE_URL" not in os.environ:  # the server is ours, and what tests write need not outlive a power cut
+            with connection.cursor() as cursor:
+                for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+                    cursor.execute(f"ALTER SYSTEM SET {setting} TO off")
+                cursor.execute("SELECT pg_reload_conf()")
+            connection.close()
         made = setup_databases(
             verbosity=0, interactive=False, aliases={DEFAULT_DB_ALIAS}, serialized_aliases=set(),
             keepdb=django_db_keepdb and not django_db_createdb,

@@ -135,11 +135,11 @@ def test_a_worker_outlives_an_outage_of_the_database_and_ends_in_another_when_as
     with manage("work", "io") as work:
         reaches(start(1), State.DONE)
         with outage():
-            time.sleep(5)  # longer than a look of the worker
+            time.sleep(3)  # longer than a look of the worker
         reaches(start(1), State.DONE, seconds=120)
         children = psutil.Process(work.pid).children(recursive=True)
         with outage():
-            time.sleep(5)
+            time.sleep(3)
             assert work.poll() is None
             work.terminate()
             assert work.wait(60) == 0
