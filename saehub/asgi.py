@@ -9,15 +9,13 @@ django_app = get_asgi_application()
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402  (Django has to be set up first)
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
-from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
 from django.conf import settings  # noqa: E402
 from django.urls import path  # noqa: E402
 
 from saehub.body_limit import BodyLimit  # noqa: E402
 from saehub.jobs.consumers import JobConsumer  # noqa: E402
+from saehub.origins import OwnPages  # noqa: E402
 
 sockets = URLRouter([path("ws/jobs/<int:pk>/", JobConsumer.as_asgi())])
 pages = BodyLimit(django_app, settings.BODY_LIMIT)
-application = ProtocolTypeRouter(
-    {"http": pages, "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(sockets))}
-)
+application = ProtocolTypeRouter({"http": pages, "websocket": OwnPages(AuthMiddlewareStack(sockets))})

@@ -17,10 +17,11 @@ from django.test import Client
 
 from saehub.asgi import application
 from saehub.jobs.models import Job, enqueue
+from saehub.origins import is_ours
 from tests.conftest import make_user
 
 pytestmark = pytest.mark.usefixtures("committed")
-HERE = "http://localhost"
+HERE = "http://localhost:8000"
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def talk(client: Client, job: Job, origin: str = HERE, then: Callable[[], Any] |
 
     async def speak() -> dict[str, Any]:
         cookies = "; ".join(f"{name}={morsel.value}" for name, morsel in client.cookies.items())
-        headers = [(b"origin", origin.encode()), (b"cookie", cookies.encode())]
+        headers = [(b"host", b"localhost:8000"), (b"origin", origin.encode()), (b"cookie", cookies.encode())]
         socket = WebsocketCommunicator(application, f"/ws/jobs/{job.pk}/", headers)
         await socket.send_input({"type": "websocket.connect"})
         said = await socket.receive_output(60)
@@ -81,7 +82,25 @@ def test_nobody_else_gets_anything(job: Job) -> None:
 
 def test_another_site_cannot_listen_with_our_cookie(job: Job) -> None:
     _, client = browser("viewer")
-    assert talk(client, job, origin="http://elsewhere.example")["type"] == "websocket.close"
+    for origin in ("http://elsewhere.example", "http://elsewhere.example:8000", "http://localhost:8888", "null", ""):
+        assert talk(client, job, origin=origin)["type"] == "websocket.close", origin
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "ours"),
+    [
+        ("http://127.0.0.1:8000", "127.0.0.1:8000", True),
+        ("https://localhost", "localhost", True),
+        ("http://[::1]:8000", "[::1]:8000", True),
+        ("http://rebound.example", "rebound.example", False),  # a name of somebody else's that leads here
+        ("https://sae.lab.example", "backend:8000", True),  # by CSRF_TRUSTED_ORIGINS
+        ("http://[::1", "localhost", False),
+    ],
+)
+def test_which_pages_are_ours(origin: str, host: str, ours: bool, settings: Any) -> None:
+    settings.ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
+    settings.CSRF_TRUSTED_ORIGINS = ["https://sae.lab.example"]
+    assert is_ours(origin, host) is ours
 
 
 def test_a_lost_right_a_logout_and_a_new_password_end_the_stream(job: Job) -> None:
