@@ -1,12 +1,10 @@
-"""Admin base classes that ask the choke point, and the admin of accounts and tokens."""
+"""Admin base classes that ask the choke point, and the admin of tokens."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from django.contrib import admin
-from django.contrib.auth.admin import UserAdmin
-from django.contrib.auth.models import User
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
@@ -57,23 +55,6 @@ class MadeByJobs(HouseAdmin):
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
-
-
-admin.site.unregister(User)  # Django's own was registered when it was imported
-
-
-@admin.register(User)
-class AccountAdmin(HouseAdmin, UserAdmin):
-    """Accounts, for superusers and whoever is an admin by group; only the former make or change superusers."""
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        fields = super().get_readonly_fields(request, obj)
-        return fields if request.user.is_superuser else (*fields, "is_superuser", "user_permissions")
-
-    def _may(self, request: HttpRequest, action: str, obj: Any = None) -> bool:
-        if action != "view" and getattr(obj, "is_superuser", False) and not request.user.is_superuser:
-            return False
-        return super()._may(request, action, obj)
 
 
 @admin.register(APIToken)

@@ -1,3 +1,5 @@
+from importlib import import_module
+
 from django.apps import AppConfig
 from django.contrib.admin import autodiscover
 from django.contrib.admin.apps import SimpleAdminConfig
@@ -17,3 +19,4 @@ class HouseAdminConfig(SimpleAdminConfig):
     def ready(self) -> None:
         super().ready()
         autodiscover()
+        import_module("saehub.accounts.user_admin")  # after Django's own, which it replaces
