@@ -18,9 +18,9 @@ import numpy as np
 
 from concepts.featurefile import Example, FeatureRecord
 from concepts.featurefile import FeatureView as Columns
-from concepts.file_writer import neutralised
 from concepts.models import FeatureView
 from concepts.numerics.token_text import show_bytes
+from saehub.spreadsheets import neutralised
 
 _SPLIT = re.compile(r"(?:<0x[89A-F][0-9A-F]>)+")  # bytes of a character that lies over several tokens
 TOP_MARK = (-1.0, -1.0)  # bin_min and bin_contains of Neuronpedia's group of top activations

@@ -17,7 +17,6 @@ from typing import IO, Any
 
 from concepts.interchange import (
     CSV_HEADER,
-    FORMULA,
     LONGEST_BY,
     LONGEST_METHOD,
     MOST_BYTES,
@@ -35,6 +34,7 @@ from concepts.interchange import (
     share_or_none,
     shown,
 )
+from saehub.spreadsheets import as_written
 
 LONGEST_LINE = 2**20
 
@@ -185,7 +185,7 @@ def _csv(lines: Lines) -> Iterator[tuple[int, Any]]:
 def _of_csv(row: list[str], number: int, facts: Facts) -> Entry:
     if len(row) != len(CSV_HEADER):
         raise RowRefused(f"It has {len(row)} column{'s' * (len(row) > 1)}, not {len(CSV_HEADER)}.")
-    name = row[1][1:] if row[1].startswith("'") and FORMULA.match(row[1]) else row[1]
+    name = as_written(row[1])
     return Entry(number, feature(row[0], facts.n_features), clean_name(name), number_or_none(row[2], "score"))
 
 

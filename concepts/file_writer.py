@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from concepts.interchange import CSV_HEADER, FORMULA, Entry, Facts
+from concepts.interchange import CSV_HEADER, Entry, Facts
+from saehub.spreadsheets import neutralised
 
 
 def write(form: str, entries: Iterable[Entry], facts: Facts) -> Iterator[str]:
@@ -51,12 +52,6 @@ def losses(form: str, held: Held) -> list[str]:
 
 def _rows_of(n: int) -> str:
     return f"{n:,} row{'s' * (n > 1)}"
-
-
-def neutralised(text: str) -> str:
-    """A cell that no spreadsheet computes: an apostrophe goes in front of what begins like a formula (and comes off again
-    when the file is read here)."""
-    return f"'{text}" if FORMULA.match(text) else text
 
 
 def _write_csv(entries: Iterable[Entry], facts: Facts) -> Iterator[str]:

@@ -30,7 +30,6 @@ FORMATS = {
 }
 SUFFIXES = {"csv": "csv", "mi_crow": "json", "mi_crow_lists": "json", "neuronpedia": "jsonl", "jsonl": "jsonl"}
 _UNSEEN = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would compute, with the apostrophes that keep it from that
 _DIGITS = re.compile(r"-?[0-9]{1,12}")
 
 
