@@ -294,10 +294,13 @@ def test_examples_that_read_the_same_are_shown_once(rows: Rows, view: FeatureVie
 
 
 def test_line_breaks_and_all_logits_are_shown_where_asked(rows: Rows, view: FeatureView, client_of: Any) -> None:
-    client, address = client_of("viewer"), reverse("concepts:feature_detail", args=[rows.sae.pk, 3])
+    i = int(view.opened().summary["n_fires"][:-1].argmax())
+    client, address = client_of("viewer"), reverse("concepts:feature_detail", args=[rows.sae.pk, i])
     plain = client.get(address).content.decode()
-    assert 'class="tokens lines"' not in plain and "Logit effects" not in plain and "Histogram of all" in plain
+    assert 'class="tokens lines"' not in plain and 'class="tokens "' in plain
+    assert "Logit effects" not in plain and "Histogram of all" in plain
     shown = client.get(f"{address}?lines=broken&logits=all").content.decode()
     assert 'class="tokens lines"' in shown and "Logit effects" in shown
-    assert f"{address.replace('/3/', '/4/')}?lines=broken&amp;logits=all" in shown, "the choice goes along"
+    beside = reverse("concepts:feature_detail", args=[rows.sae.pk, i + 1])
+    assert f"{beside}?lines=broken&amp;logits=all" in shown, "the choice goes along"
     assert client.get(f"{address}?lines=nonsense&logits=1").status_code == 200

@@ -145,6 +145,27 @@ def test_a_custom_repository_and_gemma_scope(served: MiniHub, page: Any) -> None
     assert (row.architecture, row.published_l0, row.model_name) == ("jumprelu", 82.0, "gemma-2-2b")
 
 
+def test_a_connection_cut_half_way_is_watched_to_the_end(served: MiniHub, page: Any) -> None:
+    """Twice the Hub hangs up in the middle of the weights: the bar goes on from there, and the files are the Hub's."""
+    served.fault("/lfs/models/lab/large/blocks.2/sae_weights", "cut", 0.5, times=2)
+    page.goto(f"/saes/download/?repo={REPO}")
+    page.wait_for_selector("#found tbody tr")
+    page.check("[aria-label='Select blocks.2']")
+    row = download(served, page, "blocks.2")
+    weights = "/lfs/models/lab/large/blocks.2/sae_weights"
+    asked = [one.range for one in served.requests if one.path.startswith(weights)]
+    begun = [int(text.removeprefix("bytes=").partition("-")[0]) for text in asked if text]
+    size = len(served.repos[f"models/{REPO}"]["blocks.2/sae_weights.safetensors"])
+    assert max(begun) >= size * 0.7, f"after two cuts it went on from there: {asked}"
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        assert (row.files / name).read_bytes() == served.repos[f"models/{REPO}"][f"blocks.2/{name}"]
+    page.reload()
+    assert page.locator(".chip.failed").count() == 0 and page.locator(".chip.ok").count() >= 1
+    page.goto(f"/jobs/{row.job_id}/")
+    assert page.inner_text("main").count("the connection was cut; again in") == 2, "its log says so"
+    no_violations(page)
+
+
 def test_the_list_by_keyboard_into_the_basket(served: MiniHub, page: Any) -> None:
     for number in range(3):
         SAE.objects.create(

@@ -1,64 +1,124 @@
-"""A worker killed with `kill -9` in the middle of training: the run goes on from its checkpoint and is finished once."""
+"""A worker killed with `kill -9` in the middle of training: what it trained goes on from its checkpoints, is finished once,
+and ends with the weights of training that nobody interrupted."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from saehub.jobs.models import Job, State
 from saes.models import SAE, LanguageModel
 from tests.conftest import TEXT, manage, wait_for
-from training.models import Capture, Corpus, Run
+from training.models import Capture, Corpus, Run, Sweep
 
-pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(420)]
+HOOK = "blocks.1.hook_resid_post"
+CONFIG = {"d_sae": 512, "k": 8, "n_tokens": 1_500_000, "batch_size": 1024, "seed": 0}
 
 
-def made(row: LanguageModel | Corpus | Capture) -> None:
-    row.start(None)
+def ended(row: Any, seconds: int = 200) -> Job:
+    """The row's job, once it is over; it has to be done."""
     job = wait_for(
-        lambda: Job.objects.filter(pk=row.job_id).exclude(state__in=("queued", "running")).first(), 120, str(row)
+        lambda: Job.objects.filter(pk=row.job_id).exclude(state__in=("queued", "running")).first(), seconds, str(row)
     )
     assert job.state == State.DONE, job.error
     row.refresh_from_db()
+    return job
 
 
-def test_training_survives_the_death_of_its_worker(tiny_model_dir: Path) -> None:
+@pytest.fixture
+def capture(committed: None, tiny_model_dir: Path) -> Iterator[Capture]:
+    """A capture, with workers that go on."""
     with manage("work", "io"), manage("work", "gpu"):
         model = LanguageModel.objects.create(name="tiny", source="folder", location=str(tiny_model_dir))
         corpus = Corpus.objects.create(name="sentences", source="text", location="text.txt")
         corpus.folder.mkdir(parents=True, exist_ok=True)
         corpus.file.write_text("\n\n".join(f"Number {i}. {TEXT}" for i in range(300)))
-        hooks = ["blocks.1.hook_resid_post"]
-        capture = Capture(name="capture", model=model, corpus=corpus, hook_names=hooks, context_length=64)
-        for row in (model, corpus):
-            made(row)
-        capture.save()
-        made(capture)
+        capture = Capture(name="capture", model=model, corpus=corpus, hook_names=[HOOK], context_length=64)
+        for row in (model, corpus, capture):
+            row.save()
+            row.start(None)
+            ended(row, 90)
+        yield capture
 
-        config = {"d_sae": 512, "k": 8, "n_tokens": 2_000_000, "batch_size": 1024, "seed": 0}
+
+def kill_once_there_is_a_checkpoint(job: Job, runs: list[Run]) -> None:
+    """kill -9 of the worker, with whom its child dies."""
+    folders = [run.folder / "checkpoints" for run in runs]
+    wait_for(lambda: all(folder.exists() and any(folder.iterdir()) for folder in folders), 120, "a checkpoint")
+    child = next(
+        p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:-1] == ["run_job", str(job.pk)]
+    )
+    worker = child.parent()
+    assert worker is not None
+    worker.kill()
+    child.wait(10)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    run.refresh_from_db()
+    assert run.ready and run.sae
+    return load_file(run.sae.files / "sae_weights.safetensors")
+
+
+def assert_went_on(job: Job, runs: list[Run]) -> None:
+    assert job.attempt == 2
+    said = [line for line in job.lines.values_list("text", flat=True) if "continued at step" in line]
+    assert len(said) == len(runs)
+    for run in runs:
+        run.refresh_from_db()
+        steps = list(run.points.values_list("step", flat=True))
+        assert steps == sorted(set(steps)), "no step is shown twice"
+        assert run.tokens == CONFIG["n_tokens"]
+
+
+def same_to_the_bit(one: Run, other: Run) -> None:
+    for name, tensor in weights(one).items():
+        assert torch.equal(tensor, weights(other)[name]), name
+
+
+def test_a_run_survives_the_death_of_its_worker(capture: Capture) -> None:
+    made = []
+    for name in ("killed", "whole"):
         run = Run.objects.create(
-            name="run", capture=capture, hook_name=hooks[0], architecture="topk", config=config,
-            evaluate_after=False, harvest_after=False,
+            name=name, capture=capture, hook_name=HOOK, architecture="topk", config=CONFIG, evaluate_after=False,
+            harvest_after=False,
         )  # fmt: skip
         job = run.start(None)
-        checkpoint = run.folder / "checkpoints"
-        wait_for(lambda: checkpoint.exists() and any(checkpoint.iterdir()), 150, "a checkpoint")
-        child = next(
-            p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:-1] == ["run_job", str(job.pk)]
-        )
-        worker = child.parent()
-        assert worker is not None
-        worker.kill()
-        child.wait(60)
-        wait_for(lambda: Job.objects.get(pk=job.pk).state in (State.DONE, State.FAILED), 200, "the run to be finished")
-    job.refresh_from_db()
-    assert job.state == State.DONE, job.error
-    assert job.attempt == 2
-    assert any("continued at step" in line for line in job.lines.values_list("text", flat=True))
-    run.refresh_from_db()
-    assert run.ready and run.tokens == 2_000_000
-    assert SAE.objects.count() == 1
-    steps = list(run.points.values_list("step", flat=True))
-    assert steps == sorted(set(steps)), "no step is shown twice"
+        if name == "killed":
+            kill_once_there_is_a_checkpoint(job, [run])
+        job = ended(run)
+        made.append(run)
+        if name == "killed":
+            assert_went_on(job, [run])
+            assert SAE.objects.count() == 1
+    same_to_the_bit(*made)
+
+
+def test_a_sweep_survives_the_death_of_its_worker(capture: Capture) -> None:
+    made: list[list[Run]] = []
+    for name in ("killed", "whole"):
+        sweep = Sweep.objects.create(name=name, capture=capture, grid={"k": [4, 8]}, config=CONFIG)
+        runs = [
+            Run.objects.create(
+                name=f"{name} {k}", capture=capture, sweep=sweep, hook_name=HOOK, architecture="topk",
+                config=CONFIG | {"k": k}, evaluate_after=False, harvest_after=False,
+            )
+            for k in (4, 8)
+        ]  # fmt: skip
+        job = sweep.start(None)
+        if name == "killed":
+            kill_once_there_is_a_checkpoint(job, runs)
+        job = ended(sweep)
+        made.append(runs)
+        if name == "killed":
+            assert_went_on(job, runs)
+            assert SAE.objects.count() == 2
+    for one, other in zip(*made, strict=True):
+        same_to_the_bit(one, other)
