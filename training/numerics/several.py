@@ -184,6 +184,11 @@ def main(folder: Path, processes: int | None = None) -> None:
     except torch.OutOfMemoryError:
         _write_first(folder / ERROR, "Memory ran out in one of the run's processes; choose a smaller batch.")
         raise
+    # All is written. Threads of gloo's connections that still live abort an interpreter that takes itself down, now and then
+    # ("terminate called without an active exception"), and a finished run would count as killed.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _write_first(path: Path, text: str) -> None:

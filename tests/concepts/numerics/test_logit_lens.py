@@ -79,7 +79,7 @@ def test_columns(view_dir: Path, sae: Any, llama: Any, monkeypatch: pytest.Monke
         found = view.logits_histogram(i)
         assert found is not None and found.counts.sum() == logits.shape[1]
         expected, edges = np.histogram(logits[i].numpy(), bins=50)
-        np.testing.assert_allclose(found.edges, edges, rtol=1e-5)
+        np.testing.assert_allclose(found.edges, edges, rtol=1e-5, atol=1e-6)
         assert abs(found.counts.cumsum() - expected.cumsum()).max() <= 2, "but for values on an edge of a bin"
     np.testing.assert_allclose(view.directions, unit, atol=1e-3)
     near = view.nearest(unit[7].numpy(), 3)

@@ -355,6 +355,7 @@ print(float(kernels.keep_largest(*(torch.tensor(v).numpy() for v in ([0], [3])),
 def test_processes_that_compile_at_once_share_one_folder_outside_the_source(tmp_path):
     root = Path(__file__).parents[3]
     environment = os.environ | {"SAEHUB_DATA": str(tmp_path), "PYTHONPATH": str(root)}
+    environment.pop("NUMBA_CACHE_DIR", None)
     children = [
         subprocess.Popen([sys.executable, "-c", COMPILE], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
