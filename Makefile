@@ -24,7 +24,7 @@ test: .venv/.installed .venv/.dev .venv/.demo lint
 lint: .venv/.installed .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy .
+	$(BIN)/mypy . || { rm -rf .mypy_cache; $(BIN)/mypy .; }  # with a cache of older sources it may crash
 	$(BIN)/lint-imports
 
 bench: .venv/.installed
