@@ -1,5 +1,6 @@
 """A language model to take activations from: any causal model of the transformers library."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 import httpx2
 import torch
 from huggingface_hub import errors as hub
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -165,6 +167,8 @@ def load_lm(
     device = torch.device(device) if device is not None else pick_device()
     wanted_dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
     options: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
+    if not gguf_file and revision and _is_here(name, revision):
+        options["local_files_only"] = True
     if gguf_file:
         options["gguf_file"] = gguf_file
     with plain_errors(gguf_file or name):
@@ -248,6 +252,24 @@ def checked_source(name_or_path: str | Path, gguf_file: str | None = None) -> st
     if isinstance(name_or_path, Path) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise LMError(f"There is no folder {name}, and it is not a Hub id like HuggingFaceTB/SmolLM2-135M.")
     return name
+
+
+def _is_here(name: str, revision: str) -> bool:
+    """Whether the Hub's cache holds a commit's model: then the Hub is not asked for files that cannot have changed, each of
+    which would be waited for where it does not answer."""
+    if Path(name).is_dir() or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        return False
+
+    def held(file: str) -> str | None:
+        path = try_to_load_from_cache(name, file, revision=revision)
+        return path if isinstance(path, str) else None
+
+    if not held("config.json") or not any(map(held, ("tokenizer.json", "tokenizer.model", "vocab.json"))):
+        return False
+    if held("model.safetensors"):
+        return True
+    index = held("model.safetensors.index.json")
+    return bool(index) and all(map(held, set(json.loads(Path(str(index)).read_text("utf-8"))["weight_map"].values())))
 
 
 def _refuse_incomplete(name: str, info: Mapping[str, Any]) -> None:
