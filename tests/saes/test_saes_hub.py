@@ -50,8 +50,9 @@ def test_what_was_downloaded_loads_without_the_hub(hub: MiniHub, add: Any, tiny_
 
     stock(hub, tiny_model_dir)
     row, _ = add()
-    hub.close()
+    asked = len(hub.requests)
     here, there = load_lm(row.load_from, revision=row.revision), load_lm(tiny_model_dir)
+    assert len(hub.requests) == asked, "a commit that is here cannot have changed, so nobody is asked"
     ids = torch.arange(8)[None]
     assert torch.equal(here.model(ids).logits, there.model(ids).logits)
 
