@@ -30,7 +30,7 @@ def feature_export(
     request: HttpRequest,
     pk: int,
     format: str = Query("mi_crow", description=f"One of {', '.join(exports.FORMATS)}"),
-    view: int | None = Query(None, description="The newest finished one when left out"),
+    view: int | None = Query(None, description="The one over the most tokens when left out"),
     feature: list[int] = Query(default_factory=list, max_length=1000, description="These; all when left out"),
 ) -> Any:
     """Written as it is sent: top texts as mi_crow and its server have them, or Neuronpedia's features."""

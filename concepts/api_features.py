@@ -202,8 +202,8 @@ def feature_harvest(request: HttpRequest, pk: int, given: HarvestIn) -> Any:
 
 
 def opened(sae: SAE, wanted: int | None) -> tuple[FeatureView, featurefile.FeatureView]:
-    """The view asked for, else the newest that is finished, with its columns. Raises Problem 404 or 409."""
-    rows = _views().filter(sae=sae)
+    """The view asked for, else the finished one over the most tokens, with its columns. Raises Problem 404 or 409."""
+    rows = _views().filter(sae=sae).largest_first()
     view = rows.filter(pk=wanted).first() if wanted is not None else rows.filter(ready_at__isnull=False).first()
     if view is None and wanted is not None:
         raise Problem(404, f"{sae.name} has no feature view {wanted}.")
@@ -224,7 +224,7 @@ def opened(sae: SAE, wanted: int | None) -> tuple[FeatureView, featurefile.Featu
 def feature_list(
     request: HttpRequest,
     pk: int,
-    view: int | None = Query(None, description="The newest finished one when left out"),
+    view: int | None = Query(None, description="The one over the most tokens when left out"),
     sort: str = Query("feature", description=f"One of {', '.join(ORDERS)}; - before it turns it round"),
     state: str = Query("", description="alive or dead"),
     named: str = Query("", description="named or unnamed"),
@@ -270,7 +270,7 @@ def feature_detail(
     request: HttpRequest,
     pk: int,
     index: int,
-    view: int | None = Query(None, description="The newest finished one when left out"),
+    view: int | None = Query(None, description="The one over the most tokens when left out"),
     contexts: int = Query(20, ge=0, le=100, description="Top texts at most"),
 ) -> Any:
     sae = sae_with(pk, index)

@@ -57,7 +57,7 @@ def feature_search(
     limit: int = LIMIT,
     offset: int = OFFSET,
 ) -> Any:
-    """Over the newest view of each SAE. The best fifty of promotes, lowers and cosine are known."""
+    """Over the view of each SAE that rests on the most tokens. The best fifty of promotes, lowers and cosine are known."""
     sae = get_object_or_404(SAE, pk=sae_id) if sae_id is not None else None
     if by != "cosine" and not q.strip():
         raise Problem(422, f"q: say which {'words' if by == 'label' else 'token'} to look for.")

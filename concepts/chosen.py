@@ -17,11 +17,12 @@ LONGEST_KEPT = 2000  # characters of a text that a link carries
 
 
 def views_of(sae: SAE) -> list[FeatureView]:
-    return list(sae.views.select_related("capture__model", "job__owner", "sae__model"))
+    """The largest first: what is shown where nobody has chosen."""
+    return list(sae.views.largest_first().select_related("capture__model", "job__owner", "sae__model"))
 
 
 def chosen_view(request: HttpRequest, sae: SAE, views: list[FeatureView]) -> FeatureView | None:
-    """The view named in the URL, else the newest that can be looked at, else the newest."""
+    """The view named in the URL, else the largest that can be looked at, else the newest."""
     wanted = request.GET.get("view", "")
     if wanted:
         found = next((view for view in views if str(view.pk) == wanted), None)

@@ -17,7 +17,7 @@ from concepts import compile as compiler
 from concepts import featurefile, imports, interchange
 from concepts.chosen import feature_url, kept, no_feature
 from concepts.concept_forms import ConceptForm, DictionaryForm, MemberForm, member_lines, usable_saes
-from concepts.models import Concept, ConceptDictionary, ConceptFeature, Known, Label, known_features, newest_view
+from concepts.models import Concept, ConceptDictionary, ConceptFeature, Known, Label, known_features, largest_view
 from concepts.snippets import Snippet, snippet
 from saehub.accounts.access import check, needs
 from saehub.fragments import part
@@ -236,7 +236,7 @@ def _concept(pk: int) -> Concept:
 
 @dataclass(frozen=True)
 class Member:
-    """A feature of a concept as its page shows it, with what the newest view knows of it (None without one)."""
+    """A feature of a concept as its page shows it, with what the largest view knows of it (None without one)."""
 
     row: ConceptFeature
     label: str | None
@@ -258,7 +258,7 @@ def concept_detail(request: HttpRequest, pk: int) -> HttpResponse:
 
 def _members(sae: SAE, rows: list[ConceptFeature]) -> list[Member]:
     labels = Label.objects.accepted_of(sae, (row.feature for row in rows))
-    found = newest_view(sae)
+    found = largest_view(sae)
     made = []
     for row in rows:
         record = None

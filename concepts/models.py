@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from django.db import models, transaction
 from django.urls import reverse
@@ -17,7 +17,7 @@ from concepts.interchange import LONGEST_NAME, Facts
 from concepts.labels import Label as Label  # models of the app too, in a file of their own
 from concepts.labels import LabelChange as LabelChange
 from concepts.labels import owner_field
-from saehub.jobs.made import Made
+from saehub.jobs.made import Made, MadeQuerySet
 from saes.models import SAE
 from training.models import Capture
 
@@ -34,6 +34,13 @@ def _opened(folder: Path, written: int) -> featurefile.FeatureView:
     return featurefile.open_view(folder)
 
 
+class FeatureViewQuerySet(MadeQuerySet):
+    def largest_first(self, *before: str) -> Self:
+        """By the tokens they rest on, the newest of equal ones first, what was never harvested last; `before` that by
+        other fields."""
+        return self.order_by(*before, models.F("n_tokens").desc(nulls_last=True), "-pk")
+
+
 class FeatureView(Made):
     """Top texts and statistics of every feature of an SAE on one capture; one row points at their files."""
 
@@ -47,6 +54,8 @@ class FeatureView(Made):
     alive = models.PositiveIntegerField(null=True, editable=False)
     dead = models.PositiveIntegerField(null=True, editable=False)
     seconds = models.FloatField(null=True, editable=False)
+
+    objects: Any = FeatureViewQuerySet.as_manager()
 
     class Meta:
         ordering = ("-pk",)
@@ -120,9 +129,14 @@ def usual_strength(maximum: float, per_norm: float | None) -> float:
     return USUAL_SHARE / per_norm if per_norm else maximum
 
 
-def newest_view(sae: SAE) -> tuple[FeatureView, featurefile.FeatureView] | None:
-    """The SAE's newest view with its columns; None without one that can be read."""
-    view = FeatureView.objects.ready().filter(sae=sae).select_related("capture__model", "sae__model").first()
+def largest_view(sae: SAE) -> tuple[FeatureView, featurefile.FeatureView] | None:
+    """The SAE's view over the most tokens with its columns; None without one that can be read.
+
+    Names, densities and maxima come from it wherever nobody has chosen a view, so that a small harvest made for a test
+    does not take the place of a large one.
+    """
+    views = FeatureView.objects.ready().filter(sae=sae).largest_first().select_related("capture__model", "sae__model")
+    view = views.first()
     try:
         return None if view is None else (view, view.opened())
     except featurefile.ViewError:
@@ -130,8 +144,8 @@ def newest_view(sae: SAE) -> tuple[FeatureView, featurefile.FeatureView] | None:
 
 
 def known_features(sae: SAE, features: Iterable[int]) -> dict[int, Known]:
-    """`Known` of each feature by the SAE's newest view; empty without a view that can be read."""
-    found = newest_view(sae)
+    """`Known` of each feature by the SAE's largest view; empty without a view that can be read."""
+    found = largest_view(sae)
     try:
         return {i: _known(*found, i) for i in features if 0 <= i < found[1].n_features} if found else {}
     except featurefile.ViewError:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from concepts import featurefile
-from concepts.models import FeatureView, Label, name_of, newest_view
+from concepts.models import FeatureView, Label, largest_view, name_of
 from saes.models import SAE
 
 FOUND = 50
-VIEWS = 50  # SAEs whose views are asked at once, the newest
+VIEWS = 50  # SAEs whose views are asked at once, the newest SAEs
 MOST_NUMBERS = 2**29  # of the directions of several SAEs that one search reads: 1 GB
 
 
@@ -23,7 +23,7 @@ class SearchError(ValueError):
 
 @dataclass(frozen=True)
 class Found:
-    """A feature that was found: what it writes or how near it is, and what is known of it in its SAE's newest view."""
+    """A feature that was found: what it writes or how near it is, and what is known of it in its SAE's largest view."""
 
     sae: SAE
     feature: int
@@ -36,30 +36,28 @@ class Found:
 
 
 def by_label(text: str, sae: SAE | None = None) -> Any:
-    """Labels whose words begin with those of the text, accepted ones first, as a queryset."""
-    rows = Label.objects.select_related("sae", "owner").with_words(text)
+    """Labels whose words begin with those of the text, accepted ones first; without a text all, the newest first."""
+    rows = Label.objects.select_related("sae", "owner")
+    rows = rows.with_words(text) if text.strip() else rows.order_by("-pk")
     return rows.filter(sae=sae) if sae is not None else rows
 
 
-def newest_views(saes: Iterable[SAE] | None = None) -> list[FeatureView]:
-    """The newest view of each SAE that has one, newest first; of these SAEs, or of all."""
-    rows = FeatureView.objects.ready().select_related("sae__model", "capture__model")
+def largest_views(saes: Iterable[SAE] | None = None) -> list[FeatureView]:
+    """The largest view of each SAE that has one, the newest SAE first; of these SAEs, or of all."""
+    rows = FeatureView.objects.ready().largest_first("-sae_id").distinct("sae_id")
     rows = rows.filter(sae__in=[sae.pk for sae in saes]) if saes is not None else rows
-    newest: dict[int, FeatureView] = {}
-    for view in rows.order_by("-pk")[: 4 * VIEWS]:
-        newest.setdefault(view.sae_id, view)
-    return list(newest.values())[:VIEWS]
+    return list(rows.select_related("sae__model", "capture__model")[:VIEWS])
 
 
 def by_promoted(text: str, saes: Iterable[SAE] | None = None, *, lowered: bool = False, n: int = FOUND) -> list[Found]:
-    """Features whose decoder direction raises (or lowers) the token most, over the newest views of these SAEs (all: None).
+    """Features whose decoder direction raises (or lowers) the token most, over the largest views of these SAEs (all: None).
 
     Known are the ten tokens a side that the logit lens kept of each feature; a view without them is passed over. Raises
     SearchError when there is no view with logits, or no token holds the text.
     """
     hits: list[tuple[FeatureView, featurefile.FeatureView, int, featurefile.Logit]] = []
     asked = known = 0
-    for view in newest_views(saes):
+    for view in largest_views(saes):
         try:
             columns = view.opened()
             if not (columns.logit_lens and columns.logit_lens["logits"]):
@@ -141,10 +139,10 @@ def _writes_into(sae: SAE) -> str:
 
 
 def _columns_with(sae: SAE, feature: int) -> featurefile.FeatureView:
-    """The newest view of the SAE. Raises SearchError without one, or when it has no such feature."""
+    """The largest view of the SAE. Raises SearchError without one, or when it has no such feature."""
     if not 0 <= feature < sae.n_features:
         raise SearchError(f"There is no feature {feature}; {sae.name} has features 0 to {sae.n_features - 1:,}.")
-    found = newest_view(sae)
+    found = largest_view(sae)
     if found is None:
         raise SearchError(_not_compared(sae))
     return found[1]
@@ -155,7 +153,7 @@ def _not_compared(sae: SAE) -> str:
 
 
 def _with_directions(sae: SAE, width: int) -> featurefile.FeatureView | None:
-    found = newest_view(sae)
+    found = largest_view(sae)
     own = found[1].directions if found else None
     return found[1] if found and own is not None and own.shape[1] == width else None
 

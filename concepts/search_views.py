@@ -33,9 +33,10 @@ def feature_search(request: HttpRequest) -> HttpResponse:
     sae = _sae(request)
     context: dict[str, Any] = {
         "section": "features", "ways": WAYS, "way": way, "about": WAYS[way][1], "q": text, "saes": saes, "sae": sae,
+        "first": sae or next(iter(saes), None),
     }  # fmt: skip
     try:
-        if text.strip():
+        if text.strip() or way == "label":
             context |= _found(request, way, text, sae)
     except SearchError as error:
         context["fault"] = str(error)

@@ -287,7 +287,7 @@ def infer_features(
     offset: int = OFFSET,
 ) -> Any:
     """Of every text in order, and of each by every SAE. score = z ln((n + 1) / (fires + 1)), with the fires in n tokens of
-    the SAE's newest view."""
+    the SAE's view over the most tokens."""
     row = get_object_or_404(_rows(), pk=pk)
     if not row.ready:
         raise Problem(409, "This text is not read yet.")

@@ -55,7 +55,7 @@ def _carried(request: HttpRequest, row: Inference) -> bool:
 
 def _view(request: HttpRequest, sae: SAE) -> FeatureView | None:
     """The view the page looks at: its maximum is the scale, and its policy that of the text."""
-    views = FeatureView.objects.ready().filter(sae=sae).select_related("capture__model", "sae__model")
+    views = FeatureView.objects.ready().filter(sae=sae).largest_first().select_related("capture__model", "sae__model")
     wanted = request.GET.get("view", "")
     return views.filter(pk=int(wanted)).first() if wanted.isdecimal() and len(wanted) < 12 else views.first()
 

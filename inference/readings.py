@@ -38,7 +38,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Row:
-    """A feature in a table: its value here, and that as a share of the largest it reached in its newest view."""
+    """A feature in a table: its value here, and that as a share of the largest it reached in its largest view."""
 
     feature: int
     value: float

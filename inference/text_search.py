@@ -1,6 +1,6 @@
 """Which features fire on a text, over all SAEs that read it: ranked by strength, by share of their maximum, or by rarity.
 
-score_i(t) = z_i(t) * ln((n + 1) / (fires_i + 1)), with fires_i of n tokens from the SAE's newest view: what tf-idf is for
+score_i(t) = z_i(t) * ln((n + 1) / (fires_i + 1)), with fires_i of n tokens from the SAE's largest view: what tf-idf is for
 words, so that a feature that fires on every second token does not stand before one that fires on this subject alone. A
 feature that fires on every token scores 0; one that never fired in the view counts as rarer than one that fired once.
 Codes of different SAEs have no common unit, so each SAE has a ranking of its own.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from concepts import featurefile
-from concepts.models import Label, name_of, newest_view
+from concepts.models import Label, largest_view, name_of
 from inference.codes import CodesFile, Fires
 from inference.models import Inference
 from saes.models import SAE
@@ -95,7 +95,7 @@ def _ranking(sae: SAE, fires: Fires, order: str, token: int | None, density_max:
 
 
 def _columns(sae: SAE) -> featurefile.FeatureView | None:
-    found = newest_view(sae)
+    found = largest_view(sae)
     return found[1] if found and found[1].n_features == sae.n_features else None
 
 

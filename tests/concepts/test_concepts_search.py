@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,8 @@ import pytest
 import torch
 from django.urls import reverse
 
-from concepts.models import ConceptDictionary, FeatureView, Label
-from concepts.search import SearchError, alike, alike_in, by_label, by_promoted, comparable
+from concepts.models import ConceptDictionary, FeatureView, Label, largest_view
+from concepts.search import SearchError, alike, alike_in, by_label, by_promoted, comparable, largest_views
 from saes.models import SAE
 from saes.numerics.formats import load_sae
 from saes.numerics.lm import load_lm
@@ -94,6 +96,40 @@ def test_what_cannot_be_looked_for_is_one_sentence(rows: Rows, client_of: Any, v
         assert "<script>alert" not in response.content.decode()
     assert "fault" not in search(client, by="like", q=f"{rows.sae.name}/5").content.decode()
     assert "Top tokens" in search(client, by="raises", q="a").content.decode()
+
+
+def test_before_anything_is_named_the_page_says_where_names_come_from(rows: Rows, client_of: Any) -> None:
+    client = client_of("researcher")
+    page = search(client).content.decode()
+    assert "No feature is named yet" in page and reverse("saes:sae_list") in page
+    assert "No features harvested yet" in search(client, by="raises").content.decode()
+    page = search(client, sae=rows.sae.pk).content.decode()
+    assert "No feature of tiny-sae is named yet" in page
+    assert reverse("concepts:feature_list", args=[rows.sae.pk]) in page
+    assert reverse("concepts:label_import", args=[rows.sae.pk]) in page
+    first, second = (Label.objects.name_feature(rows.sae, i, f"name {i}", rows.owner) for i in (3, 5))
+    page = search(client)
+    assert list(page.context["labels"]) == [second, first] and "Newest labels" in page.content.decode()
+
+
+def test_names_and_densities_come_from_the_view_over_the_most_tokens(
+    rows: Rows, view: FeatureView, client_of: Any, api: Any
+) -> None:
+    """A later, smaller harvest does not take the place of the large one."""
+    small = FeatureView.objects.create(name="small", sae=rows.sae, capture=rows.capture, owner=rows.owner)
+    shutil.copytree(view.folder, small.folder)
+    facts = json.loads((small.folder / "view.json").read_text())
+    (small.folder / "view.json").write_text(json.dumps(facts | {"n_tokens": 40}))
+    small.finish(n_tokens=40, alive=90, dead=6)
+    found = largest_view(rows.sae)
+    assert found is not None and found[0] == view and found[1].n_tokens == view.n_tokens
+    assert [one.pk for one in largest_views()] == [view.pk] == [one.pk for one in largest_views([rows.sae])]
+    client = client_of("viewer")
+    address = reverse("concepts:feature_list", args=[rows.sae.pk])
+    assert client.get(address).context["view"] == view and client.get(f"{address}5/").context["view"] == view
+    assert client.get(f"{address}?view={small.pk}").context["view"] == small, "unless it is chosen"
+    assert good(api("viewer", "get", f"/saes/{rows.sae.pk}/features/5"))["view_id"] == view.pk
+    assert good(api("viewer", "get", f"/saes/{rows.sae.pk}/features/5?view={small.pk}"))["view_id"] == small.pk
 
 
 def test_without_a_view_there_are_no_logits(rows: Rows) -> None:
