@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
 from ninja import Query, Router, Schema
@@ -167,9 +166,8 @@ def view_out(row: FeatureView) -> dict[str, Any]:
     }
 
 
-def _views() -> QuerySet[FeatureView]:
-    rows: QuerySet[FeatureView] = FeatureView.objects.select_related("job", "capture__model", "sae__model")
-    return rows
+def _views() -> Any:
+    return FeatureView.objects.select_related("job", "capture__model", "sae__model")
 
 
 def sae_of(pk: int) -> SAE:

@@ -148,7 +148,7 @@ def _send(request: HttpRequest, sae: SAE, dictionary: ConceptDictionary | None) 
         accept = form.cleaned_data.get("accept", True)
         return redirect(imports.keep(form.cleaned_data["file"], request.user, sae, dictionary, accept))
     context = {"section": "concepts", "sae": sae, "dictionary": dictionary, "form": form}
-    context["most"] = interchange.MOST_BYTES
+    context |= {"most_megabytes": interchange.MOST_BYTES // 2**20, "most_rows": interchange.MOST_ROWS}
     return render(request, "concepts/import_create.html", context, status=422 if form.errors else 200)
 
 

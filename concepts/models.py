@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from django.db import models, transaction
 from django.urls import reverse
@@ -55,7 +55,7 @@ class FeatureView(Made):
     dead = models.PositiveIntegerField(null=True, editable=False)
     seconds = models.FloatField(null=True, editable=False)
 
-    objects: Any = FeatureViewQuerySet.as_manager()
+    objects: ClassVar[Any] = FeatureViewQuerySet.as_manager()
 
     class Meta:
         ordering = ("-pk",)

@@ -15,7 +15,8 @@ from django.urls import path  # noqa: E402
 from saehub.body_limit import BodyLimit  # noqa: E402
 from saehub.jobs.consumers import JobConsumer  # noqa: E402
 from saehub.origins import OwnPages  # noqa: E402
+from saehub.spool import reading_spooled  # noqa: E402
 
 sockets = URLRouter([path("ws/jobs/<int:pk>/", JobConsumer.as_asgi())])
-pages = BodyLimit(django_app, settings.BODY_LIMIT)
+pages = reading_spooled(BodyLimit(django_app, settings.BODY_LIMIT))
 application = ProtocolTypeRouter({"http": pages, "websocket": OwnPages(AuthMiddlewareStack(sockets))})

@@ -18,12 +18,10 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        from daphne.cli import CommandLineInterface
-
-        from saehub.spool import install
+        from saehub.spool import SpoolingCommand, install
 
         install()
         if options["with_parent"]:
             end_with_parent()
         where = ["-b", options["host"], "-p", str(options["port"])]
-        CommandLineInterface().run([*where, "-v", "0", "--no-server-name", "saehub.asgi:application"])
+        SpoolingCommand().run([*where, "-v", "0", "--no-server-name", "saehub.asgi:application"])
