@@ -1,19 +1,21 @@
 """What the token policy does to a text, and how many characters make a token: with the model's own tokenizer.
 
 The web process may not import transformers, but its tokenizers are plain tokenizer.json files, which the `tokenizers`
-library reads by itself in milliseconds, and its chat templates are Jinja. A model without such a file has no preview.
+library reads by itself in milliseconds, and its chat templates are Jinja, rendered by chat_render. A model without such a file has no preview.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from saes.models import LanguageModel
+from training import chat_render
 
 SHOWN_TOKENS = 48
 EXAMPLES = 3
@@ -83,7 +85,8 @@ def preview(model: LanguageModel, sample: str, policy: Policy) -> Preview | None
     texts = sample.split(BETWEEN_DOCUMENTS)
     plain = sum(len(words.tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
     if policy.chat_template:
-        texts = [chat for text in texts if (chat := words.chat(text, policy.prepend_bos))]
+        chats = _chats(words.template, tuple(texts), words.bos, words.eos)
+        texts = [chat.removeprefix(words.bos) if policy.prepend_bos else chat for chat in chats if chat]
     documents = [tokens for text in texts if (tokens := words.tokens(text, policy.store_special))]
     if not plain or not documents:
         return None
@@ -137,25 +140,17 @@ class _Words:
             for (start, end), mark in zip(encoding.offsets, marks, strict=True)
         ]
 
-    def chat(self, text: str, without_bos: bool) -> str:
-        """The text as a user's message; "" where the template cannot be used."""
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        environment.globals["raise_exception"] = _refuse
-        messages = [{"role": "user", "content": text}]
-        try:
-            chat = environment.from_string(self.template).render(
-                messages=messages, bos_token=self.bos, eos_token=self.eos, add_generation_prompt=False
-            )
-        except Exception:  # the template is a program of the model's author, and may raise whatever it likes
-            return ""
-        return chat.removeprefix(self.bos) if without_bos else chat
-
-
-def _refuse(message: str) -> None:
-    raise ValueError(message)
+@lru_cache(maxsize=64)
+def _chats(template: str, texts: tuple[str, ...], bos: str, eos: str) -> list[str]:
+    """Each text as a user's message; "" where the template cannot be used, nothing when it does not end."""
+    asked = {"template": template, "texts": texts, "bos_token": bos, "eos_token": eos}
+    call = [sys.executable, "-I", chat_render.__file__]
+    try:
+        told = subprocess.run(call, input=json.dumps(asked), capture_output=True, text=True, timeout=60, check=True)
+        return [str(text) for text in json.loads(told.stdout)]
+    except (subprocess.SubprocessError, ValueError):
+        return []
 
 
 @lru_cache(maxsize=8)

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import torch
 from torch import Tensor
 
 from concepts.numerics.token_text import show_nul, token_texts
 from inference.numerics.steer import Steering, steering_hooks
+from saes.numerics.chat import ChatError, chat_text
 from saes.numerics.lm import LM, hooked
 from training.numerics.tokens import special_ids
 
@@ -159,10 +159,9 @@ def _render(lm: LM, messages: Sequence[Message]) -> str:
     if not lm.tokenizer.chat_template:
         raise PromptError(f"{lm.name or 'This model'} has no chat template; give the prompt as plain text.")
     try:
-        chat = [dict(message) for message in messages]
-        return str(lm.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-    except (jinja2.TemplateError, TypeError, KeyError) as error:
-        raise PromptError(f"The model's chat template does not take these messages: {error}.") from error
+        return chat_text(lm.tokenizer, [dict(message) for message in messages], add_generation_prompt=True)
+    except ChatError as error:
+        raise PromptError(str(error)) from error
 
 
 def _check_length(lm: LM, n_prompt: int, max_new_tokens: int) -> None:

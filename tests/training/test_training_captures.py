@@ -199,8 +199,11 @@ def test_a_chat_template_that_fails_shows_no_examples(
     copy = shutil.copytree(model.location, tmp_path / "copy")
     type(model).objects.filter(pk=model.pk).update(location=str(copy))
     given = {"model": model.pk, "corpus": corpus.pk, "hook_names": HOOK, "context_length": 32, "look": 1}
-    for template, shown in (("{{ messages[0]['content'] }}", True), ("{{ 1 / 0 }}", False)):
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x"
+    greedy = "{{ 'x' * 10 ** 11 }}"
+    templates = (("{{ messages[0]['content'] }}", True), ("{{ 1 / 0 }}", False), (endless, False), (greedy, False))
+    for number, (template, shown) in enumerate(templates, 1):
         (copy / "chat_template.jinja").write_text(template)
-        os.utime(copy / "tokenizer.json", (1, 1 if shown else 2))  # it is read again when it has changed
+        os.utime(copy / "tokenizer.json", (1, number))  # it is read again when it has changed
         page = client_of("researcher").get(reverse("training:capture_create"), given | {"chat_template": "on"})
         assert page.status_code == 200 and bool(page.context["estimate"].preview) is shown

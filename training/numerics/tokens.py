@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from saes.numerics.chat import ChatError, chat_text
+
 MAX_DOCUMENT_CHARS = 1_000_000  # a longer text is read in pieces of this size, so memory stays bounded
 MAX_ROW_CHARS = 64 * MAX_DOCUMENT_CHARS  # a longer line of a table is refused: it is no table of documents
 MAX_CONTEXT_LENGTH = 131_072
@@ -280,7 +282,10 @@ def _chats(texts: Iterable[str], tokenizer: Any, policy: TokenPolicy) -> Iterato
     if not tokenizer.chat_template:
         raise CorpusError("This model's tokenizer has no chat template; turn off the chat template.")
     for text in texts:
-        chat = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False)
+        try:
+            chat = chat_text(tokenizer, [{"role": "user", "content": text}])
+        except ChatError as error:
+            raise CorpusError(str(error)) from error
         yield chat.removeprefix(tokenizer.bos_token or "") if policy.prepend_bos else chat
 
 

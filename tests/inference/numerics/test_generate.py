@@ -207,6 +207,11 @@ def test_chat_goes_through_the_template(llama: Any, monkeypatch: pytest.MonkeyPa
     assert llama.tokenizer.decode(ids) == "<bos>user: What is the capital?\nanswer:"
     assert (policy.bos, policy.chat_template) == (True, True)
     assert generate(llama, messages, max_new_tokens=3).prompt_ids == ids
+    monkeypatch.setattr("saes.numerics.chat.TEMPLATE_SECONDS", 0.2)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(llama.tokenizer, "chat_template", endless)
+    with pytest.raises(PromptError, match=r"not done after 0\.2 s of computing"):
+        prompt_ids(llama, [{"role": "user", "content": "hi"}])
     monkeypatch.setattr(llama.tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
     with pytest.raises(PromptError, match=r"does not take these messages: roles must alternate\."):
         generate(llama, messages)
