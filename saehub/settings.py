@@ -155,6 +155,8 @@ AXES_FAILURE_LIMIT = env.integer(
 )
 AXES_COOLOFF_TIME = env.integer("SAEHUB_LOGIN_WAIT_HOURS", 1, "Hours such a name waits", least=1)
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+PROXIES = env.integer("SAEHUB_PROXIES", 0, "Proxies in front that add to X-Forwarded-For; tells clients apart", least=0)
+AXES_CLIENT_IP_CALLABLE = "saehub.accounts.addresses.client_address"
 AXES_LOCKOUT_TEMPLATE = "registration/locked.html"
 AXES_RESET_ON_SUCCESS = True
 AXES_VERBOSE = False
