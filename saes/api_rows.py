@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.shortcuts import get_object_or_404
+from django.http import Http404
 from ninja import Field, Schema
 from pydantic import ConfigDict
 
+from saehub.accounts.api_access import Problem
 from saehub.accounts.api_pages import Page
 from saehub.jobs.models import Job
 from saehub.jobs.runner import summary
 from saes.abilities import abilities
 from saes.models import SAE
+from saes.one_sae import refusal_of
 
 LIST_EXAMPLE: Any = {
     "id": 12, "name": "gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", "state": "ready", "source": "hub",
@@ -97,7 +99,13 @@ class Started(Schema):
 
 
 def row_of(pk: int) -> SAE:
-    return get_object_or_404(SAE.objects.select_related("owner", "job", "model", "release"), pk=pk)
+    """Raises Http404, or Problem 404 with the fault where its import was refused."""
+    row = SAE.objects.select_related("owner", "job", "model", "release").filter(pk=pk).first()
+    if row is None and (job := refusal_of(pk)):
+        raise Problem(404, f"The import of SAE {pk} was refused. {job.error}".strip(), job=job.pk)
+    if row is None:
+        raise Http404
+    return row
 
 
 def brief(row: SAE) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class BatchSpec:
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> BatchSpec:
         """One wish, of a command's options; other options are passed over."""
-        return cls((_wish({name: flags[name] for name in NAMES if flags.get(name)}, "the flags"),))
+        return cls((_wish({name: flags[name] for name in NAMES if flags.get(name)}, "The flags"),))
 
     @classmethod
     def from_file(cls, path: Path) -> BatchSpec:
@@ -156,23 +156,23 @@ def _csv_entries(text: str, name: str) -> list[tuple[str, Any]]:
 def _wish(entry: Any, place: str) -> Wish:
     """Raises BatchError, naming the place, for what is not a wish."""
     if not isinstance(entry, dict) or not entry:
-        raise BatchError(f"{place.capitalize()}: this does not say which SAEs.", f"It may say {', '.join(NAMES)}.")
+        raise BatchError(f"{place}: this does not say which SAEs.", f"It may say {', '.join(NAMES)}.")
     said = {}
     for key, value in entry.items():
         if key not in NAMES:
             near = difflib.get_close_matches(str(key), NAMES, 1)
             hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(NAMES)}."
-            raise BatchError(f'{place.capitalize()}: "{str(key)[:40]}" is not known.', hint)
+            raise BatchError(f'{place}: "{str(key)[:40]}" is not known.', hint)
         said[key] = _text(key, value, place)
     wish = Wish(**said)
     if not (wish.release or wish.model or wish.repo):
-        raise BatchError(f"{place.capitalize()}: say a release, a model or a repository.")
+        raise BatchError(f"{place}: say a release, a model or a repository.")
     if wish.path and not wish.repo:
-        raise BatchError(f"{place.capitalize()}: a path needs its repository.")
+        raise BatchError(f"{place}: a path needs its repository.")
     try:
         _layers(wish.layers), _width(wish.width), _l0(wish.l0)
     except BatchError as error:
-        raise BatchError(f"{place.capitalize()}: {error}", error.hint) from None
+        raise BatchError(f"{place}: {error}", error.hint) from None
     return wish
 
 
@@ -180,7 +180,7 @@ def _text(key: str, value: Any, place: str) -> str:
     if key == "layers" and isinstance(value, list) and all(type(one) is int for one in value):
         value = ",".join(map(str, value))
     if not isinstance(value, str | int | float) or isinstance(value, bool) or len(str(value)) > 400:
-        raise BatchError(f"{place.capitalize()}: {key} must be a word or a number.")
+        raise BatchError(f"{place}: {key} must be a word or a number.")
     text = str(value).strip()
     return text.strip("/") if key in ("repo", "path") else text
 

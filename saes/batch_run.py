@@ -78,7 +78,7 @@ def measure(rows: list[SAE], user: Any, say: Callable[[int], None] = lambda n: N
     listings: dict[tuple[str, str], Listing | HubError] = {}
     parts = []
     for row in rows:
-        part = Part(row, here=row.ready and row.files.exists())
+        part = Part(row, here=row.all_here)
         parts.append(part)
         if part.here:
             part.size = part.cached = row.size_bytes

@@ -8,7 +8,7 @@ from typing import Any
 from django.contrib import messages
 from django.core.paginator import Paginator
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, QueryDict
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 
@@ -24,6 +24,7 @@ from saes.fetching import Fetched, fetch, row_at
 from saes.filters import Filters, number
 from saes.listing import PAGE
 from saes.models import SAE
+from saes.one_sae import refusal_of
 from saes.registry import Row, registry
 from saes.repository import StillAsking, known_gemma_scope, listing_of, places, variants
 from saes.resolve import Place, place_of
@@ -45,8 +46,9 @@ def sae_list(request: HttpRequest) -> HttpResponse:
 @needs("saes.view_sae")
 def sae_state(request: HttpRequest, pk: int) -> HttpResponse:
     """The cell that says how one SAE stands; it asks again while its download is on."""
-    sae = get_object_or_404(SAE.objects.select_related("job"), pk=pk)
-    return render(request, "saes/sae_list.html#state", {"row": Row(sae)})
+    sae = SAE.objects.select_related("job").filter(pk=pk).first()
+    context = {"row": Row(sae)} if sae else {"row": None, "refusal": refusal_of(pk)}
+    return render(request, "saes/sae_list.html#state", context)
 
 
 @needs("saes.change_sae")

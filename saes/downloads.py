@@ -28,7 +28,7 @@ def bring(progress: Progress, row: SAE) -> dict[str, Any]:
     """
     from saes.adopt import adopt_files
 
-    if row.ready and row.files.exists():
+    if row.all_here:
         progress.log(f"{row.name} is here already")
         return {"sae": row.pk, "format": row.format, "sha256": row.sha256}
     if not row.repo_id:

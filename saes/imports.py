@@ -12,7 +12,7 @@ from django.db import transaction
 from saehub.jobs.progress import JobError, Progress
 from saes.adopt import Refused, adopt_files, second_name, wait_for
 from saes.checksums import WEIGHTS
-from saes.history import ADDITION, note
+from saes.history import ADDITION, DELETION, note
 from saes.layouts import entries
 from saes.models import SAE
 from saes.numerics.folders import FolderError
@@ -23,13 +23,14 @@ MOST_FOLDERS = 2_000
 MOST_AT_ONCE = 200  # SAEs of one import
 NAME = 200  # characters
 MOST_SHOWN = 12
+AGAIN = "Nothing was registered. Correct the files, then import them again."
 
 
 def import_files(progress: Progress, row: SAE) -> dict[str, Any]:
     """Adopt what waits in the row's upload folder, or at the path of the server it names.
 
-    What is refused for what it is goes at once; what a retry or an answer may still bring in is kept. Raises JobError
-    or a ValueError with one sentence.
+    What is refused for what it is goes at once, files and row: the job alone says that it was sent, and why it is not
+    here. What a retry or an answer may still bring in is kept. Raises JobError or a ValueError with one sentence.
     """
     try:
         root = _root(progress, row)
@@ -40,15 +41,23 @@ def import_files(progress: Progress, row: SAE) -> dict[str, Any]:
         made = adopt_files(progress, row, entry, row.facts)
         return made | ({"others": [other.pk for other in others]} if others else {})
     except ValidationError as error:
-        shutil.rmtree(row.upload, ignore_errors=True)
-        raise JobError(" ".join(error.messages), "Correct the files, then import them again.") from error
+        _forget(progress, row)
+        raise JobError(" ".join(error.messages), AGAIN) from error
     except FolderError:  # a full disk is not the fault of what was sent
         raise
     except (ValueError, Refused) as error:
-        shutil.rmtree(row.upload, ignore_errors=True)
+        _forget(progress, row)
         if str(error).startswith("files "):  # the folder that we put them in: a name its sender never gave
             error.args = (f"What was sent {str(error).removeprefix('files ')}", *error.args[1:])
+        if not getattr(error, "hint", ""):
+            error.hint = AGAIN  # type: ignore[union-attr]  # what the job's card reads
         raise
+
+
+def _forget(progress: Progress, row: SAE) -> None:
+    """Nothing is registered of what is refused, and what was sent goes; a path of the server stays as it is."""
+    note(progress.job.owner, row, "Refused: nothing was registered", DELETION)
+    row.delete()
 
 
 def _root(progress: Progress, row: SAE) -> Path:

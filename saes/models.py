@@ -14,6 +14,7 @@ from django.db.models.functions import Coalesce
 from django.urls import reverse
 
 from saehub.jobs.made import Made
+from saehub.jobs.models import Job
 from saes.facets import FacetsText, WordsVector
 
 
@@ -185,6 +186,16 @@ class SAE(Made):
     def get_absolute_url(self) -> str:
         return reverse("saes:sae_detail", args=[self.pk])
 
+    def delete(self, *args: Any, **kwargs: Any) -> Any:
+        """With its files. Jobs that worked on it are kept; they have no page to open and nothing to try again."""
+        from saehub.jobs.kinds import KINDS
+
+        pk, subject = self.pk, KINDS[SAE.KIND].subject
+        gone = super().delete(*args, **kwargs)
+        kinds = [kind.name for kind in KINDS.values() if kind.subject == subject]
+        Job.objects.filter(kind__in=kinds, subject_id=pk).update(subject_id=None)
+        return gone
+
     def start(self, user: Any, *, title: str = "") -> Any:
         self.KIND = "adopt" if self.source == self.Source.FILE else "download"
         return super().start(user, title=title)
@@ -198,6 +209,12 @@ class SAE(Made):
     def files(self) -> Path:
         """Its folder or file; a path outside of the data folder is stored whole."""
         return Path(settings.DATA_DIR) / self.path
+
+    @property
+    def all_here(self) -> bool:
+        """Whether it is ready and none of its files was taken away since, as clearing the Hub's cache does."""
+        anchor = self.files if self.files.is_dir() else self.files.parent
+        return self.ready and self.files.exists() and all((anchor / name).is_file() for name in self.checksums)
 
     @property
     def upload(self) -> Path:

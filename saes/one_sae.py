@@ -10,7 +10,7 @@ from django import forms
 from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_POST
@@ -41,7 +41,23 @@ MEASURING = ("evaluate", "harvest", "verify")
 @needs("saes.view_sae")
 def sae_detail(request: HttpRequest, pk: int) -> HttpResponse:
     rows = SAE.objects.select_related("model", "owner", "release", "job", "run__capture__corpus")
-    return _detail(request, get_object_or_404(rows, pk=pk))
+    sae = rows.filter(pk=pk).first()
+    return _refused(request, pk) if sae is None else _detail(request, sae)
+
+
+def _refused(request: HttpRequest, pk: int) -> HttpResponse:
+    """Whoever watched an import that was refused is led to its job, which says why. Raises Http404 for any other number."""
+    job = refusal_of(pk)
+    if job is None:
+        raise Http404
+    if part(request, "live"):
+        return HttpResponse(status=204, headers={"HX-Redirect": job.get_absolute_url()})
+    return redirect(job)
+
+
+def refusal_of(pk: int) -> Job | None:
+    """The job of the import that was refused, where there is therefore no SAE of that number."""
+    return Job.objects.filter(kind="adopt", subject_id=None, params__sae=pk).exclude(state=State.DONE).first()
 
 
 def _detail(request: HttpRequest, sae: SAE, facts: FactsForm | None = None) -> HttpResponse:

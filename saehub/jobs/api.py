@@ -168,5 +168,6 @@ def job_retry(request: HttpRequest, pk: int) -> Any:
     if not allowed(request.user, job.kind_row.permission):
         raise Problem(403, f"Trying this again needs {job.kind_row.permission}.")
     if not job.retry():
-        raise Problem(409, f"Only a failed or cancelled job can be tried again; this one is {job.state}.")
+        gone = " and what it worked on is not here any more" if job.state in (State.FAILED, State.CANCELLED) else ""
+        raise Problem(409, f"Only a failed or cancelled job can be tried again; this one is {job.state}{gone}.")
     return job_detail_out(_job(pk))

@@ -127,6 +127,12 @@ class Job(models.Model):
         return reverse(self.kind_row.page, args=[self.subject_id]) if self.subject_id else self.get_absolute_url()
 
     @property
+    def can_retry(self) -> bool:
+        """It ended without its result, and what it works on was not deleted since."""
+        gone = self.subject_id is None and self.kind_row.subject in self.params
+        return self.state in (State.FAILED, State.CANCELLED) and not gone
+
+    @property
     def group(self) -> str:
         """Channels group that hears of every change."""
         return f"job-{self.pk}"
@@ -226,6 +232,8 @@ class Job(models.Model):
 
     def retry(self) -> bool:
         """Queue a failed or cancelled job again, with fresh attempts. What it had finished is not done twice."""
+        if not self.can_retry:
+            return False
         with transaction.atomic():
             again = Job.objects.filter(pk=self.pk, state__in=(State.FAILED, State.CANCELLED)).update(
                 state=State.QUEUED, attempt=0, cancel_at=None, finished_at=None, started_at=None, done=0, total=None,

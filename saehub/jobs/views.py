@@ -76,7 +76,7 @@ def job_retry(request: HttpRequest, pk: int) -> HttpResponse:
     check(request.user, "jobs.cancel_job", job)
     check(request.user, job.kind_row.permission)
     if not job.retry():
-        messages.warning(request, "Only a failed or cancelled job can be tried again.")
+        messages.warning(request, "Only a failed or cancelled job whose subject is still here can be tried again.")
     return _card(request, job)
 
 

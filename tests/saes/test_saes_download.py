@@ -111,6 +111,18 @@ def test_a_second_time_nothing_is_asked(stocked: MiniHub, bring: Any) -> None:
 
 
 @pytest.mark.django_db
+def test_files_that_were_cleared_from_the_cache_are_brought_again(stocked: MiniHub, bring: Any) -> None:
+    """Also where some are still here: a folder that is there is not yet an SAE that is."""
+    row, _ = bring()
+    weights = row.files / "sae_weights.safetensors"
+    weights.resolve().unlink()
+    weights.unlink()
+    assert row.files.exists() and not row.all_here
+    again, job = bring(row)
+    assert job.state == State.DONE and again.all_here and weights.exists() and again.sha256 == row.sha256
+
+
+@pytest.mark.django_db
 def test_an_sae_whose_files_are_cached_is_brought_offline(stocked: MiniHub, bring: Any, monkeypatch: Any) -> None:
     row, _ = bring()
     row.delete()

@@ -63,11 +63,14 @@ def bring(client_of: Any, run_job: Any) -> Any:
         response = client_of("researcher").post(url(), data)
         assert response.status_code == 302, response.context["form"].errors
         row = SAE.objects.select_related("job").latest("pk")
-        job = run_job(row.job)
-        row.refresh_from_db()
-        return row, job
+        return after(row, run_job(row.job))
 
     return call
+
+
+def after(row: SAE, job: Job) -> tuple[SAE, Job]:
+    """The row as the job left it; as it was before where it is not registered any more."""
+    return SAE.objects.filter(pk=row.pk).first() or row, job
 
 
 @pytest.fixture
@@ -78,9 +81,7 @@ def bring_by_api(user_of: Any, run_job: Any) -> Any:
         data.pop("where")
         said = good(ask(user_of("researcher"), "post", "/saes/import", data=data), 202)
         row = SAE.objects.select_related("job").get(pk=said["saes"][0]["sae"])
-        job = run_job(row.job)
-        row.refresh_from_db()
-        return row, job
+        return after(row, run_job(row.job))
 
     return call
 
@@ -219,19 +220,58 @@ def test_the_same_weights_again_are_refused_and_may_be_kept_twice(bring: Any, tm
     folder = write_sae(tmp_path / "given")
     first, _ = bring(where="upload", files=zipped(folder))
     again, job = bring(where="upload", files=zipped(folder))
-    assert job.state == State.FAILED and f"(SAE {first.pk}), which is here already" in job.error and not again.ready
-    assert not again.upload.exists(), "what is not wanted is not kept"
+    assert job.state == State.FAILED and f"(SAE {first.pk}), which is here already" in job.error
+    assert SAE.objects.get() == first and not again.upload.exists(), "what is not wanted is not kept"
     twice, job = bring(where="upload", files=zipped(folder), second_copy="on")
     assert job.state == State.DONE and twice.ready and twice.sha256 == first.sha256
 
 
-def test_nothing_is_left_of_what_is_refused(bring: Any, tmp_path: Path, data_folder: Path) -> None:
+def test_nothing_is_left_of_what_is_refused_but_its_job(
+    bring: Any, tmp_path: Path, data_folder: Path, client_of: Any, user_of: Any
+) -> None:
+    """No row, no files; whoever has the SAE's page or cell open, or asks for it, is told what went wrong."""
     (tmp_path / "cfg.json").write_text("{}")
     row, job = bring(where="upload", files=sent(tmp_path))
-    assert job.state == State.FAILED and "cfg.json" in job.error
-    assert not row.ready and row.path == "" and files_below(data_folder) == []
+    assert job.state == State.FAILED and "cfg.json" in job.error and job.hint.startswith("Nothing was registered.")
+    assert not SAE.objects.exists() and files_below(data_folder) == []
+    client, page = client_of("researcher"), reverse("saes:sae_detail", args=[row.pk])
+    assert client.get(page).url == job.get_absolute_url()
+    assert client.get(page, headers={"HX-Request": "true"})["HX-Redirect"] == job.get_absolute_url()
+    assert job.get_absolute_url() in client.get(reverse("saes:sae_state", args=[row.pk])).content.decode()
+    said = ask(user_of("researcher"), "get", f"/saes/{row.pk}")
+    assert said.status_code == 404 and job.error in said.json()["detail"] and said.json()["job"] == job.pk
+    shown = client.get(job.get_absolute_url()).content.decode()
+    assert "Retry" not in shown and "Open its page" not in shown and "cfg.json" in shown
+    assert not job.retry() and ask(user_of("researcher"), "post", f"/jobs/{job.pk}/retry").status_code == 409
+
+
+def test_an_sae_that_was_deleted_is_no_refusal(bring: Any, tmp_path: Path, client_of: Any) -> None:
+    row, job = bring(where="upload", files=zipped(write_sae(tmp_path / "given")))
+    pk = row.pk
     row.delete()
-    assert not SAE.objects.exists()
+    assert client_of("researcher").get(reverse("saes:sae_detail", args=[pk])).status_code == 404
+    assert "deleted" in client_of("researcher").get(reverse("saes:sae_state", args=[pk])).content.decode()
+    job.refresh_from_db()
+    assert job.state == State.DONE and job.subject_url() == job.get_absolute_url()
+
+
+def test_a_path_of_the_server_that_is_refused_stays_as_it_is(bring: Any, settings: Any) -> None:
+    folder = settings.IMPORT_DIRS[0] / "lab"
+    folder.mkdir()
+    (folder / "cfg.json").write_text("{}")
+    _, job = bring(where="path", path=str(folder))
+    assert job.state == State.FAILED and not SAE.objects.exists() and files_below(folder) == ["cfg.json"]
+
+
+def test_of_several_saes_only_the_broken_one_is_not_registered(two: Path, bring: Any, run_job: Any) -> None:
+    weights = two / "layer_1" / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    first, job = bring(where="upload", files=zipped(two))
+    assert job.state == State.DONE and first.ready
+    other = SAE.objects.get(pk=job.result["others"][0])
+    job = run_job(other.job)
+    assert job.state == State.FAILED and "sae_weights.safetensors" in job.error
+    assert SAE.objects.get() == first
 
 
 def test_a_full_disk_keeps_what_was_sent(
@@ -324,9 +364,9 @@ def test_an_archive_that_lies_about_its_size_unpacks_no_more_than_it_declares(br
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("cfg.json", b" " * 100_000)
     data = out.getvalue().replace((100_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
-    row, job = bring(where="upload", files=SimpleUploadedFile("a.zip", data))
+    _, job = bring(where="upload", files=SimpleUploadedFile("a.zip", data))
     assert job.state == State.FAILED and "cfg.json in the archive is damaged" in job.error
-    assert not row.ready and files_below(data_folder) == []
+    assert not SAE.objects.exists() and files_below(data_folder) == []
 
 
 def test_an_archive_of_too_many_files_is_refused(
@@ -374,11 +414,14 @@ def test_broken_and_hostile_saes_are_refused(door: str, case: Path, request: Any
     if name in HEALTHY and job.state == State.DONE:
         assert row.ready
         return
-    assert job.state == State.FAILED and not row.ready and SAE.objects.get() == row, name
+    assert job.state == State.FAILED and list(SAE.objects.values_list("ready_at", "asked")) == (
+        [(None, row.asked)] if row.asked else []
+    ), "nothing is registered, but where a person has to answer first"
     assert not job.error.startswith("Unexpected"), job.error
     assert 20 < len(job.error) < 500 and job.error.endswith(".") and not job.error.startswith("files "), job.error
     if not row.asked:
         assert files_below(data_folder) == [], "no stray files"
+        assert job.hint, "and what to do is said"
 
 
 @pytest.mark.parametrize("case", PUBLIC, ids=lambda path: path.parent.name)
