@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,8 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from concepts.numerics.sparse_encode import SparseEncoder
+from concepts.numerics.sparse_encode import Fires, SparseEncoder
 from saes.numerics.sae import SAE
+from training.numerics import sparse
 from training.numerics.shards import Capture, Split, write_json
 
 BLOCK_CODES = 2**21  # codes grouped at once; about 100 bytes of memory each
@@ -60,24 +62,24 @@ class Encoding:
     def run(self, report: Callable[[int], None]) -> list[Block]:
         """Encode from where the folder's note says that it stopped."""
         self._resume()
-        last_note = time.monotonic()
+        last_note = began = time.monotonic()
         try:
-            for x, context, position in self.capture.rows(
-                self.hook, self.split, chunk=self.encode.rows, start=self.done
-            ):
-                if self.done >= self.n_rows:
-                    break
-                codes = _codes(self.encode, x.to(self.sae.W_dec.device), context, position)
+            rows = self.capture.rows(self.hook, self.split, chunk=self.encode.rows, start=self.done)
+            for x, context, position in rows if self.done < self.n_rows else ():
+                fires = _fires(self.encode, x.to(self.sae.W_dec.device))
                 if not self.blocks:
-                    self.blocks = _plan(codes, len(x), self.n_rows, self.sae.config.d_sae, self.folder)
+                    self.blocks = _plan(fires[1], len(x), self.n_rows, self.sae.config.d_sae, self.folder)
                     self.files = [block.file.open("wb") for block in self.blocks]
-                _scatter(codes, self.blocks, self.files)
+                _write(fires, context, position, self.blocks, self.files)
                 self.done += len(x)
                 if time.monotonic() - last_note >= CHECKPOINT_SECONDS:
                     self._note()
                     last_note = time.monotonic()
                 report(self.done)
-            self._note()
+                if self.done >= self.n_rows:
+                    break
+            if time.monotonic() - began >= CHECKPOINT_SECONDS:  # else it is done again sooner than it is on the disk
+                self._note()
         finally:
             for file in self.files:
                 file.close()
@@ -120,26 +122,23 @@ def noted(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _codes(encode: SparseEncoder, x: torch.Tensor, context: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """All codes above 0 of rows x (m, d), in row order, as CODE records."""
+def _fires(encode: SparseEncoder, x: torch.Tensor) -> Fires:
+    """(row, feature, value) of all codes above 0 of rows x (m, d), in row order."""
     row, feature, value = encode(x)
     if not np.isfinite(value.sum()):
         raise HarvestError(
             "The SAE gives codes that are NaN or infinite; its weights are damaged or do not fit the model."
         )
-    codes = np.empty(len(row), dtype=CODE)
-    codes["feature"], codes["value"] = feature, value
-    codes["context"], codes["position"] = context[row], position[row]
-    return codes
+    return row, feature.astype(np.int32, copy=False), value
 
 
-def _plan(codes: np.ndarray, rows: int, n_rows: int, d_sae: int, folder: Path) -> list[Block]:
-    """Blocks of features of about BLOCK_CODES codes, judged by the first chunk; refuses when the disk is too small."""
-    expected = len(codes) / rows * n_rows
+def _plan(feature: np.ndarray, rows: int, n_rows: int, d_sae: int, folder: Path) -> list[Block]:
+    """Blocks of features of about BLOCK_CODES codes, judged by the codes of the first chunk; refuses when the disk is too small."""
+    expected = len(feature) / rows * n_rows
     _check_space(expected * CODE.itemsize, folder)
     # the even part of the load keeps a block below 2^16 features, where numpy's stable sort is a radix sort
     n_blocks = min(max(int(expected / BLOCK_CODES) + 1, -(-d_sae // 2**15)), MAX_BLOCKS, d_sae)
-    load = np.cumsum(np.bincount(codes["feature"], minlength=d_sae) + max(1.0, len(codes) / d_sae))
+    load = np.cumsum(np.bincount(feature, minlength=d_sae) + max(1.0, len(feature) / d_sae))
     cuts = np.searchsorted(load, load[-1] * np.arange(1, n_blocks) / n_blocks)
     edges = np.unique([0, *cuts, d_sae]).tolist()
     return [Block(first, end, folder / f"codes-{first}") for first, end in pairwise(edges)]
@@ -154,10 +153,40 @@ def _check_space(needed: float, folder: Path) -> None:
         )
 
 
+@cache
+def compiled() -> Any:
+    """The compiled loops over codes, or None where numba is not installed."""
+    if sparse.kernels() is None:
+        return None
+    from concepts.numerics import column_kernels
+
+    return column_kernels
+
+
+def _write(fires: Fires, context: np.ndarray, position: np.ndarray, blocks: list[Block], files: list[BinaryIO]) -> None:
+    """The codes of a chunk to the files of their blocks."""
+    row, feature, value = fires
+    codes = np.empty(len(row), dtype=CODE)
+    if compiled() is None:
+        codes["feature"], codes["value"] = feature, value
+        codes["context"], codes["position"] = context[row], position[row]
+        _scatter(codes, blocks, files)
+        return
+    block_of = np.repeat(np.arange(len(blocks), dtype=np.int32), [block.end - block.first for block in blocks])
+    ends = np.empty(len(blocks), np.int64)
+    found = row, feature, value, context, position
+    compiled().by_block(*found, block_of, ends, codes.view(np.int32).reshape(-1, 4))
+    _append(codes, ends, files)
+
+
 def _scatter(codes: np.ndarray, blocks: list[Block], files: list[BinaryIO]) -> None:
     block = np.searchsorted([b.first for b in blocks], codes["feature"], side="right").astype(np.uint16) - 1
     codes = codes[np.argsort(block, kind="stable")]
-    ends = np.cumsum(np.bincount(block, minlength=len(blocks)))
+    _append(codes, np.cumsum(np.bincount(block, minlength=len(blocks))), files)
+
+
+def _append(codes: np.ndarray, ends: np.ndarray, files: list[BinaryIO]) -> None:
+    """To each file its codes, which end at ends[file]."""
     for file, start, end in zip(files, np.concatenate([[0], ends]), ends, strict=False):
         file.write(codes[start:end].view(np.uint8).data)  # unlike tofile, write says why it failed
 

@@ -8,9 +8,11 @@ from typing import BinaryIO
 import numpy as np
 
 from concepts.featurefile import HISTOGRAM_BINS
-from concepts.numerics.code_files import Block
+from concepts.numerics.code_files import Block, compiled
+from training.numerics import sparse
 
 TOP_TOKENS = 10
+RUNS, MIN_FEATURES = 16, 64  # shares of a block's features, and the least of one
 
 
 class Columns:
@@ -80,7 +82,77 @@ def collect(
     per_interval: int,
     rng: np.random.Generator,
 ) -> None:
-    """Append the columns of one block of features."""
+    """Append the columns of one block of features; tokens: (contexts, positions) int32, writable or a copy on write."""
+    way = _collect_plainly if compiled() is None else _collect_quickly
+    way(block, tokens, columns, k, intervals, per_interval, rng)
+
+
+def _collect_quickly(
+    block: Block,
+    tokens: np.ndarray,
+    columns: Columns,
+    k: int,
+    intervals: int,
+    per_interval: int,
+    rng: np.random.Generator,
+) -> None:
+    codes, n = block.codes(), block.end - block.first
+    size = len(codes)
+    bounds, context, position = np.empty(n + 1, np.int64), *np.empty((2, size), np.int32)
+    value, token = np.empty(size, np.float32), np.empty(size, np.int32)
+    sorted_codes = bounds, context, position, value
+    compiled().by_feature(codes.view(np.int32).reshape(-1, 4), block.first, tokens, *sorted_codes, token)
+    del codes
+    vocabulary = int(token.max(initial=0)) + 1
+
+    maximum, mean = np.empty(n, np.float32), np.empty(n, np.float32)
+    contexts, fires, histogram = np.empty(n, np.int64), np.empty(n, np.int64), np.empty((n, HISTOGRAM_BINS), np.int64)
+    ids, sums, counts = (np.empty((n, TOP_TOKENS), dtype) for dtype in (np.int32, np.float32, np.int64))
+
+    def statistics(first: int, last: int) -> None:
+        compiled().statistics(first, last, *sorted_codes, contexts, maximum, mean, histogram, fires)
+        compiled().top_tokens(first, last, bounds, value, token, vocabulary, ids, sums, counts)
+
+    run = max(MIN_FEATURES, -(-n // RUNS))
+    sparse.share(statistics, n, run)
+    for name, column in (
+        ("n_fires", fires), ("n_contexts", contexts), ("maximum", maximum), ("mean", mean), ("histogram", histogram),
+        ("top_token_ids", ids), ("top_token_sums", sums), ("top_token_counts", counts),
+    ):  # fmt: skip
+        columns.append(name, column)
+
+    groups = np.concatenate([[0], np.cumsum(contexts)])
+    total, room = int(groups[-1]), k + intervals * per_interval
+    draws = rng.random(total).astype(np.float32)
+    chosen, tags = np.empty((n, room), np.int64), np.empty((n, room), np.uint8)
+    starts, peak_at, peaks = np.empty(total + 1, np.int64), np.empty(total, np.int32), np.empty(total, np.float32)
+    starts[total] = size
+    given = maximum, groups, draws, k, intervals, per_interval, HISTOGRAM_BINS
+    made = chosen, tags, starts, peak_at, peaks
+    sparse.share(lambda i, j: compiled().examples(i, j, *sorted_codes, *given, *made), n, run)
+
+    there = chosen >= 0
+    kept = chosen[there]
+    first, length = starts[kept], starts[kept + 1] - starts[kept]
+    positions, values = np.empty(int(length.sum()), np.int32), np.empty(int(length.sum()), np.float32)
+    compiled().pick(first, length, position, value, positions, values)
+    for name, column in (
+        ("example_count", there.sum(1)), ("example_group", tags[there]), ("example_context", context[first]),
+        ("example_peak", peak_at[kept]), ("example_value", peaks[kept]), ("activation_count", length),
+        ("activation_position", positions), ("activation_value", values),
+    ):  # fmt: skip
+        columns.append(name, column)
+
+
+def _collect_plainly(
+    block: Block,
+    tokens: np.ndarray,
+    columns: Columns,
+    k: int,
+    intervals: int,
+    per_interval: int,
+    rng: np.random.Generator,
+) -> None:
     fires = _group(block)
     maximum = _write_statistics(fires, columns)
     _write_top_tokens(fires, tokens, columns)

@@ -172,8 +172,7 @@ def _tokens(capture: Capture, folder: Path) -> np.ndarray:
     for i, shard in enumerate(capture.shards):
         first = int(shard["first_context"])
         mapped[first : first + shard["n_contexts"]] = capture.shard_contexts(i)
-    mapped.flush()
-    return np.load(file, mmap_mode="r")
+    return np.asarray(np.load(file, mmap_mode="c"))  # as an array that compiled loops take; nothing is written to it
 
 
 def _write_contexts(folder: Path, tokens: np.ndarray, documents: np.ndarray) -> None:

@@ -44,36 +44,45 @@ class SparseEncoder:
         self.sae = sae
         self.k = int(sae.config.k) if _is_topk(sae) else 0
         threshold = None if self.k else _threshold(sae)
-        chosen = (self.k or threshold is not None) and sae.W_enc.device.type == "cpu" and sae.W_enc.isfinite().all()
+        chosen = (self.k or threshold is not None) and sae.W_enc.device.type == "cpu"
         self._kernels: Any = _kernels() if chosen and sae.W_enc.dtype == torch.float32 else None
+        if self._kernels is not None and not self._prepare():
+            self._kernels = None
         self.dense = None if self._kernels is not None and not self.k else not self.k
         few = min(max(64, CHUNK_NUMBERS // sae.config.d_sae), CHUNK_ROWS)
         self.rows = few if self.dense else CHUNK_ROWS
-        if self._kernels is not None:
-            self._threshold = torch.empty(0) if threshold is None else threshold
-            self._prepare()
+        self._threshold = torch.empty(0) if threshold is None else threshold
 
-    def _prepare(self) -> None:
-        """Copies of the encoder: rows (d_sae, d_in) in float32, and in bfloat16 where the processor multiplies those."""
-        self._factors = self.sae.W_enc.detach()
-        self._weights = self._factors.t().contiguous()
+    def _prepare(self) -> bool:
+        """Copies of the encoder: rows (d_sae, d_in) in float32, and in bfloat16 where the processor multiplies those.
+
+        Whether its numbers are finite, without which there are no bounds.
+        """
+        self._factors = self.sae.W_enc.detach().contiguous()
         self._bias = self.sae.b_enc.detach().contiguous()
         self._half = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-        if self._half:
-            whole = torch.cat([self._factors, self._bias[None]])
-            self._factors = whole.to(torch.bfloat16)
-            self._lengths = whole.norm(dim=0)
-            self._lost = (whole - self._factors.float()).norm(dim=0)
         self._scratch = sparse.Scratch()
+        if not self._half:
+            self._weights = self._factors.t().contiguous()
+            return bool(self._factors.isfinite().all())
+        d_in, d_sae = self._factors.shape
+        weights, given = torch.empty(d_sae, d_in), _numpy(self._factors, self._bias)
+        factors, lengths, lost = torch.empty(d_in + 1, d_sae, dtype=torch.bfloat16), *torch.empty(2, d_sae)
+        made = _numpy(factors.view(torch.uint16), weights, lengths, lost)
+        sparse.share(lambda i, j: self._kernels.round_encoder(*given, i, j, *made), d_sae, RUN_ROWS)
+        self._factors, self._weights, self._lengths, self._lost = factors, weights, lengths, lost
+        return bool(lengths.isfinite().all())
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Fires:
-        inputs = self.sae.encoder_input(x).contiguous()
         if self.dense is None:
-            self.dense = self._leaves_many_open(inputs[:PROBE_ROWS])
+            self.dense = self._leaves_many_open(self._inputs(x[:PROBE_ROWS]))
         if self.dense:
             return self._densely(x)
-        return self._plainly(inputs) if self._kernels is None else self._quickly(inputs)
+        return self._plainly(self._inputs(x)) if self._kernels is None else self._quickly(x)
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        return self.sae.encoder_input(x).contiguous()
 
     def _densely(self, x: Tensor) -> Fires:
         d_sae, found, first = self.sae.config.d_sae, [], 0
@@ -91,12 +100,13 @@ class SparseEncoder:
         at = np.flatnonzero(~(value <= 0))
         return at // self.k, indices.cpu().numpy().reshape(-1)[at], value[at]
 
-    def _quickly(self, inputs: Tensor) -> Fires:
+    def _quickly(self, x: Tensor) -> Fires:
         d_sae = self.sae.config.d_sae
         room = RUN_ROWS * (self.k or d_sae)  # virtual memory: only what is used is ever touched
 
+        @torch.inference_mode()  # which holds for one thread alone
         def task(first: int, last: int) -> Fires:
-            rows = inputs[first:last]
+            rows = self._inputs(x[first:last])
             factors, slack, scale = self._bounding(rows)
             place = f"{sparse.get_ident()}"
             z = self._scratch(f"z {place}", RUN_ROWS, d_sae, dtype=factors.dtype)[: len(rows)]
@@ -111,21 +121,18 @@ class SparseEncoder:
                 n = self._kernels.encode_above(*given, self._threshold.numpy(), counts, cols, values)
             return counts, cols[:n].copy(), values[:n].copy()
 
-        found = sparse.share(task, len(inputs), RUN_ROWS)
+        found = sparse.share(task, len(x), RUN_ROWS)
         counts, cols, values = (np.concatenate(part) for part in zip(*found, strict=True))
-        return np.repeat(np.arange(len(inputs)), counts), cols, values
+        return np.repeat(np.arange(len(x)), counts), cols, values
 
     def _bounding(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What to multiply with `_factors`, what is added to the products to bound those of all rows, and the units."""
         if not self._half:
             return rows, self._bias, torch.ones(len(rows))
-        whole = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
-        scale = whole.norm(dim=1)
-        whole /= scale[:, None]
-        rounded = whole.to(torch.bfloat16)
-        again = rounded.float()
-        lost = (whole - again).norm(dim=1).max()
-        return rounded, self._lengths * lost + self._lost * again.norm(dim=1).max(), scale
+        rounded = torch.empty(len(rows), rows.shape[1] + 1, dtype=torch.bfloat16)
+        scale, largest = torch.empty(len(rows)), torch.empty(2)
+        self._kernels.scale_rows(*_numpy(rows, rounded.view(torch.uint16), scale, largest))
+        return rounded, self._lengths * largest[0] + self._lost * largest[1], scale
 
     def _leaves_many_open(self, rows: Tensor) -> bool:
         factors, slack, scale = self._bounding(rows)

@@ -46,9 +46,9 @@ _FAST: Any = {
 }
 
 
-def kernel(signature: str) -> Any:
+def kernel(signature: str, **options: Any) -> Any:
     """Compile a function for one signature."""
-    return njit(signature, **_FAST)
+    return njit(signature, **_FAST | options)
 
 
 @njit(inline="always")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from concepts.featurefile import FeatureView, open_view
-from concepts.numerics import code_files, sparse_encode
+from concepts.numerics import code_files, feature_columns, sparse_encode
 from concepts.numerics.code_files import HarvestError
 from concepts.numerics.harvest import fingerprint, harvest
 from concepts.numerics.sparse_encode import SparseEncoder
@@ -141,6 +141,29 @@ def test_blocks_and_chunks_change_nothing(
     run(sae, small_capture, tmp_path / "view")
     compare(open_view(tmp_path / "view"), Naive(sae, small_capture), small_capture.context_length)
     assert not list((tmp_path / "view").glob("codes-*"))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("block_codes", [900, 2**21])
+def test_compiled_and_plain_columns_are_the_same(
+    tied: bool, block_codes: int, small_capture: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte, also where many codes are equal: features that read the same few directions, and a constant one."""
+    sae = tiny_sae("topk")
+    if tied:
+        sae.W_enc[:, 1::2] = sae.W_enc[:, ::2]
+        sae.W_enc[:, :4] = 0
+        sae.b_enc[:4] = 1000
+    monkeypatch.setattr(code_files, "BLOCK_CODES", block_codes)
+    run(sae, small_capture, tmp_path / "compiled", seed=3)
+    assert code_files.compiled() is not None, "numba is a requirement of the tests"
+    for module in (code_files, feature_columns):
+        monkeypatch.setattr(module, "compiled", lambda: None)
+    run(sae, small_capture, tmp_path / "plain", seed=3)
+    columns = sorted(file.name for file in (tmp_path / "plain").glob("*.npy"))
+    assert "example_peak.npy" in columns and "top_token_sums.npy" in columns
+    for name in columns:
+        assert (tmp_path / "compiled" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name
 
 
 def test_one_split_only(sae: Any, small_capture: Capture, tmp_path: Path) -> None:
@@ -317,15 +340,16 @@ def test_a_limit_makes_a_partial_view(
 # -- the encoder
 @pytest.mark.parametrize("k", [1, 6, 12, 40])
 @pytest.mark.parametrize("offset", [0.0, 3.0, -3.0])
-def test_the_fast_encoder_chooses_as_float32_does(k: int, offset: float) -> None:
-    sae = build_sae(SAEConfig("topk", 32, 512, hook_name=RESID, k=k)).requires_grad_(False)
+@pytest.mark.parametrize("d_sae", [512, 605])  # whole tiles of columns, and a rest
+def test_the_fast_encoder_chooses_as_float32_does(k: int, offset: float, d_sae: int) -> None:
+    sae = build_sae(SAEConfig("topk", 32, d_sae, hook_name=RESID, k=k)).requires_grad_(False)
     with torch.no_grad():
-        sae.b_enc += offset * torch.rand(512, generator=torch.Generator().manual_seed(1))
-        sae.W_enc *= torch.logspace(-1, 1, 512)  # lengths of every order, so that bounds differ
+        sae.b_enc += offset * torch.rand(d_sae, generator=torch.Generator().manual_seed(1))
+        sae.W_enc *= torch.logspace(-1, 1, d_sae)  # lengths of every order, so that bounds differ
     x = torch.randn(700, sae.config.d_in, generator=torch.Generator().manual_seed(2))
     x *= torch.logspace(-2, 3, 700)[:, None]  # a few tokens are hundreds of times as long as others
     row, feature, value = SparseEncoder(sae)(x)
-    found = np.zeros((700, 512), np.float32)
+    found = np.zeros((700, d_sae), np.float32)
     found[row, feature] = value
     with torch.no_grad():
         np.testing.assert_allclose(found, sae.encode(x).numpy(), rtol=1e-4, atol=1e-4)
