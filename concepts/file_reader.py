@@ -74,7 +74,10 @@ class Lines:
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        packed = file.read(2) == b"\x1f\x8b"
+        start = file.read(2)
+        if start in (b"\xff\xfe", b"\xfe\xff"):
+            raise FileRefused("The file is UTF-16 text, as Excel calls Unicode; save it as UTF-8.")
+        packed = start == b"\x1f\x8b"
         file.seek(0)
         plain: Any = gzip.GzipFile(fileobj=file) if packed else file
         limited = io.BufferedReader(_Counted(plain))

@@ -149,6 +149,7 @@ def test_a_bad_line_of_json_is_refused_alone(line: bytes, reason: str) -> None:
         (b" \n\n", "The file is empty."),
         (b"neuron_idx,concept_name,confidence\n1,x,1\n", "must be neuron_idx,concept_name,score; here it is"),
         (b"\x89PNG\r\n\x1a\n" + bytes(500), "must be neuron_idx,concept_name,score"),
+        ("neuron_idx,concept_name,score\n1,x,1\n".encode("utf-16"), "The file is UTF-16 text"),
         (b"[" * 100_000, "nested too deeply"),
         (b"{\n", "The file is not JSON"),
         (b'{"0": {"name": "a", "score": 1},\n "0": {"name": "b", "score": 2}}', 'the key "0" is there twice'),
