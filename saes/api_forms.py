@@ -27,9 +27,17 @@ def laid_over(form: forms.BaseForm, given: Mapping[str, Any]) -> MultiValueDict[
             value = form.get_initial_for_field(field, name)
         if isinstance(value, list | tuple):
             data.setlist(name, list(value))
+        elif isinstance(value, bool) and isinstance(field, forms.ChoiceField):
+            data[name] = _choice(field, value)
         elif value is not None and value is not False:
             data[name] = value
     return data
+
+
+def _choice(field: forms.ChoiceField, value: bool) -> str:
+    """Which of a field's choices says yes, or no."""
+    words = ("1", "yes") if value else ("0", "no")
+    return next((word for word in words if field.valid_value(word)), str(value))
 
 
 def refuse(form: Any, names: Mapping[str, str] | None = None) -> None:

@@ -38,6 +38,7 @@ def capture(progress: Progress, capture: int, part: int = 0) -> dict[str, Any]:
         size_bytes=size_of(row.folder),
         seconds=manifest["seconds"],
         manifest={key: value for key, value in manifest.items() if key != "shards"},
+        **(manifest["policy"] if row.location else {}),  # how its texts became tokens was decided by who wrote it
     )
     progress.log(f"{row.n_tokens:,} tokens in {row.n_contexts:,} contexts")
     if row.ended_early:

@@ -90,7 +90,9 @@ class CorpusForm(NewRow):
         except ValidationError as error:
             self.add_error(field, error)
         else:
-            self.check_name(lambda: name)
+            hub = data["source"] == Corpus.Source.HUB
+            parts = [data[part] for part in ("subset", "split", "revision") if hub and data.get(part)]
+            self.check_name(lambda: " ".join([name, *parts]))
         return data
 
     def store(self, row: Corpus) -> None:

@@ -135,6 +135,6 @@ def _table(part: Part, file: HubFile, filesystem: Any) -> Iterator[pyarrow.parqu
 def _pieces(value: Any, name: str, field: str) -> Iterator[str]:
     text = "" if value is None else value
     if not isinstance(text, str):
-        raise CorpusError(f'The field "{field}" of {name} holds a {type(value).__name__}, not text.')
+        raise CorpusError(f'The field "{field}" of {name} holds a value of type {type(value).__name__}, not text.')
     for start in range(0, len(text), MAX_DOCUMENT_CHARS):
         yield text[start : start + MAX_DOCUMENT_CHARS]

@@ -1,4 +1,4 @@
-"""Capture and shards: python tests/bench/bench_capture.py MODEL_DIR [--peers DIR] [--shards-only]
+"""Capture and shards: python tests/bench/bench_capture.py MODEL_DIR [--peers DIR] [--rounds 5] [--capture-only | --shards-only]
 
 MODEL_DIR: a transformers folder such as the demo makes of SmolLM2-135M. Everything is measured in turns in one run, best
 of the turns; only ratios mean something on a shared machine. Real tokens per second throughout.
@@ -30,11 +30,11 @@ from training.numerics.shards import open_capture
 from training.numerics.tokens import TokenPolicy, iter_contexts
 from training.numerics.train import TrainConfig, train
 
-HOOK, LENGTH, CONTEXTS, ROUNDS = "blocks.9.hook_resid_post", 128, 16, 5
+HOOK, LENGTH, CONTEXTS = "blocks.9.hook_resid_post", 128, 16
 D, D_SAE, BATCH = 576, 4608, 2048
 
 
-def best(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
+def best(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Least seconds of each call, taken in turns."""
     least = dict.fromkeys(calls, float("inf"))
     for _ in range(rounds):
@@ -45,7 +45,7 @@ def best(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str,
     return least
 
 
-def captures(lm: LM, peers: str | None) -> None:
+def captures(lm: LM, peers: str | None, rounds: int) -> None:
     texts = [text for text in topics.values() if len(text) > 400][:40]
     policy = TokenPolicy(LENGTH)
     contexts = [context.ids for context in iter_contexts(texts, lm.tokenizer, policy)][: 4 * CONTEXTS]
@@ -79,7 +79,7 @@ def captures(lm: LM, peers: str | None) -> None:
     if peers:
         name = "mi_crow save_activations"
         calls[name], real[name] = mi_crow(lm, texts, peers)
-    rates = {name: real[name] / seconds for name, seconds in best(calls).items()}
+    rates = {name: real[name] / seconds for name, seconds in best(calls, rounds).items()}
     for name, rate in rates.items():
         print(f"{name:42} {rate:9,.0f} tokens/s")
     exact = rates["capture, float32"]
@@ -160,8 +160,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?")
     parser.add_argument("--peers")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--capture-only", action="store_true")
     parser.add_argument("--shards-only", action="store_true")
     given = parser.parse_args()
     if given.model and not given.shards_only:
-        captures(load_lm(given.model, device="cpu"), given.peers)
-    shards()
+        captures(load_lm(given.model, device="cpu"), given.peers, given.rounds)
+    if not given.capture_only:
+        shards()

@@ -83,6 +83,16 @@ def test_activations_are_saved_as_the_page_saves_them(
     assert [one["id"] for one in listed["items"]] == [row.pk]
 
 
+def test_yes_and_no_reach_the_choices_of_two(api: Any, model: Any, make_corpus: Any) -> None:
+    """The page offers them as choices: `false` must not become the one that stands when nothing is said."""
+    corpus, _ = make_corpus(TEXT * 60)
+    for number, (packed, stored) in enumerate(((False, True), (True, False))):
+        options = {"context_length": 32, "packed": packed, "stored": stored}
+        body = save(model, corpus, options=options, run_id=f"c{number}")
+        row = Capture.objects.get(pk=good(api("researcher", "post", "/activations/save", body), 202)["id"])
+        assert (row.packed, row.stored) == (packed, stored)
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "said"),
     [

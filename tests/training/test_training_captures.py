@@ -153,6 +153,7 @@ def test_a_mi_crow_run_is_read_as_a_capture(model: Any, client_of: Any, run_job:
     assert job.state == State.DONE, job.traceback
     row.refresh_from_db()
     assert row.n_tokens == 60 * 9 and row.manifest["tokens_known"] is False
+    assert (row.context_length, row.prepend_bos, row.packed) == (9, False, False)  # the run's, not the form's
     assert torch.equal(torch.cat([x for x, _, _ in open_capture(row.folder).rows(HOOK)]), x.reshape(-1, 32))
     run = Run.objects.create(
         name="r", capture=row, hook_name=HOOK, architecture="topk", evaluate_after=False, harvest_after=False,

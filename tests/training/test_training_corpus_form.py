@@ -49,12 +49,8 @@ def test_a_dataset_is_known_by_its_id(client_of: Any) -> None:
     }
     add_corpus(client_of("researcher"), source="hub", **given)
     row = Corpus.objects.get()
-    assert (row.location, row.name, row.subset, row.split) == (
-        "Salesforce/wikitext",
-        "wikitext",
-        "wikitext-2-v1",
-        "train",
-    )
+    assert (row.location, row.name) == ("Salesforce/wikitext", "wikitext wikitext-2-v1 train")
+    assert (row.subset, row.split) == ("wikitext-2-v1", "train")
 
 
 @pytest.mark.parametrize(
@@ -126,3 +122,10 @@ def test_nothing_is_left_when_storing_fails(client_of: Any, monkeypatch: Any) ->
         add_corpus(client_of("researcher"), source="text", text="Some text.")
     assert not Corpus.objects.exists()
     assert not any((Corpus(pk=1).folder.parent).glob("*"))
+
+
+def test_two_splits_of_a_dataset_get_names_of_their_own(client_of: Any) -> None:
+    client = client_of("researcher")
+    for more in ({}, {"split": "test"}, {"subset": "de", "split": "test", "revision": "v1"}):
+        add_corpus(client, source="hub", dataset="lab/news", **more)
+    assert sorted(Corpus.objects.values_list("name", flat=True)) == ["news", "news de test v1", "news test"]

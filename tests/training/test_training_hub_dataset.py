@@ -131,7 +131,7 @@ def test_a_capture_reads_the_stream(dataset: MiniHub, add: Any, model: Any, run_
     [
         ({"split": "dev"}, f"{REPO} has no split dev in default; name one of test, train."),
         ({"text_field": "body"}, 'has no field "body" (there are: text, id)'),
-        ({"text_field": "id"}, 'The field "id" of default/train/0000.parquet holds a int, not text.'),
+        ({"text_field": "id"}, 'The field "id" of default/train/0000.parquet holds a value of type int, not text.'),
         ({"location": "lab/none"}, "There is no repository lab/none on the Hub"),
         ({"location": "lab/texts"}, "lab/texts has no Parquet files"),
         ({"location": "lab/broken"}, "is not a readable Parquet file"),

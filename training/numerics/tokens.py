@@ -12,6 +12,7 @@ With the chat template every document becomes the message of a user in the model
 """
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -78,6 +79,9 @@ def read_texts(path: str | Path, *, text_field: str | None = None) -> Iterator[s
     .csv / .tsv (with a header) and .parquet: one document a row, from the column `text_field`.
     Anything else is plain UTF-8 text: documents are separated by form feeds or by two or more blank lines, so an
     ordinary file with paragraphs is one document. A table with a single column needs no `text_field`.
+
+    A CSV file may be separated by semicolons or tabs where its header has no comma. Half of a surrogate pair, as JSON
+    can hold one where a text was cut within an emoji, becomes U+FFFD: no tokenizer takes it.
 
     Raises CorpusError, naming the file and the row, for a file that is missing, not text, cut or without the field, and
     at the end when there was no text at all.
@@ -181,8 +185,10 @@ def _read_jsonl(file: Path, field: str | None) -> Iterator[str]:
 
 def _read_csv(file: Path, field: str | None) -> Iterator[str]:
     csv.field_size_limit(MAX_ROW_CHARS)  # the default of 131,072 characters is less than one long document
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    rows = csv.reader((line for _, line in _rows(file)), delimiter=delimiter)
+    lines = (line for _, line in _rows(file))
+    first = next(lines, "")
+    # strict: a quote that is never closed would otherwise take in the rest of the file
+    rows = csv.reader(itertools.chain([first], lines), delimiter=_delimiter(file, first), strict=True)
     try:
         header = next(rows, None)
         if header is None:
@@ -196,6 +202,12 @@ def _read_csv(file: Path, field: str | None) -> Iterator[str]:
             yield row[column] if row else ""
     except csv.Error as error:
         raise CorpusError(f"{file.name} line {rows.line_num} is not valid CSV ({error}).") from error
+
+
+def _delimiter(file: Path, header: str) -> str:
+    if file.suffix.lower() == ".tsv":
+        return "\t"
+    return next((mark for mark in ",;\t" if mark in header), ",")
 
 
 def _read_parquet(file: Path, field: str | None) -> Iterator[str]:
@@ -220,7 +232,7 @@ def _field_of(file: Path, names: list[str], field: str | None, where: str) -> st
         return wanted
     listed = ", ".join(names[:12]) or "none"
     raise CorpusError(
-        f'{file.name}: {where} has no field "{wanted}" (there are: {listed}); name the field with the text.'
+        f'{file.name}: no field "{wanted}" in {where} (there are: {listed}); name the field with the text.'
     )
 
 
@@ -228,7 +240,11 @@ def _text_of(value: Any, file: Path, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise CorpusError(f"{file.name} {where} holds a {type(value).__name__}, not text.")
+        raise CorpusError(f"{file.name} {where} holds a value of type {type(value).__name__}, not text.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
 
 

@@ -71,6 +71,20 @@ def test_a_csv_field_may_be_longer_than_the_csv_module_allows_by_default(tmp_pat
     assert list(read_texts(put(tmp_path, "a.csv", f"text\n{long}\n"))) == [long]
 
 
+def test_a_csv_may_be_separated_by_semicolons_or_tabs(tmp_path):
+    assert list(read_texts(put(tmp_path, "a.csv", "id;text\n1;a, b\n"))) == ["a, b"]
+    assert list(read_texts(put(tmp_path, "b.csv", "id\ttext\n1\ta, b; c\n"))) == ["a, b; c"]
+    assert list(read_texts(put(tmp_path, "c.csv", "id,text\n1,a; b\n"))) == ["a; b"]
+
+
+def test_half_of_a_surrogate_pair_becomes_the_replacement_character(tmp_path, tokenizer):
+    file = put(tmp_path, "a.jsonl", '{"text": "cut \\ud83d here, whole \\ud83d\\ude00"}')
+    text = "cut \ufffd here, whole \U0001f600"
+    assert list(read_texts(file)) == [text]
+    ids = next(tokens.iter_documents([text], tokenizer))
+    assert tokenizer.decode(ids) == text
+
+
 def test_a_folder_is_read_in_name_order(tmp_path):
     put(tmp_path, "b.txt", "second")
     put(tmp_path, "a.jsonl", '{"text": "first"}')
@@ -86,10 +100,11 @@ def test_a_folder_is_read_in_name_order(tmp_path):
         ("a.txt", "", "a.txt holds no text"),
         ("a.txt", " \n\n\n \n", "a.txt holds no text"),
         ("a.jsonl", '{"text": "a"}\n{"text": ', "a.jsonl line 2 is not valid JSON"),
-        ("a.jsonl", '{"id": 1, "body": "a"}', 'line 1 has no field "text" (there are: id, body)'),
-        ("a.jsonl", '{"text": "a"}\n{"text": 3}', "a.jsonl line 2 holds a int, not text"),
-        ("a.csv", "id,body\n1,a\n", 'the header has no field "text" (there are: id, body)'),
+        ("a.jsonl", '{"id": 1, "body": "a"}', 'no field "text" in line 1 (there are: id, body)'),
+        ("a.jsonl", '{"text": "a"}\n{"text": 3}', "a.jsonl line 2 holds a value of type int, not text"),
+        ("a.csv", "id,body\n1,a\n", 'no field "text" in the header (there are: id, body)'),
         ("a.csv", "id,text\n1\n", "a.csv line 2 has 1 columns where the header has 2"),
+        ("a.csv", 'id,text\n1,"never closed\n2,b\n', "a.csv line 3 is not valid CSV (unexpected end of data)"),
         ("a.parquet", b"PAR1 cut", "a.parquet is not a readable Parquet file"),
         ("a.json", "[]", "save it as JSON Lines"),
     ],
