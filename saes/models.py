@@ -179,6 +179,14 @@ class SAE(Made):
             models.Index(F("d_sae").desc(nulls_last=True), "id", name="sae_by_width"),
             models.Index(F("size_bytes").desc(nulls_last=True), "id", name="sae_by_size"),
             models.Index(Coalesce("l0", "published_l0").desc(nulls_last=True), "id", name="sae_by_l0"),
+            models.Index(
+                Coalesce("explained_variance", "published_variance").desc(nulls_last=True), "id", name="sae_by_variance"
+            ),
+            # what is not known comes last both ways, so one index cannot be walked both ways
+            models.Index(fields=["architecture", "id"], name="sae_by_architecture"),
+            models.Index(fields=["d_sae", "id"], name="sae_by_width_up"),
+            models.Index(Coalesce("l0", "published_l0").asc(), "id", name="sae_by_l0_up"),
+            models.Index(Coalesce("explained_variance", "published_variance").asc(), "id", name="sae_by_variance_up"),
             models.Index(fields=["neuronpedia_id"], name="sae_by_neuronpedia"),
             GinIndex(fields=["words"], name="sae_words"),
         ]

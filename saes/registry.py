@@ -33,6 +33,7 @@ COLUMNS = (
     Column("size", "Size", "size_bytes", figures=True),
     Column("state", "State"),
 )
+NEVER_NULL = {"name": False, "model_name": False, "architecture": False, "size_bytes": True}  # is its index descending
 HERE_FIRST = (F("ready_at").desc(nulls_last=True), F("job").desc(nulls_last=True), "pk")
 
 
@@ -118,8 +119,10 @@ def _ordered(filters: Filters, order: Any) -> QuerySet[Any]:
     rows = filters.rows()
     if order is None:
         return rows.order_by(*HERE_FIRST).values_list("pk", flat=True)
-    if order.descending and order.expression.name == "name":  # never null, so its index can be walked backwards
-        return rows.order_by("-name", "-pk").values_list("pk", flat=True)
+    by = order.expression.name
+    if by in NEVER_NULL and order.descending != NEVER_NULL[by]:  # its one index, walked backwards
+        way = F(by).desc() if order.descending else F(by).asc(nulls_first=True)
+        return rows.order_by(way, "-pk").values_list("pk", flat=True)
     rows = rows.alias(best_l0=best_l0(), best_variance=best_variance())
     return rows.order_by(order, "pk").values_list("pk", flat=True)
 

@@ -39,7 +39,10 @@ KINDS = {
     "search": ["q=model+7", "q=262k", "q=layer_12+l0_82", "q=resid", "q=release+9", "q=lab", "q=nothing"],
     "facet and search": ["q=16k&site=mlp_out", "q=lab&model=lab/model-2", "q=layer_1&state=none"],
     "L0 range": ["l0_min=50&l0_max=100", "l0_min=90", "l0_max=20&site=hook_z"],
-    "sort": ["sort=name", "sort=-l0", "sort=-features", "sort=model", "sort=size"],
+    "sort": [
+        f"sort={way}{key}" for key in ("name", "model", "architecture", "features", "l0", "ev", "size") for way in ("", "-")
+    ],
+    "facet and sort": ["model=lab/model-3&sort=-l0", "state=here&sort=name", "layer=12&sort=ev", "width=16384&sort=-size"],
     "deep page": ["page=1000", "page=3999", "sort=name&page=2000", "sort=-l0&page=3000"],
 }  # fmt: skip
 WIDTHS = {"16k": 16384, "65k": 65536, "262k": 262144, "1m": 1048576}
@@ -80,6 +83,8 @@ def fill(rows: int) -> None:
 
 
 def measure(rounds: int) -> None:
+    import saehub.asgi  # noqa: F401 - the process is then as the site's: what it imported is out of the collector's sight
+
     user = User.objects.create_superuser("bench")
     client = Client(SERVER_NAME="localhost")
     client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
