@@ -80,7 +80,6 @@ JOB_LEASE_SECONDS = env.integer("SAEHUB_JOB_LEASE", 20, "Seconds without a heart
 
 # -- apps ---------------------------------------------------------------------------------------------------------------
 INSTALLED_APPS = [
-    "daphne",
     "django.forms",
     "saehub.jobs",
     "saehub.accounts",

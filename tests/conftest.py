@@ -15,12 +15,37 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSER = "tests/e2e/"
+# What takes half a minute or longer begins first, so that no process still works at it when the other has nothing left.
+LONG = (
+    BROWSER,
+    "tests/training/test_training_killed.py",
+    "tests/jobs/test_jobs_cluster.py",
+    "tests/inference/test_api_schemathesis.py",
+    "tests/training/test_training_several.py",
+    "tests/saes/test_saes_batch.py",
+    "tests/training/test_training_command.py",
+    "tests/training/numerics/",
+    "tests/saes/numerics/",
+    "tests/saes/test_saes_download_killed.py",
+)
 ROLES = ("viewer", "annotator", "researcher", "curator", "admin")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The browser tests begin first: whatever takes long must not be what one process still does when the other is done."""
-    items.sort(key=lambda item: not item.nodeid.startswith(BROWSER))
+    items.sort(key=lambda item: next((i for i, path in enumerate(LONG) if item.nodeid.startswith(path)), len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes (--dist loadfile) one has all browser tests: they share one site, and browsers beside each other
+    slow one another down."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneSite(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return BROWSER if nodeid.startswith(BROWSER) else super()._split_scope(nodeid)
+
+    return OneSite(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def make_user(name: str, role: str | None = None) -> Any:
@@ -176,18 +201,20 @@ def child_environment() -> dict[str, str]:
     url = f"postgresql://{row['USER']}@/{row['NAME']}?host={row['HOST']}"
     if row["HOST"] and not str(row["HOST"]).startswith("/"):
         url = f"postgresql://{row['USER']}:{row['PASSWORD']}@{row['HOST']}:{row['PORT']}/{row['NAME']}"
-    inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    # A process alone may use all cores; where others run beside it, its threads would mostly wait for each other.
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    inherited = {name: value for name, value in os.environ.items() if not (alone and name == "OMP_NUM_THREADS")}
     return {**inherited, "DATABASE_URL": url, "SAEHUB_DATA": str(settings.DATA_DIR), "SECRET_KEY": settings.SECRET_KEY}
 
 
 @contextlib.contextmanager
-def manage(*call: str) -> Iterator[subprocess.Popen[bytes]]:
+def manage(*call: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A `manage.py` process for the length of a test; it and everything it started are gone afterwards."""
     from saehub.jobs.processes import kill_tree
 
     child = subprocess.Popen(
         [sys.executable, str(ROOT / "manage.py"), *call, "--with-parent"],
-        env=child_environment(),
+        env=child_environment() | environment,
         cwd=ROOT,
         start_new_session=True,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,21 @@ def build_rows(files: Path, model_dir: Path, data: Path, owner: Any) -> Rows:
     _link(sae.files, files / "sae")
     Run.objects.create(name="run", capture=capture, hook_name=RESID, architecture="topk", sae=sae, ready_at=now)
     return Rows(owner, model, corpus, capture, sae, data)
+
+
+@contextmanager
+def rows_of_the_run(files: Path, model_dir: Path, owner: Any) -> Iterator[Rows]:
+    """The rows, their folders linked into the data folder of the test run, where workers find them."""
+    from django.conf import settings
+
+    data = Path(settings.DATA_DIR)
+    sae = data / "saes" / "tiny"
+    sae.unlink(missing_ok=True)
+    shutil.rmtree(data / "captures", ignore_errors=True)  # an earlier run's: row numbers begin anew with every database
+    rows = build_rows(files, model_dir, data, owner)
+    yield rows
+    sae.unlink(missing_ok=True)
+    rows.capture.folder.unlink(missing_ok=True)
 
 
 def _link(link: Path, target: Path) -> None:

@@ -4,6 +4,8 @@ A hook point has a TransformerLens name ("blocks.9.hook_resid_post"), but is one
 model ("model.layers.9", "out"). FAMILIES says which, per architecture.
 """
 
+from __future__ import annotations
+
 import difflib
 import re
 import threading
@@ -12,11 +14,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:  # importing it takes seconds, which a job that loads no model need not wait
+    from transformers import PreTrainedModel
 
 Side = Literal["in", "out"]
 Hook = Callable[[Tensor], Tensor | None]

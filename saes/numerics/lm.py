@@ -1,24 +1,29 @@
 """A language model to take activations from: any causal model of the transformers library."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import torch
 from huggingface_hub import errors as hub
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from saes.numerics import hooks
 from saes.numerics.causes import chain_of
 from saes.numerics.folders import whole_folder
 from saes.numerics.hooks import Hook, HookPoint, LMError, UnknownHookPoint
+
+if TYPE_CHECKING:  # importing them takes seconds, which a job that loads no model need not wait
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "LM",

@@ -6,35 +6,47 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import make_user, manage, wait_for
+from tests.mini_hub import MiniHub
+from tests.steering_rows import Rows, rows_of_the_run, steering_files  # noqa: F401
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 PASSWORD = "correct horse battery"
 
 
-@pytest.fixture(scope="module")
-def running_site(django_db_setup: None) -> Iterator[str]:
+@pytest.fixture(scope="package")
+def sites_hub() -> Iterator[MiniHub]:
+    """The Hub that the site and its workers know of."""
+    made = MiniHub()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="package")
+def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the site's workers keep what they have from there."""
+    return tmp_path_factory.mktemp("cache") / "hub"
+
+
+@pytest.fixture(scope="package")
+def running_site(django_db_setup: None, sites_hub: MiniHub, hub_cache: Path) -> Iterator[str]:
     """Address of a running site with the workers of all three queues. Starting its processes takes longer than most tests,
-    so that those of a file share it."""
-    with site_processes() as address:
-        yield address
-
-
-@contextmanager
-def site_processes() -> Iterator[str]:
+    so that all tests of this folder share it; it ends with them, because its workers take any test's jobs."""
+    hub = {"HF_ENDPOINT": sites_hub.url, "HF_HUB_CACHE": str(hub_cache), "HF_HUB_OFFLINE": "0"}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with ExitStack() as stack:
         calls = (["web", "--port", str(port)], ["work", "io"], ["work", "gpu"], ["work", "live"])
-        children = [stack.enter_context(manage(*call)) for call in calls]
+        children = [stack.enter_context(manage(*call, **hub)) for call in calls]
         wait_for(lambda: _answers(port), 120, "the site to answer")
         yield f"http://127.0.0.1:{port}"
         for child in children:  # all at once; each is waited for afterwards
@@ -61,8 +73,8 @@ def _answers(port: int) -> bool:
         return False
 
 
-# Not for longer than a file: while Playwright's loop runs, other tests of the process cannot use theirs.
-@pytest.fixture(scope="module")
+# Not for longer than this folder: while Playwright's loop runs, other tests of the process cannot use theirs.
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Any]:
     if CHROMIUM is None:
         message = "Chromium is not installed, so no page was opened (apt-get install chromium)"
@@ -79,6 +91,41 @@ def chromium() -> Iterator[Any]:
         browser.close()
     if "DJANGO_ALLOW_ASYNC_UNSAFE" not in before:
         del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]
+
+
+@pytest.fixture(scope="package")
+def found() -> dict[str, Any]:
+    """What the harvest of the first test found, for the others."""
+    return {}
+
+
+@pytest.fixture
+def harvested(
+    page: Any,
+    steering_files: Path,  # noqa: F811
+    tiny_model_dir: Path,
+    found: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Rows, Any]]:
+    """Rows and a view of the SAE's features that the site's own workers harvested, once for all tests of this folder."""
+    from django.contrib.auth.models import User
+
+    from concepts.models import FeatureView
+    from saehub.jobs.models import Job
+
+    with rows_of_the_run(steering_files, tiny_model_dir, User.objects.get(username="ada")) as rows:
+        view = FeatureView.objects.create(name="view", sae=rows.sae, capture=rows.capture, owner=rows.owner, k=12)
+        if found:
+            shutil.rmtree(view.folder, ignore_errors=True)  # an earlier run's
+            shutil.copytree(found["folder"], view.folder)
+            view.finish(**found["fields"])
+        else:
+            job = view.start(rows.owner)
+            wait_for(lambda: Job.objects.get(pk=job.pk).state == "done", 120, "the harvest")
+            view.refresh_from_db()
+            found["folder"] = shutil.copytree(view.folder, tmp_path_factory.mktemp("view") / "1")
+            found["fields"] = {name: getattr(view, name) for name in ("n_tokens", "alive", "dead", "seconds")}
+        yield rows, view
 
 
 @pytest.fixture

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.conf import settings
 
 from concepts.models import Concept, ConceptConfig, ConceptDictionary, FeatureView, Label
 from inference.models import Generation
-from saehub.jobs.models import Job
 from tests.conftest import wait_for
 from tests.e2e.test_e2e_browser import no_violations
-from tests.steering_rows import Rows, build_rows, steering_files  # noqa: F401
+from tests.steering_rows import Rows
 
 pytestmark = pytest.mark.timeout(420)
-
-
-@pytest.fixture
-def harvested(page: Any, steering_files: Path, tiny_model_dir: Path) -> Iterator[tuple[Rows, FeatureView]]:  # noqa: F811
-    """Rows and a view that the site's own workers harvested."""
-    from django.contrib.auth.models import User
-
-    link = Path(settings.DATA_DIR) / "saes" / "tiny"
-    link.unlink(missing_ok=True)
-    shutil.rmtree(Path(settings.DATA_DIR) / "captures", ignore_errors=True)
-    rows = build_rows(steering_files, tiny_model_dir, Path(settings.DATA_DIR), User.objects.get(username="ada"))
-    view = FeatureView.objects.create(name="view", sae=rows.sae, capture=rows.capture, owner=rows.owner, k=12)
-    job = view.start(rows.owner)
-    wait_for(lambda: Job.objects.get(pk=job.pk).state == "done", 120, "the harvest")
-    view.refresh_from_db()
-    yield rows, view
-    link.unlink(missing_ok=True)
-    rows.capture.folder.unlink(missing_ok=True)
 
 
 def test_from_a_name_to_a_steered_generation_with_its_concept(

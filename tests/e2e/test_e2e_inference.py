@@ -21,15 +21,14 @@ from saes.numerics.lm import load_lm
 from tests.conftest import make_user, wait_for
 from tests.e2e.conftest import PASSWORD
 from tests.e2e.test_e2e_browser import no_violations
-from tests.e2e.test_e2e_concepts import harvested  # noqa: F401
-from tests.steering_rows import Rows, steering_files  # noqa: F401
+from tests.steering_rows import Rows
 
 pytestmark = pytest.mark.timeout(420)
 TEXT = "Paris is the capital of France."
 LONG = 3500  # tokens, which take long enough to be stopped
 
 
-def test_a_token_of_the_ribbon_shows_what_fires_on_it(page: Any, harvested: tuple[Rows, FeatureView]) -> None:  # noqa: F811
+def test_a_token_of_the_ribbon_shows_what_fires_on_it(page: Any, harvested: tuple[Rows, FeatureView]) -> None:
     rows, _ = harvested
     page.goto(f"/playground/new/?sae={rows.sae.pk}")
     page.fill("[name=prompt]", TEXT)
@@ -74,7 +73,7 @@ def test_a_token_of_the_ribbon_shows_what_fires_on_it(page: Any, harvested: tupl
     assert page.input_value("[name=edits-0-feature]") == str(last)
 
 
-def test_a_name_typed_into_an_edit_steers(page: Any, harvested: tuple[Rows, FeatureView]) -> None:  # noqa: F811
+def test_a_name_typed_into_an_edit_steers(page: Any, harvested: tuple[Rows, FeatureView]) -> None:
     rows, view = harvested
     feature = int(view.opened().sorted("max")[0])
     Label.objects.name_feature(rows.sae, feature, "talk of Paris", rows.owner)
@@ -118,7 +117,7 @@ def endless(model: Path, copy: Path) -> Path:
     return copy
 
 
-def test_stop_while_tokens_stream(page: Any, harvested: tuple[Rows, FeatureView], tmp_path: Path) -> None:  # noqa: F811
+def test_stop_while_tokens_stream(page: Any, harvested: tuple[Rows, FeatureView], tmp_path: Path) -> None:
     rows, _ = harvested
     patient = endless(Path(rows.model.location), tmp_path / "patient")
     type(rows.model).objects.filter(pk=rows.model.pk).update(location=str(patient), context_length=2 * LONG)
@@ -159,7 +158,7 @@ def test_two_at_once_get_what_each_asked_for(
     page: Any,
     chromium: Any,
     site: str,
-    harvested: tuple[Rows, FeatureView],  # noqa: F811
+    harvested: tuple[Rows, FeatureView],
 ) -> None:
     rows, _ = harvested
     bob = make_user("bob", "researcher")

@@ -9,8 +9,7 @@ import pytest
 from concepts.models import FeatureView
 from inference.models import Inference
 from tests.e2e.test_e2e_browser import no_violations
-from tests.e2e.test_e2e_concepts import harvested  # noqa: F401
-from tests.steering_rows import Rows, steering_files  # noqa: F401
+from tests.steering_rows import Rows
 
 pytestmark = pytest.mark.timeout(420)
 TEXT = "Paris is the capital of <b>France</b>. مرحبا 你好 😀"
@@ -18,7 +17,7 @@ TEXT = "Paris is the capital of <b>France</b>. مرحبا 你好 😀"
 
 def test_a_text_of_ones_own_stays_in_the_link_from_feature_to_feature(
     page: Any,
-    harvested: tuple[Rows, FeatureView],  # noqa: F811
+    harvested: tuple[Rows, FeatureView],
 ) -> None:
     rows, view = harvested
     first = int(view.opened().sorted("n_fires")[0])

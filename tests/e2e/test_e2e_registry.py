@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,6 @@ from saehub.jobs.models import Job, State
 from saes.models import SAE
 from saes.numerics.formats import load_sae
 from tests.conftest import wait_for
-from tests.e2e.conftest import site_processes
 from tests.e2e.test_e2e_browser import no_violations, not_reloaded, stamp
 from tests.mini_hub import COMMIT, MiniHub
 
@@ -44,8 +44,9 @@ def gemma_scope(seed: float) -> bytes:
 
 
 @pytest.fixture
-def served(hub: MiniHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MiniHub:
-    """A Hub with two repositories, which the site and the workers are told of by their environment."""
+def served(sites_hub: MiniHub, hub_cache: Path) -> Iterator[MiniHub]:
+    """The site's Hub, with two repositories of which nothing is here yet."""
+    hub = sites_hub
     config = json.loads(GOLDEN.read_text()) | {"d_in": D_IN, "d_sae": D_SAE}
     hub.repos[f"models/{REPO}"] = {
         "README.md": b"# SAEs",
@@ -57,16 +58,10 @@ def served(hub: MiniHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Min
     hub.repos[f"models/{SCOPE}"] = {
         f"layer_3/width_16k/average_l0_{l0}/params.npz": gemma_scope(l0 / 1e6) for l0 in (22, 82, 311)
     }
-    for name, value in {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}.items():
-        monkeypatch.setenv(name, value)
-    return hub
-
-
-@pytest.fixture
-def running_site(django_db_setup: None, served: MiniHub) -> Iterator[str]:
-    """Here each test has its own: the Hub is named in the environment of its processes."""
-    with site_processes() as address:
-        yield address
+    yield hub
+    for kept in (hub.repos, hub.faults, hub.requests, hub.asked):
+        kept.clear()
+    shutil.rmtree(hub_cache, ignore_errors=True)
 
 
 def bar_of(page: Any) -> float | None:

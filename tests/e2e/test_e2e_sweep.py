@@ -4,14 +4,17 @@ is stopped and kept, on a page that is never reloaded."""
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from saehub.jobs.models import Job, State
+from saes.models import SAE
 from tests.conftest import wait_for
-from tests.e2e.test_e2e_browser import no_violations, not_reloaded, prepared, stamp
+from tests.e2e.test_e2e_browser import no_violations, not_reloaded, stamp
+from tests.steering_rows import rows_of_the_run
 from training.models import Capture, Run, Sweep
 
 pytestmark = pytest.mark.timeout(420)
@@ -19,14 +22,14 @@ HOOK = "blocks.1.hook_resid_post"
 
 
 @pytest.fixture
-def capture(page: Any, tiny_model_dir: Path) -> Capture:
-    model, corpus = prepared(tiny_model_dir)
-    row = Capture.objects.create(name="capture", model=model, corpus=corpus, hook_names=[HOOK], context_length=64)
-    row.start(None)
-    wait_for(lambda: Job.objects.get(pk=row.job_id).state not in ("queued", "running"), 120, "the capture")
-    row.refresh_from_db()
-    assert row.ready, Job.objects.get(pk=row.job_id).error
-    return row
+def capture(page: Any, steering_files: Path, tiny_model_dir: Path) -> Iterator[Capture]:
+    """A capture of one hook point, so that the form has nothing to ask about it."""
+    with rows_of_the_run(steering_files, tiny_model_dir, None) as rows:
+        Run.objects.all().delete()
+        SAE.objects.all().delete()
+        rows.capture.hook_names = [HOOK]
+        rows.capture.save()
+        yield rows.capture
 
 
 def fill_form(page: Any, capture: Capture, **values: str) -> None:
@@ -39,7 +42,7 @@ def fill_form(page: Any, capture: Capture, **values: str) -> None:
 
 
 def test_a_sweep_from_the_form_to_the_plot(page: Any, capture: Capture) -> None:
-    fill_form(page, capture, k="4, 8", d_sae="128, 256", n_tokens="400000")
+    fill_form(page, capture, k="4, 8", d_sae="128, 256", n_tokens="200000")
     page.wait_for_selector("#estimate dt:text('runs, side by side')")
     no_violations(page)
     page.click("main .form button.primary")

@@ -13,13 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from saehub.jobs.models import Job, State
-from saes.models import SAE, LanguageModel
-from tests.conftest import TEXT, manage, wait_for
-from training.models import Capture, Corpus, Run, Sweep
+from saes.models import SAE
+from tests.conftest import manage, wait_for
+from tests.steering_rows import rows_of_the_run, steering_files  # noqa: F401
+from training.models import Capture, Run, Sweep
 
 pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(420)]
 HOOK = "blocks.1.hook_resid_post"
-CONFIG = {"d_sae": 512, "k": 8, "n_tokens": 1_500_000, "batch_size": 1024, "seed": 0}
+# A checkpoint at each twentieth of some seconds: there is time to see the first.
+CONFIG = {"d_sae": 512, "k": 8, "n_tokens": 600_000, "batch_size": 1024, "seed": 0}
 
 
 def ended(row: Any, seconds: int = 200) -> Job:
@@ -33,19 +35,14 @@ def ended(row: Any, seconds: int = 200) -> Job:
 
 
 @pytest.fixture
-def capture(committed: None, tiny_model_dir: Path) -> Iterator[Capture]:
-    """A capture, with workers that go on."""
-    with manage("work", "io"), manage("work", "gpu"):
-        model = LanguageModel.objects.create(name="tiny", source="folder", location=str(tiny_model_dir))
-        corpus = Corpus.objects.create(name="sentences", source="text", location="text.txt")
-        corpus.folder.mkdir(parents=True, exist_ok=True)
-        corpus.file.write_text("\n\n".join(f"Number {i}. {TEXT}" for i in range(300)))
-        capture = Capture(name="capture", model=model, corpus=corpus, hook_names=[HOOK], context_length=64)
-        for row in (model, corpus, capture):
-            row.save()
-            row.start(None)
-            ended(row, 90)
-        yield capture
+def capture(committed: None, steering_files: Path, tiny_model_dir: Path) -> Iterator[Capture]:  # noqa: F811
+    """A capture, with workers that go on when one of them is killed."""
+    with rows_of_the_run(steering_files, tiny_model_dir, None) as rows, manage("work", "gpu"):
+        yield rows.capture
+
+
+def saes_made() -> int:
+    return SAE.objects.exclude(name="tiny-sae").count()
 
 
 def kill_once_there_is_a_checkpoint(job: Job, runs: list[Run]) -> None:
@@ -97,7 +94,7 @@ def test_a_run_survives_the_death_of_its_worker(capture: Capture) -> None:
         made.append(run)
         if name == "killed":
             assert_went_on(job, [run])
-            assert SAE.objects.count() == 1
+            assert saes_made() == 1
     same_to_the_bit(*made)
 
 
@@ -119,6 +116,6 @@ def test_a_sweep_survives_the_death_of_its_worker(capture: Capture) -> None:
         made.append(runs)
         if name == "killed":
             assert_went_on(job, runs)
-            assert SAE.objects.count() == 2
+            assert saes_made() == 2
     for one, other in zip(*made, strict=True):
         same_to_the_bit(one, other)

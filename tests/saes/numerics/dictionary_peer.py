@@ -1,9 +1,12 @@
-"""Run by a Python that has the package: loads every SAE in a folder with it and writes the numbers it computes.
+"""Run by a Python that has peers: loads SAEs with them and writes the numbers they compute.
 
-python dictionary_peer.py dictionary_learning|sparsify FOLDER     FOLDER/x.safetensors, FOLDER/<sae>/...
+python dictionary_peer.py FOLDER     FOLDER/x.safetensors, FOLDER/dictionary_learning/<sae>/..., FOLDER/sparsify/<sae>/...
+
+One process for both, because they take longer to be imported than to do it. One that is not installed is left out.
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -27,14 +30,17 @@ def sparsify(folder: Path, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"feature_acts": acts, "x_hat": coder(x).sae_out}
 
 
-def main(package: str, root: Path) -> None:
+def main(root: Path) -> None:
     x = load_file(root / "x.safetensors")["x"]
-    numbers = {"dictionary_learning": dictionary_learning, "sparsify": sparsify}[package]
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        with torch.no_grad():
-            made = numbers(folder, x)
-        save_file({name: tensor.contiguous().clone() for name, tensor in made.items()}, folder / "numbers.safetensors")
+    for numbers in (dictionary_learning, sparsify):
+        if not find_spec(numbers.__name__):
+            continue
+        for folder in sorted((root / numbers.__name__).iterdir()):
+            with torch.no_grad():
+                made = numbers(folder, x)
+            tensors = {name: tensor.contiguous().clone() for name, tensor in made.items()}
+            save_file(tensors, folder / "numbers.safetensors")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

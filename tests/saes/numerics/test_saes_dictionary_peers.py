@@ -19,6 +19,7 @@ from tests.saes.numerics.test_saes_peers import peer
 PYTHON = str(peer() or "")
 SCRIPT = Path(__file__).with_name("dictionary_peer.py")
 D, M, ROWS = 12, 60, 40
+X = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(4))
 DETAILS = {"training_architecture_details": {"k": 6}}
 NESTED = {"training_architecture_details": {"k": 6, "matryoshka_widths": [20, 60]}}
 CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
@@ -41,13 +42,6 @@ CASES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 }
 
 
-def has(package: str) -> bool:
-    if not Path(PYTHON).is_file():
-        return False
-    module = {"dictionary_learning": "dictionary_learning.utils", "sparsify": "sparsify"}[package]
-    return subprocess.run([PYTHON, "-c", f"import {module}"], capture_output=True, timeout=300).returncode == 0
-
-
 def random_sae(architecture: str, options: dict[str, Any]) -> SAE:
     config = SAEConfig(architecture, D, M, hook_name="blocks.2.hook_resid_post", model_name="gpt2", **options)
     sae, generator = sae_class(architecture)(config), torch.Generator().manual_seed(3)
@@ -60,20 +54,28 @@ def random_sae(architecture: str, options: dict[str, Any]) -> SAE:
     return sae
 
 
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    """A folder of SAEs that we wrote for each package, beside the numbers it computed of them."""
+    folder = tmp_path_factory.mktemp("read")
+    save_file({"x": X}, folder / "x.safetensors")
+    for package, cases in CASES.items():
+        for name, case in cases.items():
+            save_sae(random_sae(*case), folder / package / name, format=package)
+    done = subprocess.run([PYTHON, str(SCRIPT), str(folder)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
 @pytest.mark.skipif(not PYTHON, reason="needs the peers: make peers, or SAEHUB_PEERS=their python")
 @pytest.mark.parametrize("package", CASES)
-def test_the_package_reads_what_we_write(package, tmp_path):
-    if not has(package):
-        pytest.skip(f"{PYTHON} has no {package}")
-    x = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(4))
-    save_file({"x": x}, tmp_path / "x.safetensors")
+def test_the_package_reads_what_we_write(package, read):
+    x = X
     saes = {name: random_sae(*case) for name, case in CASES[package].items()}
+    if not any((read / package).glob("*/numbers.safetensors")):
+        pytest.skip(f"{PYTHON} has no {package}")
     for name, sae in saes.items():
-        save_sae(sae, tmp_path / name, format=package)
-    done = subprocess.run([PYTHON, str(SCRIPT), package, str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for name, sae in saes.items():
-        theirs = load_file(tmp_path / name / "numbers.safetensors")
+        theirs = load_file(read / package / name / "numbers.safetensors")
         with torch.no_grad():
             acts, x_hat = sae.encode(x), sae(x)
         assert torch.equal(acts != 0, theirs["feature_acts"] != 0), name

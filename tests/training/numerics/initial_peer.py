@@ -1,9 +1,11 @@
-"""Run by a Python that has the peers: the weights that their own classes begin with, and the generator's state before.
+"""Run by a Python that has peers: the weights that their own classes begin with, and the generator's state before.
 
-python initial_peer.py PEER OUT     writes OUT/<architecture>.safetensors, and <architecture>.state as bytes
+python initial_peer.py OUT     writes OUT/<peer>/<architecture>.safetensors for every peer that is installed: one process for
+all, because they take longer to be imported than to do it
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -75,7 +77,7 @@ def median(x: torch.Tensor) -> torch.Tensor:
 
 def main(peer: str, out: Path) -> None:
     kinds = ["topk"] if peer == "sparsify" else ["standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka"]
-    make = {"saelens": saelens, "sparsify": sparsify, "dictionary_learning": dictionary_learning}[peer]
+    make = PEERS[peer][1]
     for kind in kinds:
         torch.manual_seed(SEED)
         STATES[kind] = torch.get_rng_state()
@@ -87,5 +89,14 @@ def main(peer: str, out: Path) -> None:
         save_file({"x": x, "median": median(x)}, out / "median.safetensors")
 
 
+PEERS = {
+    "saelens": ("sae_lens", saelens),
+    "sparsify": ("sparsify", sparsify),
+    "dictionary_learning": ("dictionary_learning", dictionary_learning),
+}
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    for peer, (module, _) in PEERS.items():
+        if find_spec(module):
+            (folder := Path(sys.argv[1]) / peer).mkdir()
+            main(peer, folder)

@@ -112,18 +112,26 @@ def test_a_peer_that_does_not_train_the_architecture_is_refused() -> None:
 # ---------------------------------------------------------------------------------------------------- the peers' own
 
 
-@pytest.mark.skipif(peer() is None, reason="needs the peers: make peers, or SAEHUB_PEERS=their python")
-@pytest.mark.parametrize("whose", INITIALIZATIONS)
-def test_the_weights_are_those_of_the_peers_own_class(whose: str, tmp_path: Path) -> None:
-    """Drawn from the same state of the same generator they are equal, number by number."""
-    there = subprocess.run([str(peer()), "-c", f"import {MODULES[whose]}"], capture_output=True, text=True)
-    if there.returncode:
-        pytest.skip(f"needs {MODULES[whose]} beside SAELens: make peers")
-    answer = subprocess.run([str(peer()), str(SCRIPT), whose, str(tmp_path)], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each peer begins with, all asked in one process."""
+    if peer() is None:
+        pytest.skip("needs the peers: make peers, or SAEHUB_PEERS=their python")
+    folder = tmp_path_factory.mktemp("begun")
+    answer = subprocess.run([str(peer()), str(SCRIPT), str(folder)], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr[-2000:]
+    return folder
+
+
+@pytest.mark.parametrize("whose", INITIALIZATIONS)
+def test_the_weights_are_those_of_the_peers_own_class(whose: str, begun: Path) -> None:
+    """Drawn from the same state of the same generator they are equal, number by number."""
+    folder = begun / whose
+    if not folder.is_dir():
+        pytest.skip(f"needs {whose} beside SAELens: make peers")
     kinds = ["topk"] if whose == "sparsify" else [*INITIALIZATIONS[whose], "matryoshka"]
     for kind in kinds:
-        theirs, sae = load_file(tmp_path / f"{kind}.safetensors"), an_sae(kind)
+        theirs, sae = load_file(folder / f"{kind}.safetensors"), an_sae(kind)
         generator = torch.Generator()
         generator.set_state(theirs["state"])
         begin(sae, whose, generator)
@@ -132,8 +140,5 @@ def test_the_weights_are_those_of_the_peers_own_class(whose: str, tmp_path: Path
         for name in {"b_enc", "b_dec", "b_gate", "b_mag", "r_mag"} & theirs.keys():
             assert not theirs[name].any() and not sae.tensor(name).any(), name
     if whose == "dictionary_learning":
-        median = load_file(tmp_path / "median.safetensors")
+        median = load_file(folder / "median.safetensors")
         torch.testing.assert_close(geometric_median(median["x"]), median["median"])
-
-
-MODULES = {"saelens": "sae_lens", "sparsify": "sparsify", "dictionary_learning": "dictionary_learning"}

@@ -21,6 +21,7 @@ STUCK_SECONDS = 20.0
 
 class Command(BaseCommand):
     help = "Run the workers of one queue until interrupted. Any number of machines may serve a queue."
+    requires_system_checks: list[str] = []  # the site's process makes them; here they would import all its pages
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("queue", choices=sorted(settings.QUEUES))
