@@ -1,5 +1,6 @@
 # mypy: allow-untyped-defs, disable-error-code=assignment
-"""The inner loops of the sparse training step, compiled by numba: choose, decode, sort (update_kernels.py has the rest).
+"""The inner loops of the sparse training step, compiled by numba: choose, decode, sort (topk_kernels.py
+and update_kernels.py have the rest).
 
 A code is a *pair* (row b, feature i) with a value f > 0. Row b's pairs lie in slots starts[b] ... starts[b] + counts[b]
 of `cols` (the features) and `values`; sorted by feature they lie in slots bounds[i] ... bounds[i + 1].
@@ -106,56 +107,6 @@ def _maxima(row, best):
     for base in range(groups, len(row), groups):
         for g in range(min(groups, len(row) - base)):
             best[g] = max(best[g], row[base + g])
-
-
-@kernel(
-    "void(uint16[:,::1], float32[:,::1], boolean, float32[::1], int64, boolean, int64[::1], int32[::1], float32[::1])"
-)
-def choose_topk(z16, z32, exact, bias, k, positive, counts, cols, values):
-    """The k largest z + bias of each row, with `positive` those above 0: pairs in slots b * k ... b * k + counts[b].
-
-    z (n, m) is z32 when `exact`, else z16 (bfloat16). Columns are dealt into groups; the k-th largest of the groups'
-    maxima is a lower bound of the k-th largest value, so that few columns are looked at twice.
-    """
-    n, m = z32.shape if exact else z16.shape
-    groups = max(m // 16, k)
-    row = np.empty(m, np.float32)
-    best = np.empty(groups, np.float32)
-    keys = np.empty(max(groups, m), np.int32)
-    found = np.empty(m, np.int32)
-    for b in range(n):
-        _read_row(z16, z32, exact, bias, b, row)
-        _maxima(row, best)
-        for g in range(groups):
-            keys[g] = _key(best[g])
-        bound = _kth(keys, groups, k, 16)
-        candidates = 0
-        for g in range(groups):
-            if _key(best[g]) >= bound:
-                for j in range(g, m, groups):
-                    if _key(row[j]) >= bound:
-                        found[candidates] = j
-                        candidates += 1
-        for c in range(candidates):
-            keys[c] = _key(row[found[c]])
-        bound = _kth(keys, candidates, k, 0)
-        above = 0
-        for c in range(candidates):
-            above += keys[c] > bound
-        ties = k - above
-        slot = b * k
-        for c in range(candidates):
-            chosen = keys[c] > bound
-            if keys[c] == bound and ties > 0:
-                ties -= 1
-                chosen = True
-            if chosen and not (
-                positive and row[found[c]] <= 0
-            ):  # a value that is not a number stays, so that the loss shows it
-                cols[slot] = found[c]
-                values[slot] = row[found[c]]
-                slot += 1
-        counts[b] = slot - b * k
 
 
 @kernel("void(uint16[:,::1], float32[:,::1], boolean, float32[::1], float32[:,::1], int64[::1])")

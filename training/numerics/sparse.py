@@ -21,6 +21,7 @@ from saes.numerics.sae import SAE
 from training.numerics.ranks import ALONE, Ranks
 
 CHUNK_ROWS = 256  # whose pre-activations stay in a core's second cache between the product and the choice
+TOPK_ROWS = 512
 CHUNK_FEATURES = 256
 BELOW = 0.95  # of the last batch's smallest code: few batches end below it
 ROOM = 4  # times the mean number of codes of a run of rows
@@ -42,6 +43,14 @@ def dense_kernels() -> Any:
     from training.numerics import dense_kernels
 
     return dense_kernels
+
+
+@cache
+def topk_kernels() -> Any:
+    """The compiled choice of TopK; only where `kernels` are."""
+    from training.numerics import topk_kernels
+
+    return topk_kernels
 
 
 @cache
@@ -155,9 +164,15 @@ class Encoder:
 
     def __call__(self, first: int, last: int, out: Tensor) -> tuple[Any, ...]:
         """Rows first ... last into `out`; returns it the way the kernels take it: (bfloat16, float32, exact, b_enc)."""
+        return self.as_arguments(torch.mm(self._rows(first, last), self._weights.t(), out=out))
+
+    def by_feature(self, first: int, last: int, out: Tensor) -> tuple[Any, ...]:
+        """The same feature-major, into `out` (d_sae, last - first)."""
+        return self.as_arguments(torch.mm(self._weights, self._rows(first, last).t(), out=out))
+
+    def _rows(self, first: int, last: int) -> Tensor:
         centred, x = self.centred[first:last], self._x[first:last]
-        centred.copy_(x if self._b_dec is None else x - self._b_dec)
-        return self.as_arguments(torch.mm(centred, self._weights.t(), out=out))
+        return centred.copy_(x) if self._b_dec is None else torch.sub(x, self._b_dec, out=centred)
 
     def as_arguments(self, z: Tensor) -> tuple[Any, ...]:
         return (*as_both(z), not self.fast, self.bias)
@@ -205,14 +220,18 @@ def topk_pairs(encoder: Encoder, n: int, k: int, scratch: Scratch, positive: boo
     starts = torch.arange(0, n * k, k)
     counts = scratch("counts", n, dtype=torch.int64)
     cols, values = scratch("cols", n * k, dtype=torch.int32), scratch("values", n * k)
+    groups, room = topk_kernels().sizes(encoder.d_sae, k)
 
     def task(first: int, last: int) -> None:
-        out = scratch(f"z {get_ident()}", CHUNK_ROWS, encoder.d_sae, dtype=encoder.dtype)[: last - first]
+        own, rows = scratch.of(f"rows {get_ident()} {last - first}"), last - first
+        z = encoder.by_feature(first, last, own("z", encoder.d_sae, rows, dtype=encoder.dtype))
+        best, keys = own("best", groups, rows), own("keys", groups, rows, dtype=torch.int16)
+        found = own("found", rows, room, dtype=torch.int32), own("found values", rows, room)
         slots = slice(first * k, last * k)
-        arguments = encoder(first, last, out)
-        kernels().choose_topk(*arguments, k, positive, *_numpy(counts[first:last], cols[slots], values[slots]))
+        into = counts[first:last], cols[slots], values[slots]
+        topk_kernels().choose_topk(*z, k, positive, *_numpy(best, keys, *found, *into))
 
-    share(task, n, CHUNK_ROWS)
+    share(task, n, TOPK_ROWS)
     return Pairs(starts, counts, cols, values)
 
 
