@@ -321,7 +321,7 @@ def _load_out(row: ConceptImport) -> dict[str, Any]:
     error = row.job.error if row.job else ""
     if not row.ready and not row.busy:
         try:
-            plan = imports.plan(row)
+            plan = imports.preview(row)
             found = {"form": plan.form, "counts": plan.counts, "refused": [vars(one) for one in plan.refused]}
             for sort in ("added", "changed"):
                 found[sort] = [_difference(one) for one in getattr(plan, sort)]
@@ -329,9 +329,18 @@ def _load_out(row: ConceptImport) -> dict[str, Any]:
             error = str(refusal) if isinstance(refusal, interchange.FileRefused) else "The file is gone; send it again."
     return found | {
         "id": row.pk, "concept_id": row.pk, "sae_id": row.sae_id, "dictionary_id": row.dictionary_id, "name": row.name,
-        "status": "applied" if row.ready else row.job.state if row.job else "looked at", "job_id": row.job_id,
+        "status": _status(row), "job_id": row.job_id,
         "job_ids": [row.job_id] if row.busy else [], "error": error,
     }  # fmt: skip
+
+
+def _status(row: ConceptImport) -> str:
+    """applied, looked at, or how the job stands that does either."""
+    if row.ready:
+        return "applied"
+    if row.job is None or (row.job.kind == row.LOOK and row.look is not None and not row.busy):
+        return "looked at"
+    return str(row.job.state)
 
 
 def _difference(one: imports.Difference) -> dict[str, Any]:
@@ -354,18 +363,22 @@ def _load_row(pk: Any) -> ConceptImport:
 @starts(lambda pk: _load_out(_load_row(pk)))
 def concepts_load(request: HttpRequest, file: UploadedFile = File(...), form: LoadIn = Form(...)) -> Any:
     """Validated against the SAE's features. Answers with the preview; nothing is written before /concepts/load/{id}/apply,
-    or with `apply`. CSV and concepts.json of mi_crow, explanations of Neuronpedia, or our own lines."""
+    or with `apply`. A file above 2 MB is looked at by a job. CSV and concepts.json of mi_crow, explanations of Neuronpedia, or our own lines."""
     checked = ImportForm({"accept": "on"} if form.accept else {}, MultiValueDict({"file": [file]}))
     refuse(checked)
     sae, dictionary = _target(request, form)
     row = imports.keep(checked.cleaned_data["file"], request.user, sae, dictionary, form.accept)
+    long = imports.is_long(row)
     try:
-        imports.plan(row)
+        if not long:
+            imports.plan(row)
     except interchange.FileRefused as refusal:
         row.delete()
         raise Problem(422, f"file: {refusal}", errors={"file": [str(refusal)]}) from None
     if form.apply:
         _apply(request, row)
+    elif long:
+        row.look_at(request.user)
     return row.pk
 
 
@@ -410,11 +423,15 @@ def concepts_apply(request: HttpRequest, pk: int) -> Any:
     return row.pk
 
 
+def _doing(row: ConceptImport) -> str:
+    return "looked at" if row.looking else "applied"
+
+
 def _apply(request: HttpRequest, row: ConceptImport) -> None:
     if row.ready or row.busy:
-        raise Problem(409, "This file is applied already." if row.ready else "This file is being applied.")
+        raise Problem(409, "This file is applied already." if row.ready else f"This file is being {_doing(row)}.")
     try:
-        if imports.plan(row).effective > AT_ONCE:
+        if imports.is_long(row) or imports.plan(row).effective > AT_ONCE:
             row.start(request.user)
         else:
             imports.apply(row, request.user)
@@ -434,6 +451,6 @@ def concepts_discard(request: HttpRequest, pk: int) -> Any:
     row = _load_row(pk)
     require_own(request, "concepts.add_conceptimport", row)
     if row.ready or row.busy:
-        raise Problem(409, "This file is applied already." if row.ready else "This file is being applied.")
+        raise Problem(409, "This file is applied already." if row.ready else f"This file is being {_doing(row)}.")
     row.delete()
     return Status(204, None)

@@ -7,6 +7,7 @@ from typing import Any
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.dateparse import parse_datetime
 from django.views.decorators.http import require_POST
 
 from concepts import imports, interchange
@@ -146,7 +147,10 @@ def _send(request: HttpRequest, sae: SAE, dictionary: ConceptDictionary | None) 
         del form.fields["accept"]
     if request.method == "POST" and form.is_valid():
         accept = form.cleaned_data.get("accept", True)
-        return redirect(imports.keep(form.cleaned_data["file"], request.user, sae, dictionary, accept))
+        row = imports.keep(form.cleaned_data["file"], request.user, sae, dictionary, accept)
+        if imports.is_long(row):
+            row.look_at(request.user)
+        return redirect(row)
     context = {"section": "concepts", "sae": sae, "dictionary": dictionary, "form": form}
     context |= {"most_megabytes": interchange.MOST_BYTES // 2**20, "most_rows": interchange.MOST_ROWS}
     return render(request, "concepts/import_create.html", context, status=422 if form.errors else 200)
@@ -162,8 +166,10 @@ def import_detail(request: HttpRequest, pk: int) -> HttpResponse:
     context["shown_rows"] = imports.SHOWN
     if not row.ready and not row.busy:
         try:
-            found = imports.plan(row)
-            context |= {"plan": found, "format": interchange.FORMATS[found.form], "as_job": found.effective > AT_ONCE}
+            found = imports.preview(row)
+            context |= {"plan": found, "format": interchange.FORMATS[found.form]}
+            context["as_job"] = row.by_job or found.effective > AT_ONCE
+            context["looked_at"] = parse_datetime(row.look["at"]) if row.look else None
         except interchange.FileRefused as refusal:
             context["fault"] = str(refusal)
         except FileNotFoundError:
@@ -181,7 +187,8 @@ def _decide(request: HttpRequest, row: ConceptImport) -> HttpResponse:
         messages.success(request, f"The import is taken back: {gone:,} labels are gone.")
         return redirect("concepts:label_files", row.sae_id)
     if row.ready or row.busy:
-        messages.info(request, "This import is applied already." if row.ready else "This import is being applied.")
+        doing = "looked at" if row.looking else "applied"
+        messages.info(request, "This import is applied already." if row.ready else f"This file is being {doing}.")
         return redirect(row)
     if "discard" in request.POST:
         row.delete()
@@ -191,7 +198,7 @@ def _decide(request: HttpRequest, row: ConceptImport) -> HttpResponse:
 
 def _apply(request: HttpRequest, row: ConceptImport) -> HttpResponse:
     try:
-        if imports.plan(row).effective > AT_ONCE:
+        if imports.is_long(row) or imports.plan(row).effective > AT_ONCE:
             row.start(request.user)
             return redirect(row)
         counts = imports.apply(row, request.user)

@@ -1,20 +1,22 @@
 """What an import would do to a dictionary or to the labels of an SAE, and doing it.
 
 The preview and the import itself are the same plan, made anew each time from the file and from what is there now, so that
-nothing applied is older than what was looked at by more than the plan says.
+nothing applied is older than what was looked at by more than the plan says. A long file is looked at by a job, and the
+preview says when that was.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from django.db import transaction
 from django.db.models import Count, Q
+from django.utils import timezone
 
 from concepts import file_reader, file_writer, interchange
 from concepts.file_writer import Held
@@ -23,6 +25,8 @@ from concepts.models import ConceptDictionary, ConceptFeature, ConceptImport, Co
 from saes.models import SAE
 
 SHOWN = 50  # rows of each sort that a preview lists
+LOOK_AT_ONCE = 2 * 2**20  # bytes that a page looks through itself, a twentieth of it when gzipped; more are a job
+REPORT_EVERY = 10_000  # rows
 TOLD = ("score", "confidence", "notes")  # what a file may change of a label
 
 
@@ -70,28 +74,71 @@ class LabelPlan(Plan):
     )  # label: what it had, what it gets
 
 
-def plan(row: ConceptImport) -> Plan:
-    """What applying it would do now. Raises interchange.FileRefused."""
+def plan(row: ConceptImport, report: Callable[[int], None] | None = None) -> Plan:
+    """What applying it would do now; `report` hears how many rows are read. Raises interchange.FileRefused."""
     with row.file.open("rb") as file:
         form, entries = file_reader.read(file, row.facts)
+        if report is not None:
+            entries = _reported(entries, report)
         if row.dictionary is not None:
             return plan_dictionary(row.dictionary, form, entries)
         return plan_labels(row.sae, form, entries)
 
 
-def apply(row: ConceptImport, user: Any) -> dict[str, int]:
+def _reported(entries: Iterator[Entry | Refused], report: Callable[[int], None]) -> Iterator[Entry | Refused]:
+    for count, entry in enumerate(entries):
+        if count % REPORT_EVERY == 0:
+            report(count)
+        yield entry
+
+
+def is_long(row: ConceptImport) -> bool:
+    """Whether looking through the file would hold up a page, and with it everybody's."""
+    with row.file.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return row.size_bytes > (LOOK_AT_ONCE // 20 if packed else LOOK_AT_ONCE)
+
+
+def look(row: ConceptImport, report: Callable[[int], None]) -> dict[str, Any]:
+    """The work of the job that looks at a long file: its plan is kept as the page shows it, or why it cannot be read."""
+    try:
+        found = plan(row, report)
+        seen: dict[str, Any] = {"form": found.form, "counts": found.counts}
+        seen |= {sort: [asdict(one) for one in getattr(found, sort)] for sort in ("added", "changed", "refused")}
+    except interchange.FileRefused as refusal:
+        seen = {"fault": str(refusal)}
+    ConceptImport.objects.filter(pk=row.pk).update(look=seen | {"at": timezone.now().isoformat()})
+    return seen
+
+
+def preview(row: ConceptImport) -> Plan:
+    """What a page shows of it: the plan as it is now, or what a job found in a long file. Raises interchange.FileRefused."""
+    if not row.by_job:
+        return plan(row)
+    if row.look is None:
+        raise interchange.FileRefused("It was not looked at to its end; send it again.")
+    if "fault" in row.look:
+        raise interchange.FileRefused(row.look["fault"])
+    seen = row.look
+    found = Plan(seen["form"], refused=[Refused(**one) for one in seen["refused"]], counts=seen["counts"])
+    for sort in ("added", "changed"):
+        getattr(found, sort).extend(Difference(Entry(**one["entry"]), one["words"]) for one in seen[sort])
+    return found
+
+
+def apply(row: ConceptImport, user: Any, report: Callable[[int], None] | None = None) -> dict[str, int]:
     """Do what `plan` says, all of it or nothing; returns the counts. Raises interchange.FileRefused."""
     with transaction.atomic():
         SAE.objects.select_for_update(no_key=True).get(
             pk=row.sae_id
         )  # the plan must still be true when it is carried out
-        found = plan(row)
+        found = plan(row, report)
         if isinstance(found, DictionaryPlan):
             assert row.dictionary is not None
             row.dictionary.change(found.states, user, f"Import of {row.name}")
         elif isinstance(found, LabelPlan):
             _write_labels(row, found, user)
-        row.finish(counts=found.counts, form=found.form, replaced=row.replaced)
+        row.finish(counts=found.counts, form=found.form, replaced=row.replaced, look=None)
     row.file.unlink(missing_ok=True)
     return found.counts
 
@@ -257,7 +304,10 @@ def labels_of(sae: SAE) -> list[Entry]:
 @transaction.atomic
 def keep(file: Any, user: Any, sae: SAE, dictionary: ConceptDictionary | None, accept: bool = True) -> ConceptImport:
     """Keep what was sent until it is applied or thrown away. One waits a person and target: a new file takes its place."""
-    for older in ConceptImport.objects.filter(owner=user, sae=sae, dictionary=dictionary, ready_at=None, job=None):
+    waiting = ConceptImport.objects.filter(owner=user, sae=sae, dictionary=dictionary, ready_at=None)
+    for older in waiting.filter(Q(job=None) | Q(job__kind=ConceptImport.LOOK)).select_related("job"):
+        if older.job is not None and older.looking:
+            older.job.cancel()
         older.delete()
     name = interchange.shown(Path(str(file.name)).name, 120)
     row = ConceptImport.objects.create(

@@ -15,9 +15,9 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-MOST_BYTES = 64 * 2**20  # of a file, unpacked
+MOST_BYTES = 256 * 2**20  # of a file, unpacked
 MOST_JSON = 32 * 2**20  # of a JSON file that is read whole
-MOST_ROWS = 200_000
+MOST_ROWS = 1_000_000
 LONGEST_NAME, LONGEST_BY, LONGEST_METHOD = 500, 80, 40  # together they fit an index row, whatever the letters
 LONGEST_TEXT = 5000
 CSV_HEADER = ["neuron_idx", "concept_name", "score"]

@@ -69,16 +69,29 @@ def _found_in(summary: dict[str, Any]) -> dict[str, Any]:
     return {name: summary[name] for name in ("n_tokens", "alive", "dead", "seconds")}
 
 
-def import_concepts(progress: Progress, imported: int) -> dict[str, Any]:
-    """Apply a file that was looked at before: all of its rows or none."""
-    row = ConceptImport.objects.select_related("sae", "dictionary").filter(pk=imported).first()
+def look_concepts(progress: Progress, imported: int) -> dict[str, Any]:
+    """Look through a long file for its preview. That it cannot be read is a result, which its page shows."""
+    row = _sent(imported)
+    progress.start(f"Reading {row.name}", unit="rows")
+    seen = imports.look(row, lambda n: progress(n, None))
+    return {"import": row.pk, **seen.get("counts", {})}
+
+
+def _sent(imported: int) -> ConceptImport:
+    row: ConceptImport | None = ConceptImport.objects.select_related("sae", "dictionary").filter(pk=imported).first()
     if row is None:
         raise JobError("The import is not there any more.", "Send the file again.")
+    return row
+
+
+def import_concepts(progress: Progress, imported: int) -> dict[str, Any]:
+    """Apply a file that was looked at before: all of its rows or none."""
+    row = _sent(imported)
     if row.ready:
         return {"import": row.pk, **row.counts}
-    progress.start(f"Reading {row.name}")
+    progress.start(f"Reading {row.name}", unit="rows")
     try:
-        return {"import": row.pk, **imports.apply(row, progress.job.owner)}
+        return {"import": row.pk, **imports.apply(row, progress.job.owner, lambda n: progress(n, None))}
     except interchange.FileRefused as refusal:
         raise JobError(str(refusal), "Correct the file and send it again.") from refusal
 

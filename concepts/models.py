@@ -400,6 +400,7 @@ class ConceptImport(Made):
     """A file somebody sent, looked at first (not ready) and then applied (ready): to a dictionary, or to the labels of an SAE."""
 
     KIND = "import_concepts"
+    LOOK = "look_concepts"
     FOLDER = "concept-imports"
 
     sae = models.ForeignKey(SAE, on_delete=models.CASCADE, related_name="concept_imports")
@@ -411,6 +412,9 @@ class ConceptImport(Made):
     sha256 = models.CharField(max_length=64, blank=True, editable=False)
     form = models.CharField(max_length=20, blank=True, editable=False)
     counts = models.JSONField(default=dict, editable=False, help_text="{added, changed, unchanged, refused}")
+    look = models.JSONField(
+        null=True, editable=False, help_text="What a job found a long file would do; null: no job did"
+    )
     replaced = models.JSONField(default=list, editable=False, help_text="[[label, {score, confidence, notes} it had]]")
 
     class Meta:
@@ -418,6 +422,22 @@ class ConceptImport(Made):
 
     def get_absolute_url(self) -> str:
         return reverse("concepts:import_detail", args=[self.pk])
+
+    def look_at(self, user: Any) -> None:
+        """Queue the job that looks through a long file."""
+        from saehub.jobs.models import enqueue
+
+        self.job = enqueue(self.LOOK, user, title=f"Look at {self.name}", imported=self.pk)
+        self.save(update_fields=["job"])
+
+    @property
+    def by_job(self) -> bool:
+        """Whether looking at it is, or was, a job's work."""
+        return self.look is not None or (self.job is not None and self.job.kind == self.LOOK)
+
+    @property
+    def looking(self) -> bool:
+        return self.busy and self.job is not None and self.job.kind == self.LOOK
 
     @property
     def file(self) -> Path:

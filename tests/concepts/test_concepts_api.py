@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 
+from concepts import imports
 from concepts.models import ConceptConfig, ConceptDictionary, ConceptImport, Label
-from saehub.jobs.models import State
+from saehub.jobs.models import Job, State
 from tests.api_calls import good, problem
 from tests.steering_rows import DEAD, Rows
 
@@ -107,6 +108,17 @@ def test_a_file_is_looked_at_and_then_applied(rows: Rows, api: Any) -> None:
         "concepts": {"3": {"name": "cats", "score": 0.9}},
     }
     problem(api("viewer", "get", f"/concepts/dictionaries/{dictionary.pk}/export?format=xls"), 422, "there is no xls")
+
+
+def test_a_long_file_is_looked_at_by_a_job(rows: Rows, api: Any, run_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imports, "LOOK_AT_ONCE", 10)
+    sent = good(api("researcher", "post", "/concepts/load", data={"file": csv("4,dogs,1"), "sae_id": rows.sae.pk}), 202)
+    assert (sent["status"], sent["added"]) == ("queued", []) and len(sent["job_ids"]) == 1
+    problem(api("researcher", "post", f"/concepts/load/{sent['id']}/apply"), 409, "being looked at")
+    run_job(Job.objects.get(pk=sent["job_ids"][0]))
+    looked = good(api("researcher", "get", f"/concepts/load/{sent['id']}"))
+    assert (looked["status"], looked["counts"]["added"], looked["added"][0]["name"]) == ("looked at", 1, "dogs")
+    assert api("researcher", "delete", f"/concepts/load/{sent['id']}").status_code == 204
 
 
 def test_a_file_of_labels_applied_at_once_and_one_thrown_away(rows: Rows, api: Any) -> None:

@@ -157,7 +157,6 @@ def test_a_bad_line_of_json_is_refused_alone(line: bytes, reason: str) -> None:
         (b'{"n_size": 256,\n "concepts": [1]}', "must map features to concepts"),
         (b'{"5": {"name": "a\xff",\n "score": 1}}', "not UTF-8 text: line 1 has a broken byte"),
         (gzip.compress(CSV * 10, mtime=0)[:-9], "The file is not whole gzip"),
-        (gzip.compress(CSV + bytes(80 * 2**20), mtime=0), "The file holds more than 64 MB; split it."),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_in_one_sentence(content: bytes, sentence: str) -> None:
@@ -166,9 +165,16 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_sentence(content: bytes, s
     assert sentence in str(refusal.value) and "\n" not in str(refusal.value) and len(str(refusal.value)) < 300
 
 
-def test_too_many_rows_are_refused() -> None:
-    content = CSV + b"".join(b"%d,name %d,1\n" % (i % 256, i) for i in range(interchange.MOST_ROWS + 1))
-    with pytest.raises(FileRefused, match="more than 200,000 rows"):
+def test_a_file_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("concepts.file_reader.MOST_BYTES", 3 * 2**20)
+    with pytest.raises(FileRefused, match="The file holds more than 3 MB; split it"):
+        rows(gzip.compress(CSV + bytes(8 * 2**20), mtime=0))
+
+
+def test_too_many_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("concepts.file_reader.MOST_ROWS", 2000)
+    content = CSV + b"".join(b"%d,name %d,1\n" % (i % 256, i) for i in range(2001))
+    with pytest.raises(FileRefused, match="more than 2,000 rows"):
         rows(content)
 
 
@@ -389,6 +395,58 @@ def test_a_long_import_goes_on_as_a_job(
         "refused": 0,
     }
     assert len(dictionary.states()) == 2 and "Applied" in client.get(path).content.decode()
+
+
+def test_a_long_file_is_looked_at_by_a_job_and_shown_from_what_it_found(
+    dictionary: ConceptDictionary, client_of: Any, run_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imports, "LOOK_AT_ONCE", 100)
+    client = client_of("researcher")
+    dictionary.change({"x": {"description": "", "members": [[6, 1.0, 1, 0.5]]}}, dictionary.owner, "before")
+    content = CSV + b"5,x,1\n6,x,1\n7,y,1\n999,far,1\n" + b"5,x,1\n" * 12
+    path = sent(client, into(dictionary), content).url
+    row = ConceptImport.objects.get()
+    assert row.job.kind == "look_concepts" and row.looking
+    page = client.get(path).content.decode()
+    assert "a job looks through it" in page and "What it would do</h2>" not in page and "every 3s" in page
+    assert client.post(path, {"apply": "1"}, follow=True).context["row"].job_id == row.job_id, "not before it is seen"
+    job = run_job(row.job)
+    counts = {"added": 2, "changed": 1, "unchanged": 0, "refused": 13}
+    assert job.state == "done" and job.result == {"import": row.pk, **counts}
+    row.refresh_from_db()
+    fresh, page = imports.plan(row), client.get(path)
+    seen = page.context["plan"]
+    assert (seen.form, seen.counts, seen.added, seen.changed, seen.refused) == (
+        (fresh.form, fresh.counts, fresh.added, fresh.changed, fresh.refused)
+    )
+    assert seen.counts == counts and "it is compared again when it is applied" in page.content.decode()
+    assert client.post(path, {"apply": "1"}).url == path
+    row.refresh_from_db()
+    assert row.job.kind == "import_concepts" and run_job(row.job).state == "done"
+    row.refresh_from_db()
+    assert row.ready and row.counts == counts and row.look is None and set(dictionary.states()) == {"x", "y"}
+
+
+def test_a_long_file_that_cannot_be_read_says_so_where_it_would_be_shown(
+    dictionary: ConceptDictionary, client_of: Any, run_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imports, "LOOK_AT_ONCE", 1000)
+    monkeypatch.setattr("concepts.file_reader.MOST_ROWS", 20)
+    client = client_of("researcher")
+    path = sent(client, into(dictionary), gzip.compress(CSV + b"5,x,1\n" * 21), "names.csv.gz").url
+    row = ConceptImport.objects.get()
+    assert row.looking, "gzipped files are longer than they look"
+    assert run_job(row.job).state == "done"
+    page = client.get(path).content.decode()
+    assert "The file has more than 20 rows; split it." in page and "Nothing was changed." in page and "discard" in page
+    sent(client, into(dictionary), CSV + b"5,x,1\n" * 300)
+    stopped = ConceptImport.objects.get()
+    assert stopped.pk != row.pk, "a new file takes its place"
+    stopped.job.cancel()
+    page = client.get(stopped.get_absolute_url()).content.decode()
+    assert "not looked at to its end; send it again" in page and "discard" in page
+    client.post(stopped.get_absolute_url(), {"discard": "1"})
+    assert not ConceptImport.objects.exists()
 
 
 def test_a_failed_apply_changes_nothing(
