@@ -138,7 +138,8 @@ TEMPLATES = [
     }
 ]
 FORM_RENDERER = "saehub.forms.HouseRenderer"
-MESSAGE_TAGS = {messages.ERROR: "bad", messages.SUCCESS: "ok", messages.WARNING: "warn"}
+# ours, and the admin's own word for it
+MESSAGE_TAGS = {messages.ERROR: "bad error", messages.SUCCESS: "ok success", messages.WARNING: "warn warning"}
 
 # -- accounts -----------------------------------------------------------------------------------------------------------
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]

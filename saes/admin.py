@@ -173,7 +173,11 @@ class ReleaseAdmin(HouseAdmin):
 
     def _curate(self, request: HttpRequest, queryset: QuerySet[Release], curation: str) -> None:
         n = curate_all(request.user, SAE.objects.filter(release__in=queryset), curation)
-        self.message_user(request, f"{n:,} SAEs are {curation} now.", messages.SUCCESS)
+        self.message_user(request, f"{_are(n)} {curation} now.", messages.SUCCESS)
+
+
+def _are(n: int) -> str:
+    return f"{n:,} SAE{'s are' if n != 1 else ' is'}"
 
 
 def _delete_unused(desk: SAEAdmin, request: HttpRequest, queryset: QuerySet[SAE]) -> Any:
@@ -290,7 +294,7 @@ class SAEAdmin(MadeByJobs):
 
     def _curate(self, request: HttpRequest, queryset: QuerySet[SAE], curation: str) -> None:
         n = curate_all(request.user, queryset, curation)
-        self.message_user(request, f"{n:,} SAEs are {curation} now.", messages.SUCCESS)
+        self.message_user(request, f"{_are(n)} {curation} now.", messages.SUCCESS)
 
     @admin.action(description="Verify files", permissions=["change"])
     def verify_files(self, request: HttpRequest, queryset: QuerySet[SAE]) -> None:
@@ -310,9 +314,17 @@ class SAEAdmin(MadeByJobs):
             except ValueError as error:
                 refused.append(str(error))
         if queued:
-            self.message_user(request, f"{queued:,} jobs were queued.", messages.SUCCESS)
+            self.message_user(
+                request,
+                f"{queued:,} job{'s were' if queued != 1 else ' was'} queued: see Jobs, and each SAE's page.",
+                messages.SUCCESS,
+            )
         if refused:
-            self.message_user(request, f"{len(refused):,} were left out: {refused[0]}", messages.WARNING)
+            self.message_user(
+                request,
+                f"{len(refused):,} {'were' if len(refused) != 1 else 'was'} left out: {refused[0]}",
+                messages.WARNING,
+            )
 
     @admin.action(description="Give to the owner chosen", permissions=["change"])
     def set_owner(self, request: HttpRequest, queryset: QuerySet[SAE]) -> None:
@@ -321,4 +333,4 @@ class SAEAdmin(MadeByJobs):
         rows = list(queryset.order_by().values_list("pk", "name"))
         SAE.objects.filter(pk__in=[pk for pk, _ in rows]).update(owner=owner)
         note_all(request.user, rows, f"Given to {owner.get_username() if owner else 'the house'}")
-        self.message_user(request, f"{len(rows):,} SAEs were given to {owner or 'the house'}.", messages.SUCCESS)
+        self.message_user(request, f"{_are(len(rows))} of {owner or 'the house'} now.", messages.SUCCESS)

@@ -52,6 +52,13 @@ def _fault(path: Path, name: str, entry: dict[str, Any], tick: Any) -> str:
     return "" if digest(path, tick) == entry["sha256"] else f"{name} is not what it was: its SHA-256 has changed."
 
 
+def _found(sha256: str, path: Path | None, etag: str) -> str | None:
+    """What is here under a name, as the Hub names its contents; None where that cannot be said, or the file is gone."""
+    if len(etag) == len(sha256):
+        return sha256
+    return git_digest(path) if path is not None and path.is_file() else None
+
+
 def _on_the_hub(progress: Progress, row: SAE) -> tuple[int, list[str]]:
     """(files that the Hub could be asked about, what differs from it). What cannot be asked is said in the log."""
     if not row.repo_id:
@@ -68,7 +75,7 @@ def _on_the_hub(progress: Progress, row: SAE) -> tuple[int, list[str]]:
     asked, faults = 0, []
     for name, (sha256, path) in published(row).items():
         etag = there.get(name)
-        found = sha256 if etag and len(etag) == len(sha256) else git_digest(path) if etag and path else None
+        found = _found(sha256, path, etag) if etag else None
         if found is not None:
             asked += 1
             if found != etag:

@@ -43,7 +43,7 @@ def test_bulk_curation_with_history(action: str, curation: str, client_of: Any) 
 def test_a_whole_release_is_curated(client_of: Any) -> None:
     release = Release.objects.create(name="scope", repo_id="org/scope", format="saelens")
     row, other = a_catalogue_row("a", release=release), a_catalogue_row("b")
-    assert "1 SAEs are published now." in act(
+    assert "1 SAE is published now." in act(
         client_of("curator"), "publish", release, page="admin:saes_release_changelist"
     )
     row.refresh_from_db(), other.refresh_from_db()
@@ -53,9 +53,9 @@ def test_a_whole_release_is_curated(client_of: Any) -> None:
 def test_verify_and_reread_queue_jobs_and_say_what_was_left_out(client_of: Any) -> None:
     here, there = a_trained_sae(), a_catalogue_row()
     page = act(client_of("curator"), "verify_files", here, there)
-    assert "1 jobs were queued." in page and "1 were left out" in page and "has no files on this machine" in page
+    assert "1 job was queued" in page and "1 was left out" in page and "has no files on this machine" in page
     page = act(client_of("curator"), "reread_config", here, there)
-    assert "1 jobs were queued." in page and "has no repository on the Hub" in page
+    assert "1 job was queued" in page and '<li class="warn warning">' in page and "has no repository on the Hub" in page
     assert set(Job.objects.values_list("kind", "subject_id")) == {("verify", here.pk), ("inspect", there.pk)}
 
 

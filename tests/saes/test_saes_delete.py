@@ -217,6 +217,9 @@ def test_verifying_finds_what_changed(run_job: Any, user_of: Any, hub: Any, cach
     assert "bytes; it had" in run_job(enqueue("verify", None, title="v", sae=sae.pk)).error
     weights.unlink()
     assert "sae_weights.safetensors is missing." in run_job(enqueue("verify", None, title="v", sae=sae.pk)).error
+    (sae.files / "cfg.json").unlink()
+    said = run_job(enqueue("verify", None, title="v", sae=sae.pk)).error
+    assert said == "cfg.json is missing. sae_weights.safetensors is missing.", "also those that the Hub names by git"
 
 
 def test_verifying_finds_what_the_hub_does_not_have(run_job: Any, hub: Any, cached: list[SAE]) -> None:
