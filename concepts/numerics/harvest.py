@@ -18,7 +18,6 @@ Definitions, for feature i over the n stored tokens of the chosen split:
   top tokens         token ids by the sum of z_i over all n tokens, with the number of fires on each
 """
 
-import errno
 import hashlib
 import shutil
 import time
@@ -34,13 +33,13 @@ from concepts.featurefile import FACTS, HISTOGRAM_BINS, VERSION
 from concepts.numerics.code_files import SCRATCH, Encoding, HarvestError, noted, parts
 from concepts.numerics.feature_columns import Columns, collect
 from concepts.numerics.token_text import vocabulary_texts
+from saes.numerics.folders import disk_is_full
 from saes.numerics.sae import SAE
 from training.numerics.shards import Capture, Split, write_json
 from training.numerics.tokens import special_ids
 
 SAMPLED = 2**16  # weights that tell one SAE from another
 COLLECT_SHARE = 1 / 8  # of the progress bar, for the work after encoding
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -157,7 +156,7 @@ def _folder(out_dir: Path, source: dict[str, Any]) -> Iterator[Path]:
             out_dir.rename(old)  # readers keep their memory maps of the old files
         folder.rename(out_dir)
     except OSError as error:
-        if error.errno in DISK_FULL:
+        if disk_is_full(error):
             raise HarvestError("The disk is full; free some space and harvest again.") from error
         raise
     finally:

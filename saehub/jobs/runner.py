@@ -24,6 +24,7 @@ from saehub.jobs.processes import kill_tree
 from saehub.jobs.progress import Cancelled, LeaseLost, Progress
 
 log = logging.getLogger(__name__)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the owner's quota, the largest file allowed
 CANCEL_GRACE = 2.0  # seconds a cancelled child has to tidy up before it is killed
 
 
@@ -117,9 +118,9 @@ def heartbeat(job: Job) -> Iterator[None]:
 
 def sentence(error: BaseException) -> str:
     """One plain sentence for the card. Errors of ours carry one; the others are named by type."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return "The disk is full."
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _is_out_of_memory(error):
         return "Memory ran out."
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if isinstance(error, ValueError | OSError) or hasattr(error, "hint"):
@@ -128,11 +129,17 @@ def sentence(error: BaseException) -> str:
 
 
 def hint(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return "Free some space under the data folder, then press Retry."
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _is_out_of_memory(error):
         return "Choose a smaller batch, a smaller model or fewer features, then press Retry."
     return str(getattr(error, "hint", ""))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """As Python, a GPU's torch or a CPU's torch says it."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
 
 
 def sweep() -> int:

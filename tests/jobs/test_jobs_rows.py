@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from django.utils import timezone
 from saehub.jobs import kinds, probe
 from saehub.jobs.models import Job, State, enqueue
 from saehub.jobs.progress import Cancelled, LeaseLost, Progress
-from saehub.jobs.runner import release, sentence, sweep
+from saehub.jobs.runner import hint, release, sentence, sweep
 
 pytestmark = pytest.mark.django_db
 
@@ -54,7 +55,15 @@ def test_an_unexpected_error_names_its_type(run_job: Any, monkeypatch: pytest.Mo
 
 
 def test_a_full_disk_is_said_in_plain_words() -> None:
-    assert sentence(OSError(errno.ENOSPC, "No space left on device")) == "The disk is full."
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        assert sentence(OSError(number, os.strerror(number))) == "The disk is full."
+
+
+def test_torch_without_memory_is_said_in_plain_words() -> None:
+    said = (
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+    )
+    assert sentence(RuntimeError(said)) == "Memory ran out." and "smaller" in hint(RuntimeError(said))
 
 
 def test_cancelling_a_queued_job_ends_it_at_once() -> None:

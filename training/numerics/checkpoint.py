@@ -3,7 +3,6 @@
 One file cannot be half old and half new: a process killed at any moment leaves the previous checkpoint or the next one.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from saes.numerics.folders import disk_is_full
 from training.numerics.shards import write_tensors
 
 FILE = "checkpoint.safetensors"
@@ -58,7 +58,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], facts: dict[str, A
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_tensors(folder / FILE, stored, {"facts": json.dumps(facts)})
     except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror)
+        reason = "the disk is full" if disk_is_full(error) else str(error.strerror)
         raise TrainingError(
             f"The checkpoint of step {facts['step']} could not be written ({reason}); free space and resume: the one "
             "before it is kept."

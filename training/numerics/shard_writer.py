@@ -4,7 +4,6 @@
 whose number leaves its remainder, and has an unfinished file of its own; the last one to finish writes the manifest.
 """
 
-import errno
 import hashlib
 import json
 import math
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saes.numerics.folders import disk_is_full
 from training.numerics.shards import (
     DTYPES,
     MANIFEST,
@@ -285,7 +285,7 @@ def leaving_nothing(writer: ShardWriter) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not disk_is_full(error):
             raise
         discard(writer.path, writer.part, writer.parts)
         raise CaptureError(

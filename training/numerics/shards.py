@@ -13,7 +13,6 @@ unfinished, and `unfinished.json` says which of its shards are whole (shard_writ
 touches only the rows asked for. A capture that is streamed has no x: its model computes them again (stream.py).
 """
 
-import errno
 import functools
 import json
 import os
@@ -26,6 +25,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from saes.numerics.folders import system_error
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"  # stands in for the manifest while shards are being written
@@ -61,14 +62,14 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """safetensors through a temporary name. Raises OSError (ENOSPC) when the disk is full."""
+    """safetensors through a temporary name. Raises OSError, with its errno, for what the system refuses."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         save_file(tensors, temporary, metadata)
         os.replace(temporary, path)
     except SafetensorError as error:  # the library reports system errors as text
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if number := system_error(error):
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -92,7 +93,7 @@ def open_capture(path: str | Path) -> "Capture":
         from training.numerics.stream import StreamedCapture  # late: it reaches the language models
 
         return StreamedCapture(path, manifest)
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CaptureError(f"{MANIFEST} of the capture {path.name} is damaged ({error}).") from error
 
 

@@ -183,8 +183,9 @@ def test_damaged_files(made, tmp_path):
     assert "lost its file shard-00001.safetensors" in refused(capture.path)
     shutil.copy(capture.path / "shard-00004.safetensors", shard)
     assert "where the manifest says" in refused(capture.path)
-    (capture.path / "manifest.json").write_text('{"shards": [')
-    assert "manifest.json of the capture c is damaged" in refused(capture.path)
+    for text in ('{"shards": [', "[]", "{}"):
+        (capture.path / "manifest.json").write_text(text)
+        assert "manifest.json of the capture c is damaged" in refused(capture.path)
 
 
 def test_a_wrong_dtype_and_nan(made):

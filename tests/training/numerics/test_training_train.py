@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -412,6 +413,21 @@ said = []
 result = train(sae, iter([x] * 3), config, say=said.append)
 print(result.steps, len(said), said[0] if said else "")
 """
+
+
+def test_a_checkpoint_beyond_the_quota_keeps_the_one_before_it(tmp_path):
+    """What RLIMIT_FSIZE says is, but for its number, what a full disk and a used up quota say."""
+    train(sae_of(), stream(), config(steps=5), checkpoint_dir=tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # of the whole process: around one call and nothing else
+    try:
+        with pytest.raises(TrainingError) as error:
+            save_checkpoint(tmp_path, {"x": torch.zeros(10_000)}, {"step": 6})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "The checkpoint of step 6 could not be written (the disk is full)" in str(error.value)
+    _, facts = load_checkpoint(tmp_path)
+    assert facts["step"] == 5 and not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_process_whose_memory_is_really_limited_trains_in_parts():
