@@ -115,14 +115,14 @@ class ImportForm(NewRow):
         label="Files",
         widget=ManyFiles(attrs={"multiple": True}),
         allow_empty_file=True,
-        help_text="Config and weights of any format, or one zip of them; of several SAEs in a zip each becomes one here",
+        help_text="Config and weights of any format, or one zip of them. A zip that holds several SAEs brings all of them, each as an SAE of its own",
         error_messages={"required": "Choose the files to import."},
     )
     tree = FilesField(
         label="Folder",
         widget=ManyFiles(attrs={"multiple": True, "webkitdirectory": True}),
         allow_empty_file=True,
-        help_text="The folder of the SAE, or one above several: each becomes one here",
+        help_text="The folder of the SAE, or one above several, which brings all of them, each as an SAE of its own",
         error_messages={"required": "Choose the folder to import."},
     )
     paths = forms.CharField(required=False, widget=forms.HiddenInput, max_length=4_000_000, strip=False)

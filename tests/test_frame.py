@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from django.utils import timezone
 
 from saehub.jobs.models import LOG_TAIL, Job, enqueue
+from tests.conftest import ROOT
 from tests.sae_rows import a_trained_sae
 
 pytestmark = pytest.mark.django_db
@@ -21,6 +23,20 @@ def test_the_count_of_jobs_is_in_good_english(client_of: Any) -> None:
         found.append(client.get("/jobs/running/").content.decode().split(">")[1].split("<")[0])
         enqueue("probe", None, title="count", steps=1, seconds=0.0)
     assert found == ["no jobs", "1 job", "2 jobs"]
+
+
+SYMBOLS = {"n", "k", "v", "d_in", "d_out", "d_sae", "d_model"}
+
+
+def test_heads_of_tables_begin_with_a_capital_but_symbols() -> None:
+    heads = r'<th scope="col"[^>]*>(?:<(?:abbr|a)[^>]*>)?([a-z]\w*)'
+    found = {
+        f"{path.name}: {word}"
+        for path in (ROOT / "templates").rglob("*.html")
+        for word in re.findall(heads, path.read_text())
+        if word not in SYMBOLS
+    }
+    assert not found
 
 
 def test_pages_without_an_icon_of_their_own_have_one(client: Any) -> None:
