@@ -43,6 +43,7 @@ def feature_detail(request: HttpRequest, pk: int, index: int) -> HttpResponse:
         numbers = _as_json(view, columns, record) if view and columns and record else {}
         own = {"sae": sae.pk, "feature": index, "labels": [_label(label) for label in labels]}
         return JsonResponse(own | numbers)
+    fires = _fires(record) if record is not None else None  # drawn meanwhile
     in_concepts = Concept.objects.filter(dictionary__sae=sae, members__feature=index).select_related("dictionary")
     context = {
         "section": "saes",
@@ -61,6 +62,7 @@ def feature_detail(request: HttpRequest, pk: int, index: int) -> HttpResponse:
         "member_form": MemberForm(sae),
         "concept_names": Concept.objects.filter(dictionary__sae=sae).values_list("name", flat=True)[:OFFERED_CONCEPTS],
         "kept": kept(request),
+        "fires": fires,
         "cannot_read": why_not(sae, "harvest"),
         "text": request.GET.get("text", ""),
         "step": _steps(sae, columns, index, kept(request)),
@@ -94,7 +96,6 @@ def _harvested(
         "line_css": "lines" if _choice(request, "lines", LINES) == "broken" else "",
         "steer_value": f"{_usual(view, record):.4g}" if record.n_fires else "",
         "groups": _groups(record, around, scale),
-        "fires": _fires(record),
         "logit_effects": _logit_effects(columns, record.feature) if request.GET.get("logits") == "all" else None,
         "has_effects": columns.logits_histogram(record.feature) is not None,
         "neighbours": [
