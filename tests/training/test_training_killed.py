@@ -21,7 +21,7 @@ from training.models import Capture, Run, Sweep
 pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(420)]
 HOOK = "blocks.1.hook_resid_post"
 # A checkpoint at each twentieth of some seconds: there is time to see the first.
-CONFIG = {"d_sae": 512, "k": 8, "n_tokens": 600_000, "batch_size": 1024, "seed": 0}
+CONFIG = {"d_sae": 512, "k": 8, "n_tokens": 300_000, "batch_size": 1024, "seed": 0}
 
 
 def ended(row: Any, seconds: int = 200) -> Job:

@@ -11,11 +11,14 @@ result is the same to the bit for any number of threads. Sums run in a fixed ord
 choose once, when it compiles.
 
 Each kernel has one signature, compiled when this module is imported (about ten seconds) and kept on disk under the data
-folder, by processor. Several processes may compile at once: numba replaces its files as a whole, and with one signature
-a file they all write holds the same function.
+folder, by processor. Of several processes that import it at once, one compiles a kernel and the others wait for it; where
+they cannot, each compiles it: numba replaces its files as a whole, and with one signature all write the same function.
 """
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +50,26 @@ _FAST: Any = {
 }
 
 
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Among the processes that keep their kernels in this folder; one that dies holds nobody up."""
+    with ExitStack() as stack:
+        if _FOLDER is not None:
+            with suppress(OSError):  # a file system without locks
+                folder = Path(numba.config.CACHE_DIR)  # type: ignore[attr-defined]
+                folder.mkdir(parents=True, exist_ok=True)
+                fcntl.flock(stack.enter_context((folder / "compiling.lock").open("w")), fcntl.LOCK_EX)
+        yield
+
+
 def kernel(signature: str, **options: Any) -> Any:
-    """Compile a function for one signature."""
-    return njit(signature, **_FAST | options)
+    """Compile a function for one signature, or take it as another process compiled it."""
+
+    def compiled(function: Any) -> Any:
+        with _one_at_a_time():
+            return njit(signature, **_FAST | options)(function)
+
+    return compiled
 
 
 @njit(inline="always")

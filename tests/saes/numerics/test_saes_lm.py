@@ -3,6 +3,8 @@
 import http.server
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,3 +249,11 @@ def test_converted_model_does_not_overwrite_another(folder, tmp_path):
     with pytest.raises(FolderError, match=r"already holds .*; give a new folder"):
         import_gguf(tmp_path / "x.gguf", folder)
     assert (folder / "config.json").is_file()
+
+
+def test_transformers_models_are_imported_by_what_loads_one():
+    """They take seconds, which every job would wait for that loads no model."""
+    script = "import sys, saes.numerics.lm; print('transformers' in sys.modules, 'transformers.modeling_utils' in sys.modules)"
+    root = Path(__file__).parents[3]
+    found = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["True", "False"]

@@ -348,7 +348,7 @@ COMPILE = """
 import pathlib, torch
 from training.numerics import kernels
 print(float(kernels.keep_largest(*(torch.tensor(v).numpy() for v in ([0], [3])), torch.zeros(3, dtype=torch.int32).numpy(),
-      torch.tensor([1.0, 3.0, 2.0]).numpy(), 2)), kernels.numba.config.CACHE_DIR)
+      torch.tensor([1.0, 3.0, 2.0]).numpy(), 2)), sum(kernels.keep_largest.stats.cache_misses.values()), kernels.numba.config.CACHE_DIR)
 """
 
 
@@ -360,9 +360,10 @@ def test_processes_that_compile_at_once_share_one_folder_outside_the_source(tmp_
         subprocess.Popen([sys.executable, "-c", COMPILE], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    for child in children:
-        answer = child.communicate()[0].split()
-        assert child.returncode == 0 and answer[0] == "2.0" and Path(answer[1]).is_relative_to(tmp_path)
+    answers = [child.communicate()[0].split() for child in children]
+    for child, answer in zip(children, answers, strict=True):
+        assert child.returncode == 0 and answer[0] == "2.0" and Path(answer[2]).is_relative_to(tmp_path)
+    assert sorted(answer[1] for answer in answers) == ["0", "0", "1"], "one compiled, the others waited for it"
     again = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=True)
-    assert again.stdout.startswith("2.0")
+    assert again.stdout.startswith("2.0 0 ")
     assert list(tmp_path.rglob("kernels.keep_largest*.nbi")) and not list((root / "training").rglob("*.nb[ic]"))
