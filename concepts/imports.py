@@ -27,6 +27,7 @@ from saes.models import SAE
 SHOWN = 50  # rows of each sort that a preview lists
 LOOK_AT_ONCE = 2 * 2**20  # bytes that a page looks through itself, a twentieth of it when gzipped; more are a job
 REPORT_EVERY = 10_000  # rows
+ROWS_AT_ONCE = 5000
 TOLD = ("score", "confidence", "notes")  # what a file may change of a label
 
 
@@ -126,13 +127,13 @@ def preview(row: ConceptImport) -> Plan:
     return found
 
 
-def apply(row: ConceptImport, user: Any, report: Callable[[int], None] | None = None) -> dict[str, int]:
+def apply(row: ConceptImport, user: Any) -> dict[str, int]:
     """Do what `plan` says, all of it or nothing; returns the counts. Raises interchange.FileRefused."""
     with transaction.atomic():
         SAE.objects.select_for_update(no_key=True).get(
             pk=row.sae_id
         )  # the plan must still be true when it is carried out
-        found = plan(row, report)
+        found = plan(row)
         if isinstance(found, DictionaryPlan):
             assert row.dictionary is not None
             row.dictionary.change(found.states, user, f"Import of {row.name}")
@@ -248,17 +249,15 @@ def _told(name: str, was: Any, now: Any) -> str:
 def _write_labels(row: ConceptImport, found: LabelPlan, user: Any) -> None:
     taken = set(Label.objects.filter(sae=row.sae, accepted=True).values_list("feature", flat=True))
     accepted = {id(entry) for entry in _best(found.new, taken)} if row.accept else set()
-    Label.objects.bulk_create(
-        (
+    for start in range(0, len(found.new), ROWS_AT_ONCE):  # bulk_create would hold all of its objects
+        Label.objects.bulk_create(
             Label(
                 sae=row.sae, feature=entry.feature, text=entry.name, owner=user, by=entry.by, method=entry.method,
                 source=Label.Source.MODEL if entry.by else Label.Source.IMPORT, score=entry.score,
                 confidence=entry.confidence, notes=entry.notes, accepted=id(entry) in accepted, imported=row,
             )
-            for entry in found.new
-        ),
-        batch_size=5000,
-    )  # fmt: skip
+            for entry in found.new[start : start + ROWS_AT_ONCE]
+        )  # fmt: skip
     _tell((pk, now) for pk, _, now in found.told)
     row.replaced = [[pk, had] for pk, had, _ in found.told]
 

@@ -89,9 +89,9 @@ def import_concepts(progress: Progress, imported: int) -> dict[str, Any]:
     row = _sent(imported)
     if row.ready:
         return {"import": row.pk, **row.counts}
-    progress.start(f"Reading {row.name}", unit="rows")
+    progress.start(f"Applying {row.name}")  # one transaction, in which a report would lock the job's row
     try:
-        return {"import": row.pk, **imports.apply(row, progress.job.owner, lambda n: progress(n, None))}
+        return {"import": row.pk, **imports.apply(row, progress.job.owner)}
     except interchange.FileRefused as refusal:
         raise JobError(str(refusal), "Correct the file and send it again.") from refusal
 

@@ -128,6 +128,8 @@ def test_names_and_densities_come_from_the_view_over_the_most_tokens(
     address = reverse("concepts:feature_list", args=[rows.sae.pk])
     assert client.get(address).context["view"] == view and client.get(f"{address}5/").context["view"] == view
     assert client.get(f"{address}?view={small.pk}").context["view"] == small, "unless it is chosen"
+    for page in (client.get(address).content.decode(), client.get(f"{address}5/").content.decode()):
+        assert f"({view.n_tokens:,} tokens)" in page and "(40 tokens)" in page, "what there is to choose from"
     assert good(api("viewer", "get", f"/saes/{rows.sae.pk}/features/5"))["view_id"] == view.pk
     assert good(api("viewer", "get", f"/saes/{rows.sae.pk}/features/5?view={small.pk}"))["view_id"] == small.pk
 
