@@ -2,6 +2,8 @@
 
     python tests/bench/bench_train.py --peers VENV/bin/python [--capture FOLDER] [--architecture topk] [--d-sae 4608]
         [--k 32] [--batch 2048] [--rounds 64] [--seed 0] [--only NAME ...]
+    python tests/bench/bench_train.py ... --batch 1024,2048,4096 --d-sae 4608,9216     # every pair of them, and a table
+    python tests/bench/bench_train.py ... --quality --steps 300 --seeds 3              # held-out FVU, speed aside
 
 VENV holds sae-lens, eai-sparsify and dictionary-learning (`pip install torch==2.13.0 sae-lens eai-sparsify
 dictionary-learning`, then `pip uninstall torchvision`, whose PyPI build does not go with a CPU torch).
@@ -12,6 +14,9 @@ what else the machine does hits them alike, and no thread of one still spins whe
 run mean something. All learn with Adam at 1e-3 from rows scaled to mean norm sqrt(d); SAELens starts from our initial
 weights. Their held-out FVU and L0 after the same rows are printed: speed must not be bought with quality.
 Without --capture the rows are random and quality means nothing.
+
+With --quality ours and one peer (sparsify for TopK, else SAELens; or --only) make --steps steps without pauses from each
+of several seeds, which choose rows, their order and the first weights; FVU's mean and range over seeds are printed.
 """
 
 import argparse
@@ -22,8 +27,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -221,6 +227,7 @@ def contend(name: str, args: argparse.Namespace) -> None:
     start = torch.load(folder / "start.pt")
     make = {"ours": ours, "sparsify": sparsify, "sae-lens": sae_lens, "dictionary-learning": dictionary_learning}
     answers, sys.stdout = sys.stdout, sys.stderr
+    torch.manual_seed(args.seed)
     step, look = make[name.split(",")[0]](name, args, rows[: args.batch], start)
     print("ready", file=answers, flush=True)
     batches = rows.split(args.batch)
@@ -250,6 +257,9 @@ def write_rows(args: argparse.Namespace, folder: Path) -> None:
     if args.capture:
         capture = open_capture(args.capture)
         hook = capture.hook_names[0]
+        wanted = min(
+            wanted, capture.split_rows("train") // args.batch * args.batch
+        )  # more are taken from the first again
         stream = capture.batches(hook, args.batch, seed=args.seed, n_rows=wanted)
         rows = torch.cat(list(stream))
         held_out = torch.cat(list(capture.batches(hook, 4096, split="held_out", shuffle=False)))
@@ -268,50 +278,123 @@ def write_rows(args: argparse.Namespace, folder: Path) -> None:
     torch.save(start, folder / "start.pt")
 
 
-def run(args: argparse.Namespace, folder: Path) -> None:
+class Result(NamedTuple):
+    """What a contender reached: rows a second, its speed relative to the fastest peer, held-out FVU and L0."""
+
+    rows: float
+    ratio: float | None
+    fvu: float
+    l0: float
+
+
+def run(args: argparse.Namespace, folder: Path, pause: float = PAUSE) -> dict[str, Result]:
+    """All contenders of one configuration, by name."""
     names = [name for name, kinds in CONTENDERS.items() if args.architecture in kinds]
     names = [name for name in names if (not args.only or name in args.only) and (args.peers or "ours" in name)]
-    children = {}
-    given = [
-        f"--{key.replace('_', '-')}={getattr(args, key)}"
-        for key in ("architecture", "d", "d_sae", "k", "batch", "seed")
-    ]
-    for name in names:
-        python = sys.executable if name.startswith("ours") else args.peers
-        command = [python, __file__, f"--contender={name}", f"--folder={folder}", *given]
-        children[name] = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=sys.stderr if args.verbose else subprocess.DEVNULL,
-            text=True,
-        )
+    children = {name: start(name, args, folder) for name in names}
     for name, child in children.items():
         if child.stdout is None or child.stdout.readline().strip() != "ready":
             raise SystemExit(f"{name} does not start; --verbose shows why.")
     seconds: dict[str, list[float]] = {name: [] for name in children}
     for _ in range(args.rounds):
         for name, child in children.items():
-            time.sleep(PAUSE)
+            time.sleep(pause)
             print("step", file=child.stdin, flush=True)
             seconds[name].append(float(child.stdout.readline()))  # type: ignore[union-attr]
+    medians = {name: statistics.median(taken[2:] or taken) for name, taken in seconds.items()}
     peers = [name for name in names if "ours" not in name]
     compared = [name for name in peers if name in STOCK] or peers
-    fastest = min((statistics.median(seconds[name][2:]) for name in compared), default=None)
-    label = "the fastest stock peer" if compared != peers else "the fastest peer"
-    print(
-        f"{args.architecture}, {args.d} x {args.d_sae}, k {args.k}, batch {args.batch}, {args.rounds} steps, seed {args.seed}"
-    )
+    fastest = min((medians[name] for name in compared), default=None)
+    results = {}
     for name, child in children.items():
         child.stdin.close()  # type: ignore[union-attr]
         quality = json.loads(child.stdout.readline())  # type: ignore[union-attr]
         child.wait()
-        median = statistics.median(seconds[name][2:])
-        ratio = f"{fastest / median:6.2f} x {label}" if fastest else ""
+        ratio = fastest / medians[name] if fastest else None
+        results[name] = Result(args.batch / medians[name], ratio, quality["fvu"], quality["l0"])
+    return results
+
+
+def start(name: str, args: argparse.Namespace, folder: Path) -> "subprocess.Popen[str]":
+    given = [
+        f"--{key.replace('_', '-')}={getattr(args, key)}"
+        for key in ("architecture", "d", "d_sae", "k", "batch", "seed")
+    ]
+    return subprocess.Popen(
+        [
+            sys.executable if name.startswith("ours") else args.peers,
+            __file__,
+            f"--contender={name}",
+            f"--folder={folder}",
+            *given,
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=sys.stderr if args.verbose else subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def title(args: argparse.Namespace) -> str:
+    return f"{args.architecture}, {args.d} x {args.d_sae}, k {args.k}, batch {args.batch}, {args.rounds} steps"
+
+
+def speed(args: argparse.Namespace) -> dict[str, Result]:
+    """One configuration, printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(args, Path(folder))
+        results = run(args, Path(folder))
+    print(f"{title(args)}, seed {args.seed}")
+    fastest = "the fastest stock peer" if set(STOCK) & results.keys() else "the fastest peer"
+    for name, made in results.items():
+        ratio = f"{made.ratio:6.2f} x {fastest}" if made.ratio else ""
+        print(f"{name:20} {made.rows:9,.0f} rows/s {ratio}   FVU {made.fvu:.4f}  L0 {made.l0:.1f}", flush=True)
+    return results
+
+
+def grid(args: argparse.Namespace, widths: list[int], batches: list[int]) -> None:
+    """Every width with every batch, and a table of ours against the fastest peers as they come and with autocast."""
+    lines = []
+    for d_sae, batch in product(widths, batches):
+        results = speed(argparse.Namespace(**vars(args) | {"d_sae": d_sae, "batch": batch}))
+        ours, peers = results["ours"], {name: made for name, made in results.items() if "ours" not in name}
+        cells = [str(d_sae), str(batch), f"{ours.rows:,.0f}"]
+        for kind in (False, True):
+            same = {name: made for name, made in peers.items() if name.endswith("autocast") == kind}
+            best = max(same, key=lambda name: same[name].rows, default=None)
+            cells.append(f"{ours.rows / same[best].rows:.1f} ({best.partition(',')[0]})" if best else "-")
+        lines.append(cells)
+    print(f"\n{args.architecture}, k {args.k}, {args.rounds} steps each")
+    for cells in (["d_sae", "batch", "ours, rows/s", "/ fastest as it comes", "/ fastest with autocast"], ["--:"] * 5):
+        print(f"| {' | '.join(cells)} |")
+    for cells in lines:
+        print(f"| {' | '.join(cells)} |")
+
+
+def quality(args: argparse.Namespace) -> None:
+    """Held-out FVU and L0 of each seed, and their mean and range."""
+    args.only = args.only or ["ours", "sparsify" if args.architecture == "topk" else "sae-lens"]
+    found: dict[str, list[Result]] = {}
+    for seed in range(args.seed, args.seed + args.seeds):
+        own = argparse.Namespace(**vars(args) | {"seed": seed})
+        with tempfile.TemporaryDirectory() as folder:
+            write_rows(own, Path(folder))
+            args.d = own.d
+            for name, made in run(own, Path(folder), pause=0).items():
+                found.setdefault(name, []).append(made)
+                print(f"seed {seed}  {name:20} FVU {made.fvu:.4f}  L0 {made.l0:.1f}", flush=True)
+    print(f"{title(args)}, {args.rounds * args.batch:,} rows, {args.seeds} seeds")
+    for name, results in found.items():
+        fvus = [made.fvu for made in results]
+        l0 = statistics.mean(made.l0 for made in results)
         print(
-            f"{name:20} {args.batch / median:9,.0f} rows/s {ratio}   FVU {quality['fvu']:.4f}  L0 {quality['l0']:.1f}",
-            flush=True,
+            f"{name:20} FVU {statistics.mean(fvus):.4f} ({min(fvus):.4f} to {max(fvus):.4f})  L0 {l0:.1f}", flush=True
         )
+
+
+def numbers(text: str) -> list[int]:
+    """Of a list with commas between."""
+    return [int(part) for part in text.split(",")]
 
 
 STOCK = ("sparsify", "dictionary-learning", "sae-lens")
@@ -325,22 +408,32 @@ def main() -> None:
         "--architecture", default="topk", choices=sorted({kind for kinds in CONTENDERS.values() for kind in kinds})
     )
     parser.add_argument("--d", type=int, default=576, help="width of the rows when there is no capture")
-    parser.add_argument("--d-sae", type=int, default=4608)
+    parser.add_argument("--d-sae", "--width", type=numbers, default=[4608], help="one width, or several: 4608,9216")
     parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=64)
+    parser.add_argument("--batch", type=numbers, default=[2048], help="rows a step, or several: 1024,2048")
+    parser.add_argument("--rounds", "--steps", type=int, default=64)
+    parser.add_argument("--quality", action="store_true", help="FVU after the same rows instead of speed")
+    parser.add_argument("--seeds", type=int, default=3, help="with --quality: how many, from --seed on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", metavar="NAME", help="only these contenders")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    sizes, batches = args.d_sae, args.batch
+    args.d_sae, args.batch = sizes[0], batches[0]
     if args.contender:
         contend(args.contender, args)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write_rows(args, Path(folder))
-        run(args, Path(folder))
+    elif len(sizes) * len(batches) > 1:
+        if args.quality:
+            parser.error("--quality takes one width and one batch.")
+        if args.only and "ours" not in args.only:
+            parser.error("A table compares ours with the others: --only must name ours.")
+        grid(args, sizes, batches)
+    elif args.quality:
+        quality(args)
+    else:
+        speed(args)
 
 
 if __name__ == "__main__":
