@@ -32,7 +32,6 @@ from training.numerics.sparse import (
     decode,
     kernels,
     products_are_rounded,
-    rounded,
 )
 from training.numerics.transcoding import sides
 
@@ -349,7 +348,7 @@ def pair_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outco
     encoder = Encoder(sae, x, fast, scratch)
     pairs = choose(sae, encoder, n, scratch, terms.ranks)
     scale, widths = 2 / (n * terms.variance), matryoshka_widths(sae)
-    residual, totals, errors, dz = decode(sae, x, pairs, widths, scale, scratch)
+    residual, close, totals, errors, dz = decode(sae, x, pairs, widths, scale, fast, scratch)
     ordered = by_feature(pairs, dz, d_sae, scratch)
     parts = {"fvu": float(errors[-1]) / terms.variance}
     parts |= {"prefixes": float(errors[:-1].sum()) / terms.variance} if len(widths) > 1 else {}
@@ -357,7 +356,6 @@ def pair_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outco
     if len(terms.dead) and terms.aux:
         dead, extra = dead_gradients(sae, x, -residual[-1], terms, scratch)
         parts |= dead
-    close = rounded(residual, scratch) if fast else residual
     b_dec = totals[0] * scale
     grads = PairGradients(sae, ordered, encoder.centred, close, scale, widths, b_dec, terms.dead, extra, scratch)
     return Outcome(grads, parts, ordered[0].diff(), float(errors[-1]), pairs.least)
@@ -497,13 +495,12 @@ def _dead_pairs(
     size = float(terms.ranks.mean(error.square().sum(-1).mean()).clamp_min(torch.finfo(error.dtype).tiny))
     weight = terms.aux * min(m / most, 1.0) / size
     scale = 2 * weight / len(x)
-    made = decode(little, error.contiguous(), pairs, [m], scale, scratch)
-    close = rounded(made.residual, scratch) if encoder.fast else made.residual
+    made = decode(little, error.contiguous(), pairs, [m], scale, encoder.fast, scratch)
     grads = PairGradients(
         little,
         by_feature(pairs, made.dz, m, scratch),
         encoder.centred,
-        close,
+        made.close,
         scale,
         [m],
         little.b_dec,

@@ -98,7 +98,17 @@ def share(task: Callable[[int, int], Any], total: int, size: int) -> list[Any]:
     """[task(start, stop), ...] for the runs of `size` that make up `total`, side by side on as many threads as torch
     has; in order, whichever thread did them."""
     runs = [(start, min(start + size, total)) for start in range(0, total, size)]
-    return list(_pool(os.getpid(), torch.get_num_threads()).map(lambda run: task(*run), runs))
+    results: list[Any] = [None] * len(runs)
+    waiting = iter(range(len(runs)))  # each thread takes the next one itself: a future a run costs more than some runs
+
+    def work(_: int) -> None:
+        for i in waiting:
+            results[i] = task(*runs[i])
+
+    threads = torch.get_num_threads()
+    for _ in _pool(os.getpid(), threads).map(work, range(min(threads, len(runs)))):
+        pass  # raises what a task raised
+    return results
 
 
 class Scratch:
@@ -318,20 +328,23 @@ def _bounded_pairs(encoder: Encoder, n: int, k: int, groups: int, scratch: Scrat
 
 
 class Decoded(NamedTuple):
-    """residual (parts, n, d) float32, see kernels.decode; its sums over the rows (parts, d); the mean over rows of the
-    squared norm of each reconstruction's error (parts,); dz of each pair."""
+    """residual (parts, n, d) float32, see kernels.decode; close, what gradients are summed from: the same, or rounded to
+    bfloat16; its sums over the rows (parts, d); the mean over rows of the squared norm of each reconstruction's error
+    (parts,); dz of each pair."""
 
     residual: Tensor
+    close: Tensor
     totals: Tensor
     errors: Tensor
     dz: Tensor
 
 
-def decode(sae: SAE, x: Tensor, pairs: Pairs, widths: list[int], scale: float, scratch: Scratch) -> Decoded:
+def decode(sae: SAE, x: Tensor, pairs: Pairs, widths: list[int], scale: float, fast: bool, scratch: Scratch) -> Decoded:
     """The reconstructions of x (n, d) by the first w features for each of `widths`, and what each pair's code gets of
-    them: dz = scale * residual . W_dec[i]."""
+    them: dz = scale * residual . W_dec[i]. When `fast`, `close` is rounded."""
     parts, n = len(widths), len(x)
     residual, dz = scratch("residual", parts, *x.shape), scratch("dz", len(pairs.values))
+    close = scratch("rounded", parts, *x.shape, dtype=torch.bfloat16) if fast else residual
     weights = _numpy(sae.W_dec.detach(), sae.b_dec.detach(), torch.tensor(widths))
 
     def task(first: int, last: int) -> tuple[Tensor, Tensor]:
@@ -341,10 +354,12 @@ def decode(sae: SAE, x: Tensor, pairs: Pairs, widths: list[int], scale: float, s
         if parts > 1:
             kernels().sort_rows(*slots)
         kernels().decode(x[rows].numpy(), *weights, *slots, scale, first, *_numpy(residual, dz, errors))
+        if fast:
+            close[:, rows].copy_(residual[:, rows])
         return errors, residual[:, rows].sum(1)
 
     errors, totals = zip(*share(task, n, CHUNK_ROWS), strict=True)
-    return Decoded(residual, torch.stack(totals).sum(0), torch.stack(errors).sum(0) / n, dz)
+    return Decoded(residual, close, torch.stack(totals).sum(0), torch.stack(errors).sum(0) / n, dz)
 
 
 def by_feature(pairs: Pairs, dz: Tensor, d_sae: int, scratch: Scratch) -> tuple[Tensor, ...]:
@@ -354,13 +369,6 @@ def by_feature(pairs: Pairs, dz: Tensor, d_sae: int, scratch: Scratch) -> tuple[
     made = (bounds, rows, scratch("sorted values", size), scratch("sorted dz", size))
     kernels().sort_by_feature(*_numpy(pairs.starts, pairs.counts, pairs.cols, pairs.values, dz), *_numpy(*made))
     return made
-
-
-def rounded(tensor: Tensor, scratch: Scratch) -> Tensor:
-    """A bfloat16 copy of (parts, n, d)."""
-    copy = scratch("rounded", *tensor.shape, dtype=torch.bfloat16)
-    share(lambda i, j: copy[:, i:j].copy_(tensor[:, i:j]), tensor.shape[1], CHUNK_ROWS)
-    return copy
 
 
 def _numpy(*tensors: Tensor) -> list[Any]:
