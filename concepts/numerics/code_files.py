@@ -24,7 +24,7 @@ from saes.numerics.sae import SAE
 from training.numerics import sparse
 from training.numerics.shards import Capture, Split, write_json
 
-BLOCK_CODES = 2**21  # codes grouped at once; about 100 bytes of memory each
+BLOCK_CODES = 2**20  # codes grouped at once, up to twice as many; about 60 bytes of memory each (100 without numba)
 MAX_BLOCKS = 256  # scratch files open at once
 CHECKPOINT_SECONDS = 20.0
 SCRATCH = "scratch.json"  # how far the encoding came
