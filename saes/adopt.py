@@ -64,9 +64,10 @@ def adopt_files(progress: Progress, row: SAE, entry: Path, facts: Mapping[str, A
     Raises MissingFacts (the row then waits in `asked`), JobError or a ValueError with one sentence; the row is then as
     it was and nothing is left on disk.
     """
-    progress.start(f"Reading {entry.name}", unit="steps")
+    name = "What was sent" if entry == row.upload / "files" else entry.name  # the folder that we put it in
+    progress.start(f"Reading: {name}", unit="steps")
     form = detect_format(entry)
-    progress.log(f"{entry.name} is in the format {form}")
+    progress.log(f"{name} is in the format {form}")
     sae, used = _load(row, entry, facts)
     _require_lengths(sae.config)
     root, names = _source_files(row, form, entry)

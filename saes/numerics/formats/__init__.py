@@ -201,6 +201,11 @@ def _what_was_found(place: Place, makers: list[str]) -> str:
         return f"{place.said} holds sae_weights.safetensors, but not the cfg.json that belongs to it in a SAELens SAE."
     if makers:
         return f"{place.said} looks like a {makers[0]} SAE, but lacks the config that belongs to it; {supported}."
+    below = sorted(child.name for child in place.folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if not place.names and below:
+        return (
+            f"{place.said} holds only folders ({', '.join(below[:6]):.300}); give the one that holds the SAE's files."
+        )
     if not place.names:
         return f"{place.said} is an empty folder; {supported}."
     found = ", ".join(place.names[:6]) + (f" and {len(place.names) - 6} more" if len(place.names) > 6 else "")

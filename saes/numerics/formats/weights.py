@@ -86,7 +86,8 @@ def refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
             continue
         count = int((~torch.isfinite(tensor)).sum())
         if count:
-            raise FormatError(f"{name} holds {count} values that are not finite numbers, so the SAE is unusable.")
+            are = "value that is not a finite number" if count == 1 else "values that are not finite numbers"
+            raise FormatError(f"{name} holds {count} {are}, so the SAE is unusable.")
 
 
 # -- identities: x_hat stays what it was, exactly up to rounding ------------------------------------------------------------

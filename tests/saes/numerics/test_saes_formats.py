@@ -306,7 +306,7 @@ WRONG: dict[str, tuple[Spoil, str]] = {
     "transposed": (edit_tensors(lambda t: t.update(W_enc=t["W_enc"].T)), "W_enc has the shape 20 x 6"),
     "integers": (edit_tensors(lambda t: t.update(W_enc=t["W_enc"].long())), "stored as I64, but must be floating"),
     "NaN": (edit_tensors(lambda t: t["W_enc"][0, 3:5].fill_(float("nan"))), "W_enc holds 2 values that are not finite"),
-    "infinite": (edit_tensors(lambda t: t["b_dec"][0].fill_(float("-inf"))), "b_dec holds 1 values"),
+    "infinite": (edit_tensors(lambda t: t["b_dec"][0].fill_(float("-inf"))), "b_dec holds 1 value that"),
     "beyond float32": (edit_tensors(lambda t: t.update(b_dec=TOO_LARGE)), "b_dec holds 6 values"),
     "weights empty": (edit_bytes(lambda b: b""), "damaged or incomplete"),
     "weights cut in the header": (edit_bytes(lambda b: b[:50]), "damaged or incomplete"),
@@ -344,6 +344,7 @@ def test_one_thing_wrong_is_one_sentence(name, tmp_path):
     ("files", "sentence"),
     [
         ([], "is an empty folder; the supported formats are those of SAELens"),
+        (["layer_1/other.txt", "layer_0/cfg.json"], r"holds only folders \(layer_0, layer_1\); give the one"),
         (["latest_ckpt.safetensors"], "looks like a temporal SAE, but lacks the config that belongs to it"),
         (["config.json", "model.safetensors"], r"holds no SAE .* only config\.json, model\.safetensors;"),
         ([f"{i}.txt" for i in range(9)], "and 3 more"),
@@ -351,6 +352,7 @@ def test_one_thing_wrong_is_one_sentence(name, tmp_path):
 )
 def test_unknown_format_names_what_was_found(files, sentence, tmp_path):
     for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"{}")
     with pytest.raises(UnknownFormat, match=sentence):
         detect_format(tmp_path)
@@ -386,7 +388,7 @@ def test_one_value_that_is_no_number_is_found_anywhere(shape: tuple[int, ...], d
             one = tensor.clone()
             one.view(-1)[place] = bad
             for given in (one, one.mT if one.ndim > 1 else one):
-                with pytest.raises(FormatError, match="W holds 1 values that are not finite"):
+                with pytest.raises(FormatError, match="W holds 1 value that is not a finite"):
                     refuse_non_finite({"W": given})
             if place:
                 one.view(-1)[0] = -bad  # of both signs: their sum is no number either

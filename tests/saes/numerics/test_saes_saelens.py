@@ -179,7 +179,7 @@ def test_a_file_that_changed_is_checked_again(tmp_path):
     for _ in range(2):
         load_sae(tmp_path / "sae")
     edit_tensors(tmp_path / "sae", lambda t: t["W_dec"][3, 2].fill_(torch.nan))
-    with pytest.raises(FormatError, match="W_dec holds 1 values that are not finite"):
+    with pytest.raises(FormatError, match="W_dec holds 1 value that is not a finite"):
         load_sae(tmp_path / "sae")
     assert load_sae(tmp_path / "sae", checked=True).W_dec[3, 2].isnan()
 
