@@ -337,12 +337,14 @@ def train_cancel(request: HttpRequest, pk: int) -> Any:
 
 @router.post("/train/{int:pk}/stop", auth=Needs("training.add_run"), response=RunDetail, summary="Stop and keep")
 def train_stop(request: HttpRequest, pk: int) -> Any:
-    """Ends it at its next step; what it has trained becomes an SAE."""
+    """Ends it at its next step; what it has trained becomes an SAE. One that is paused, failed or cancelled is kept as
+    its checkpoint has it. 409 where there is nothing to keep."""
     row = get_object_or_404(_runs(), pk=pk)
     require_own(request, "training.add_run", row)
     if row.ready:
         raise Problem(409, "This run is finished already.")
-    Run.objects.filter(pk=pk, stop_at=None).update(stop_at=timezone.now())
+    if not row.stop(request.user):
+        raise Problem(409, "This run has no checkpoint, so there is nothing to keep.")
     return _detail(pk)
 
 

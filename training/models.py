@@ -7,6 +7,7 @@ from typing import Any
 
 from django.db import models
 from django.urls import reverse
+from django.utils import timezone
 
 from saehub.jobs.made import Made
 from saehub.jobs.models import Job, State
@@ -244,6 +245,23 @@ class Run(Made):
     @property
     def busy(self) -> bool:
         return not self.error and super().busy
+
+    @property
+    def keepable(self) -> bool:
+        """Whether it rests, paused, failed or cancelled, on a checkpoint that could be an SAE."""
+        return not (self.ready or self.busy) and any((self.folder / "checkpoints").glob("*.safetensors"))
+
+    def stop(self, user: Any) -> bool:
+        """End at the next step and keep what is trained; one that rests is kept as its checkpoint has it, by a job of its
+        own. False, changing nothing, where there is nothing to keep."""
+        if self.ready or not (self.busy or self.keepable):
+            return False
+        rests = not self.busy
+        self.stop_at = self.stop_at or timezone.now()
+        self.save(update_fields=["stop_at"])
+        if rests:
+            self.resume(user)
+        return True
 
     def resume(self, user: Any) -> None:
         """Go on from the checkpoint, by a job of its own unless the one that was to pause is still there."""

@@ -161,14 +161,15 @@ def run_detail(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 @needs("training.view_run", post="training.add_run")
 def run_stop(request: HttpRequest, pk: int) -> HttpResponse:
-    """Stop and keep: the run ends at its next step, and what it has trained becomes an SAE."""
-    run = get_object_or_404(Run, pk=pk)
+    """Stop and keep: the run ends at its next step, or where it rests, and what it has trained becomes an SAE."""
+    run = get_object_or_404(Run.objects.select_related("job"), pk=pk)
     check(request.user, "training.add_run", run)
     if run.ready:
         messages.warning(request, "This run is finished already.")
-    else:
-        Run.objects.filter(pk=pk, stop_at=None).update(stop_at=timezone.now())
+    elif run.stop(request.user):
         messages.success(request, "The run stops at its next step and keeps what it has trained.")
+    else:
+        messages.warning(request, "This run has no checkpoint, so there is nothing to keep.")
     return redirect(run)
 
 

@@ -100,7 +100,7 @@ class Sweeper:
             self.progress.log(f"{run.name} {'stopped' if outcome.stopped else 'finished'} at step {outcome.steps:,}")
 
     def _fail(self, run: Run, sentence: str) -> None:
-        Run.objects.filter(pk=run.pk).update(error=sentence)
+        Run.objects.filter(pk=run.pk).update(error=sentence, stop_at=None)
         self.progress.log(f"{run.name} ended: {sentence}")
 
     def _summary(self) -> dict[str, Any]:

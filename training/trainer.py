@@ -78,6 +78,7 @@ class Trainer:
             self.progress.log(f"paused after step {result.steps:,} of {self.config.total_steps:,}")
             raise Paused(result.steps)
         if not result.steps:
+            Run.objects.filter(pk=self.run.pk).update(stop_at=None)  # else a retry would stop before its first step too
             raise JobError(
                 "The run was stopped before its first step, so there is nothing to keep.", "Press Retry to train."
             )

@@ -2,6 +2,7 @@
 
     .venv/bin/python tests/bench/bench_sweep.py                    # from stored activations, 576 x 4,608, TopK
     .venv/bin/python tests/bench/bench_sweep.py --from-model       # activations computed by a model on the way
+    --no-repeats leaves `N x one` out; times are printed as they come, so that a run that is cut says something
 
 `one`: `train` on its own. `N`: N of them by `train_together` on one stream. `N x one`: one after another, each with a
 stream of its own. With --from-model each batch costs a forward pass through nine layers of SmolLM2-135M's shape (random
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--from-model", action="store_true")
+    parser.add_argument("--no-repeats", action="store_true")
     given = parser.parse_args()
     size = (given.steps, given.batch, given.d_sae)
     if given.from_model:
@@ -107,11 +109,18 @@ def main() -> None:
         noise = torch.randn(len(codes), D, generator=generator)
         source = stored((codes @ torch.randn(64, D, generator=generator) + noise).bfloat16(), given.batch)
     alone(members(1, 3, given.batch, given.d_sae)[0], source)  # compiles and warms up
-    times: dict[str, list[float]] = {"one": [], "N": [], "N x one": []}
+    works: dict[str, Callable[[], object]] = {
+        "one": lambda: alone(members(1, *size)[0], source),
+        "N": lambda: side_by_side(members(given.count, *size), source),
+        "N x one": lambda: [alone(each, source) for each in members(given.count, *size)],
+    }
+    if given.no_repeats:
+        del works["N x one"]
+    times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(given.rounds):
-        times["one"].append(timed(lambda: alone(members(1, *size)[0], source)))
-        times["N"].append(timed(lambda: side_by_side(members(given.count, *size), source)))
-        times["N x one"].append(timed(lambda: [alone(each, source) for each in members(given.count, *size)]))
+        for name, work in works.items():
+            times[name].append(timed(work))
+            print(f"{name:8} {times[name][-1]:7.2f} s", flush=True)
     one = statistics.median(times["one"])
     for name, found in times.items():
         middle = statistics.median(found)

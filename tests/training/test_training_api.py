@@ -170,6 +170,7 @@ def test_a_run_is_stopped_or_cancelled_by_its_owner(api: Any, make_capture: Any)
     good(api("researcher", "post", f"/train/{made['id']}/stop"))
     assert Run.objects.get().stop_at is not None
     assert good(api("researcher", "post", f"/train/{made['id']}/cancel"))["status"] == "cancelled"
+    problem(api("researcher", "post", f"/train/{made['id']}/stop"), 409, "no checkpoint, so there is nothing to keep")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from django.urls import reverse
 from django.utils import timezone
 
 from saehub.jobs.models import Job, State
@@ -157,8 +158,44 @@ def test_a_cancelled_run_goes_on_from_its_checkpoint(make_run, run_job, monkeypa
 
 
 def test_stop_and_keep_makes_an_sae_of_what_there_is(make_run):
-    _, job = make_run(stop_at=timezone.now())
-    assert job.state == State.FAILED and "stopped before its first step" in job.error
+    run, job = make_run(stop_at=timezone.now())
+    assert job.state == State.FAILED and "stopped before its first step" in job.error and "Retry" in job.hint
+    assert run.stop_at is None, "a retry trains"
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_a_run_that_rests_on_a_checkpoint_is_kept(make_run, run_job, client_of, monkeypatch, architecture):
+    """Paused, failed or cancelled: what its checkpoint holds becomes an SAE, and no step is made for that."""
+    from training.trainer import Trainer
+
+    whole, asked = Trainer.point, []
+
+    def broken(self, report):
+        whole(self, report)
+        asked.append(report.step)
+        if report.step == 10:
+            raise RuntimeError("the machine broke")
+
+    monkeypatch.setattr(Trainer, "point", broken)
+    run, job = make_run(architecture=architecture)
+    assert job.state == State.FAILED and run.keepable and not run.ready
+    assert 'id="keep"' in client_of("researcher").get(run.get_absolute_url()).content.decode()
+    client_of("researcher").post(reverse("training:run_stop", args=[run.pk]))
+    run.refresh_from_db()
+    kept = run_job(run.job)
+    run.refresh_from_db()
+    assert kept.state == State.DONE, kept.traceback
+    assert run.ready and run.sae.files.is_dir() and run.tokens == 8 * 64, "its checkpoint is of step 8"
+    assert asked == [2, 4, 6, 8, 10] and kept.result["ended_early"] and not run.keepable
+
+
+def test_a_run_without_a_checkpoint_has_nothing_to_keep(client_of, make_capture, user_of):
+    owner = user_of("researcher")
+    run = Run.objects.create(name="r", capture=make_capture()[0], hook_name=HOOK, architecture="topk", owner=owner)
+    page = client_of("researcher").post(reverse("training:run_stop", args=[run.pk]), follow=True).content.decode()
+    assert "no checkpoint, so there is nothing to keep" in page and 'id="keep"' not in page
+    run.refresh_from_db()
+    assert run.stop_at is None and run.job is None
 
 
 def test_stop_and_keep_after_some_steps(make_run, monkeypatch):
