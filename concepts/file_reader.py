@@ -37,6 +37,7 @@ from concepts.interchange import (
 from saehub.spreadsheets import as_written
 
 LONGEST_LINE = 2**20
+LONGEST_CELL = 2**17
 
 
 def read(file: IO[bytes], facts: Facts) -> tuple[str, Iterator[Entry | Refused]]:
@@ -164,6 +165,7 @@ def _rows(
 
 
 def _csv(lines: Lines) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(LONGEST_CELL)  # one limit for the process, which readers of corpora set higher
     before, reader = lines.number, csv.reader(lines)
     try:
         header = [cell.strip().lstrip("\ufeff").lower() for cell in next(reader)]

@@ -6,19 +6,18 @@ from typing import Any
 
 from django.http import HttpRequest
 from django.utils.datastructures import MultiValueDict
-from ninja import Body, Field, File, Form, Router, Schema, Status
+from ninja import Body, Field, File, Form, Router, Schema
 from ninja.files import UploadedFile
 from pydantic import AliasChoices, ConfigDict
 
 from saehub.accounts.api_access import Needs, Problem, require_own
 from saehub.accounts.hub_tokens import HubTokenError, hub_token
-from saehub.accounts.idempotency import keyed
 from saehub.jobs.kinds import KINDS
 from saehub.jobs.models import enqueue
 from saehub.jobs.progress import JobError
-from saehub.jobs.runner import summary
+from saehub.jobs.starting import starts
 from saes import gemma_scope
-from saes.api_rows import Started, row_of, started
+from saes.api_rows import Pair, Started, pairs, pairs_of, row_of, started
 from saes.batch import BatchError, BatchSpec, plan
 from saes.fetching import fetch, row_at
 from saes.history import ADDITION, note
@@ -28,6 +27,8 @@ from saes.one_sae import resume, start
 from saes.repository import StillAsking, known_gemma_scope, variants
 
 router = Router(tags=["SAEs"])
+brings = starts(started, pairs_of)  # 202, the key and `?wait=`; its views return pairs of SAE and job
+STARTED = {200: Started, 202: Started}
 
 
 class GemmaPick(Schema):
@@ -95,15 +96,15 @@ class ImportIn(Schema):
     second_copy: str = Field("", description="on: even when the same weights are here already")
 
 
-@router.post("/catalogue/sync", auth=Needs("saes.change_sae"), response={202: Started}, summary="Sync the catalogue")
-@keyed
-def catalogue_sync(request: HttpRequest) -> Any:
-    return Status(202, {"job": summary(enqueue("sync", request.user, title="Sync the catalogue"))})
+@router.post("/catalogue/sync", auth=Needs("saes.change_sae"), response=STARTED, summary="Sync the catalogue")
+@brings
+def catalogue_sync(request: HttpRequest) -> list[Pair]:
+    return [(None, enqueue("sync", request.user, title="Sync the catalogue").pk)]
 
 
-@router.post("/saes/download-hf", auth=Needs("saes.add_sae"), response={202: Started}, summary="Download from the Hub")
-@keyed
-def download_hf(request: HttpRequest, wanted: DownloadIn) -> Any:
+@router.post("/saes/download-hf", auth=Needs("saes.add_sae"), response=STARTED, summary="Download from the Hub")
+@brings
+def download_hf(request: HttpRequest, wanted: DownloadIn) -> list[Pair]:
     """Queue downloads. What is here already is not brought again."""
     if wanted.access_token:
         raise Problem(
@@ -117,7 +118,7 @@ def download_hf(request: HttpRequest, wanted: DownloadIn) -> Any:
     found = fetch(request.user, rows)
     if found.refused and not (found.started or found.busy or found.here):
         raise Problem(403, found.sentence())
-    return Status(202, started([*found.started, *found.busy, *found.here]))
+    return pairs([*found.started, *found.busy, *found.here])
 
 
 def _wanted(request: HttpRequest, wanted: DownloadIn) -> list[SAE]:
@@ -179,9 +180,9 @@ def _say(row: SAE, wanted: DownloadIn) -> None:
     row.save(update_fields=["name", "notes", "model_name"])
 
 
-@router.post("/saes/import", auth=Needs("saes.add_sae"), response={202: Started}, summary="Import files")
-@keyed
-def sae_import(request: HttpRequest, files: list[UploadedFile] = File([]), form: ImportIn = Form(...)) -> Any:
+@router.post("/saes/import", auth=Needs("saes.add_sae"), response=STARTED, summary="Import files")
+@brings
+def sae_import(request: HttpRequest, files: list[UploadedFile] = File([]), form: ImportIn = Form(...)) -> list[Pair]:
     """Files (a zip, a single file, several), or a `path` of the server. What they do not say is asked for in `asked`."""
     where = "path" if form.path else "folder" if form.paths else "upload"
     data = form.dict() | {"where": where}
@@ -192,14 +193,14 @@ def sae_import(request: HttpRequest, files: list[UploadedFile] = File([]), form:
         raise Problem(422, next(iter(errors.values()))[0], errors=errors)
     row = checked.make()
     note(request.user, row, "Imported by the API", ADDITION)
-    return Status(202, started([row]))
+    return pairs([row])
 
 
-@router.post("/saes/{int:pk}/facts", auth=Needs("saes.add_sae"), response={202: Started}, summary="Say what is asked")
-@keyed
+@router.post("/saes/{int:pk}/facts", auth=Needs("saes.add_sae"), response=STARTED, summary="Say what is asked")
+@brings
 def sae_facts(
     request: HttpRequest, pk: int, facts: dict[str, Any] = Body(..., examples=[{"layer": 3, "k": 32}])
-) -> Any:
+) -> list[Pair]:
     """Facts named in `asked`, as {name: value}; the import goes on."""
     row = row_of(pk)
     require_own(request, "saes.add_sae", row)
@@ -210,35 +211,33 @@ def sae_facts(
         errors = {name: [str(error) for error in found] for name, found in form.errors.items()}
         raise Problem(422, f"Asked for are: {', '.join(row.asked)}.", errors=errors)
     resume(row, form.facts(), request.user)
-    return Status(202, started([row]))
+    return pairs([row])
 
 
 def _as_typed(value: Any) -> Any:
     return ("yes" if value else "no") if isinstance(value, bool) else value
 
 
-@router.post("/saes/{int:pk}/download", auth=Needs("saes.add_sae"), response={202: Started}, summary="Download it")
-@keyed
-def sae_download(request: HttpRequest, pk: int) -> Any:
+@router.post("/saes/{int:pk}/download", auth=Needs("saes.add_sae"), response=STARTED, summary="Download it")
+@brings
+def sae_download(request: HttpRequest, pk: int) -> list[Pair]:
     return _start(request, pk, "download")
 
 
-@router.post("/saes/{int:pk}/inspect", auth=Needs("saes.add_sae"), response={202: Started}, summary="Read its config")
-@keyed
-def sae_inspect(request: HttpRequest, pk: int) -> Any:
+@router.post("/saes/{int:pk}/inspect", auth=Needs("saes.add_sae"), response=STARTED, summary="Read its config")
+@brings
+def sae_inspect(request: HttpRequest, pk: int) -> list[Pair]:
     """Config and shapes by range requests, without its weights."""
     return _start(request, pk, "inspect")
 
 
-@router.post(
-    "/saes/{int:pk}/verify", auth=Needs("saes.change_sae"), response={202: Started}, summary="Verify its files"
-)
-@keyed
-def sae_verify(request: HttpRequest, pk: int) -> Any:
+@router.post("/saes/{int:pk}/verify", auth=Needs("saes.change_sae"), response=STARTED, summary="Verify its files")
+@brings
+def sae_verify(request: HttpRequest, pk: int) -> list[Pair]:
     return _start(request, pk, "verify")
 
 
-def _start(request: HttpRequest, pk: int, kind: str) -> Any:
+def _start(request: HttpRequest, pk: int, kind: str) -> list[Pair]:
     row = row_of(pk)
     if kind == "download":
         require_own(request, KINDS[kind].permission, row)
@@ -246,6 +245,4 @@ def _start(request: HttpRequest, pk: int, kind: str) -> Any:
         job = start(row, kind, request.user)
     except ValueError as error:
         raise Problem(409, str(error)) from None
-    return Status(
-        202, {"sae": row.pk, "job": summary(job), "saes": [{"sae": row.pk, "job": job.pk, "state": row.state}]}
-    )
+    return [(row.pk, job.pk)]

@@ -86,15 +86,19 @@ class SAEPage(Page[SAEOut]):
     facets: dict[str, dict[str, int]] | None = None
 
 
-class Started(Schema):
-    """What was queued. `sae` and `job` are those of a single SAE; several are in `saes`."""
+STARTED: Any = {
+    "sae": 12, "job": {"id": 40, "state": "queued"}, "job_ids": [40], "saes": [{"sae": 12, "job": 40, "state": "queued"}],
+}  # fmt: skip
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"sae": 12, "job": {"id": 40, "state": "queued"}, "saes": [{"sae": 12, "job": 40, "state": "queued"}]}]}
-    )  # fmt: skip
+
+class Started(Schema):
+    """What was queued. `sae` and `job` are those of a single SAE; several are in `saes`. `job_ids`: what is still on."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [STARTED]})
 
     sae: int | None = None
     job: dict[str, Any] | None = None
+    job_ids: list[int]
     saes: list[dict[str, Any]] = Field(default_factory=list)
 
 
@@ -137,11 +141,26 @@ def whole(row: SAE) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def started(rows: list[SAE]) -> dict[str, Any]:
-    one: SAE | None = rows[0] if len(rows) == 1 else None
-    job: Job | None = one.job if one else None
+Pair = tuple[int | None, int | None]  # the numbers of an SAE and of its job
+
+
+def pairs(rows: list[SAE]) -> list[Pair]:
+    return [(row.pk, row.job_id) for row in rows]
+
+
+def pairs_of(body: dict[str, Any]) -> list[Pair]:
+    """What `started` was given, read off its answer."""
+    return [(one["sae"], one["job"]) for one in body["saes"]]
+
+
+def started(found: list[Pair]) -> dict[str, Any]:
+    """Answer of what brings SAEs, as they and their jobs stand now. A refused import has a job and no state."""
+    rows = SAE.objects.select_related("job").in_bulk([sae for sae, _ in found if sae])
+    jobs = Job.objects.in_bulk([job for _, job in found if job])
+    one = found[0] if len(found) == 1 else (None, None)
     return {
-        "sae": one.pk if one else None,
-        "job": summary(job) if job else None,
-        "saes": [{"sae": row.pk, "job": row.job_id, "state": row.state} for row in rows],
+        "sae": one[0],
+        "job": summary(jobs[one[1]]) if one[1] in jobs else None,
+        "job_ids": [job.pk for job in jobs.values() if job.is_live],
+        "saes": [{"sae": sae, "job": job, "state": rows[sae].state if sae in rows else None} for sae, job in found],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import wraps
+from operator import itemgetter
 from typing import Any
 
 from django.http import HttpRequest
@@ -20,9 +21,11 @@ RETRY_AFTER = 30
 POLL_SECONDS = 0.1
 
 
-def starts(answer: Callable[[Any], dict[str, Any]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator. The view queues the work and returns the key of what it made; `answer(key)` is the body, with `id`, the
-    key, and `job_ids`, the jobs to wait for.
+def starts(
+    answer: Callable[[Any], dict[str, Any]], key: Callable[[dict[str, Any]], Any] = itemgetter("id")
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator. The view queues the work and returns the key of what it made; `answer(key)` is the body, with
+    `job_ids`, the jobs to wait for; `key(body)` reads the key off it again, to answer anew after waiting.
 
     202 while they are on, and 200 once they are over, where the request waited so long, or where there is none.
     """
@@ -38,7 +41,7 @@ def starts(answer: Callable[[Any], dict[str, Any]]) -> Callable[[Callable[..., A
 
             status, body = once(request, begin)
             if seconds and over(body["job_ids"], seconds):
-                return Status(200, answer(body["id"]))
+                return Status(200, answer(key(body)))
             return Status(status, body)
 
         run.waits = True  # type: ignore[attr-defined]

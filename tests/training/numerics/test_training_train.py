@@ -262,7 +262,7 @@ def test_kill_9_leaves_a_checkpoint_that_continues_to_the_same_weights(tmp_path)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     found = load_checkpoint(tmp_path)
-    assert found is not None and 20 <= found[1]["step"] < 300
+    assert found is not None and 19 <= found[1]["step"] < 300  # a step is reported before its checkpoint is written
     resumed, whole = sae_of(), sae_of()
     train(resumed, stream(), made, checkpoint_dir=tmp_path)
     train(whole, stream(), made)
