@@ -1,14 +1,18 @@
 """Capture and shards: python tests/bench/bench_capture.py MODEL_DIR [--peers DIR] [--rounds 5] [--capture-only | --shards-only]
 
-MODEL_DIR: a transformers folder such as the demo makes of SmolLM2-135M. Everything is measured in turns in one run, best
-of the turns; only ratios mean something on a shared machine. Real tokens per second throughout.
+MODEL_DIR: a transformers folder such as the demo makes of SmolLM2-135M. Everything is measured in turns in one run; a ratio is
+the median of the turns' own. Real tokens per second throughout. A capture's rate is that
+of the contexts beyond the first 64: what it does once (in bfloat16 it runs 32 contexts in both precisions, to measure the
+difference) is a matter of seconds, whatever its size.
 --peers: a folder on whose path mi_crow is (pip install --target DIR --no-deps mi-crow==1.0.0.post10 and what it imports);
-its save_activations then reads the same texts, padded, as it does by default.
+its save_activations then reads the same texts, padded, as it does by default: cut to 500 characters, so that hardly
+anything is padded, and as paragraphs of any length, which is what texts are.
 """
 
 import argparse
 import importlib
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -31,24 +35,24 @@ from training.numerics.tokens import TokenPolicy, iter_contexts
 from training.numerics.train import TrainConfig, train
 
 HOOK, LENGTH, CONTEXTS = "blocks.9.hook_resid_post", 128, 16
+FEW, MANY = 4 * CONTEXTS, 12 * CONTEXTS
 D, D_SAE, BATCH = 576, 4608, 2048
 
 
-def best(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Least seconds of each call, taken in turns."""
-    least = dict.fromkeys(calls, float("inf"))
-    for _ in range(rounds):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            least[name] = min(least[name], time.perf_counter() - began)
-    return least
+def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Seconds of each call, one after another."""
+    seconds = {}
+    for name, call in calls.items():
+        began = time.perf_counter()
+        call()
+        seconds[name] = time.perf_counter() - began
+    return seconds
 
 
 def captures(lm: LM, peers: str | None, rounds: int) -> None:
-    texts = [text for text in topics.values() if len(text) > 400][:40]
+    texts = [text for text in topics.values() if len(text) > 400]
     policy = TokenPolicy(LENGTH)
-    contexts = [context.ids for context in iter_contexts(texts, lm.tokenizer, policy)][: 4 * CONTEXTS]
+    contexts = [context.ids for context in iter_contexts(texts, lm.tokenizer, policy)][: MANY - FEW]
     ids = torch.from_numpy(np.stack(contexts)).long()
     n = ids.numel()
     keep, layers = lm.model.model.layers, lm.model.model.layers[:10]
@@ -64,47 +68,60 @@ def captures(lm: LM, peers: str | None, rounds: int) -> None:
         finally:
             lm.model.model.layers = keep
 
-    def stored(autocast: bool) -> None:
+    def stored(autocast: bool, contexts: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            limit = {"max_tokens": int(0.99 * n * (LENGTH - 1) / LENGTH), "batch_contexts": CONTEXTS}
+            limit = {"max_tokens": contexts * (LENGTH - 1), "batch_contexts": CONTEXTS}
             capture(lm, texts, [HOOK], f"{folder}/c", policy=policy, autocast=autocast, **limit)
 
     calls: dict[str, Callable[[], Any]] = {
         "truncated forward, float32": lambda: truncated(None),
-        "capture, float32": lambda: stored(False),
-        "truncated forward, bfloat16 autocast": lambda: truncated(torch.bfloat16),
-        "capture, bfloat16 (its sample included)": lambda: stored(True),
+        "few, float32": lambda: stored(False, FEW),
+        "many, float32": lambda: stored(False, MANY),
+        "truncated forward, bfloat16": lambda: truncated(torch.bfloat16),
+        "few, bfloat16": lambda: stored(True, FEW),
+        "many, bfloat16": lambda: stored(True, MANY),
     }
-    real = dict.fromkeys(calls, n)
-    if peers:
-        name = "mi_crow save_activations"
-        calls[name], real[name] = mi_crow(lm, texts, peers)
-    rates = {name: real[name] / seconds for name, seconds in best(calls, rounds).items()}
-    for name, rate in rates.items():
-        print(f"{name:42} {rate:9,.0f} tokens/s")
-    exact = rates["capture, float32"]
-    print(f"capture / truncated forward, float32   {exact / rates['truncated forward, float32']:.2f}")
-    fast, alone = rates["capture, bfloat16 (its sample included)"], rates["truncated forward, bfloat16 autocast"]
-    print(f"capture / truncated forward, bfloat16  {fast / alone:.2f}")
-    print(f"capture, bfloat16 / float32            {fast / exact:.2f}")
-    if peers:
-        for kind, rate in (("float32", exact), ("bfloat16", fast)):
-            print(f"capture, {kind} / mi_crow             {rate / rates['mi_crow save_activations']:.2f}")
+    real = {"truncated forward, float32": n, "truncated forward, bfloat16": n}
+    for name, given in {"500 characters": [text[:500] for text in texts[:40]], "paragraphs": paragraphs(texts)}.items():
+        if peers:
+            calls[f"mi_crow, {name}"], real[f"mi_crow, {name}"] = mi_crow(lm, given, peers)
+    turns = [rates(timed(calls), real) for _ in range(rounds)]
+    for name in turns[0]:
+        print(f"{name:32} {statistics.median(turn[name] for turn in turns):9,.0f} tokens/s")
+    ways = ("float32", "bfloat16")
+    wanted = [(f"capture, {way}", f"truncated forward, {way}") for way in ways]
+    wanted += [("capture, bfloat16", "capture, float32")]
+    wanted += [(f"capture, {way}", name) for name in real if name.startswith("mi_crow") for way in ways]
+    for over, under in wanted:
+        print(f"{f'{over} / {under}':52} {statistics.median(turn[over] / turn[under] for turn in turns):5.2f}")
+
+
+def rates(seconds: dict[str, float], real: dict[str, int]) -> dict[str, float]:
+    """Tokens a second of one turn."""
+    found = {name: tokens / seconds[name] for name, tokens in real.items()}
+    more = LENGTH * (MANY - FEW)
+    return found | {
+        f"capture, {way}": more / (seconds[f"many, {way}"] - seconds[f"few, {way}"]) for way in ("float32", "bfloat16")
+    }
+
+
+def paragraphs(texts: list[str]) -> list[str]:
+    """The first 96 paragraphs of more than a line, as long as they are."""
+    return [part for text in texts for part in text.split("\n\n") if len(part) > 80][:96]
 
 
 def mi_crow(lm: LM, texts: list[str], path: str) -> tuple[Callable[[], Any], int]:
-    """mi_crow's own way over the same texts in float32, batches of 32 padded texts; and the real tokens of them."""
+    """mi_crow's own way over these texts in float32, batches of 32 padded texts; and the real tokens of them."""
     sys.path.insert(0, path)
     language_model = importlib.import_module("mi_crow.language_model.language_model").LanguageModel
     store = importlib.import_module("mi_crow.store").LocalStore
-    short = [text[:500] for text in texts]
-    tokens = sum(min(len(ids), LENGTH) for ids in lm.tokenizer(short)["input_ids"])
+    tokens = sum(min(len(ids), LENGTH) for ids in lm.tokenizer(texts)["input_ids"])
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
             theirs = language_model(lm.model, lm.tokenizer, store(folder))
             layer = f"{type(lm.model).__name__.lower()}_model_layers_9"
-            theirs.activations.save_activations(short, layer, batch_size=32, max_length=LENGTH, autocast=False)
+            theirs.activations.save_activations(texts, layer, batch_size=32, max_length=LENGTH, autocast=False)
 
     return run, tokens
 
@@ -123,7 +140,8 @@ def shards() -> None:
             for _ in made.batches("h", BATCH, n_rows=20 * BATCH, seed=1):
                 pass
 
-        seconds = best({"read": read, "step": lambda: train(sae, iter([x] * 20), config)}, rounds=3)
+        turns = [timed({"read": read, "step": lambda: train(sae, iter([x] * 20), config)}) for _ in range(3)]
+        seconds = {name: min(turn[name] for turn in turns) for name in turns[0]}
         for name, one in seconds.items():
             print(f"{name:6} {20 * BATCH / one:12,.0f} tokens/s")
         print(f"reading shuffled shards / the step     {seconds['step'] / seconds['read']:.2f}")
