@@ -10,7 +10,8 @@ dictionary-learning`, then `pip uninstall torchvision`, whose PyPI build does no
 
 Every contender is a process of its own that holds the same rows and makes one step when its turn comes; a step is
 everything from a batch to updated, renormalised weights. They take turns step by step with a pause between, so that
-what else the machine does hits them alike, and no thread of one still spins when the next begins. Only the ratios of one
+what else the machine does hits them alike, and no thread of one still spins when the next begins; --turn 4 makes four
+steps a turn and leaves out the first of them, which finds the caches full of the others' numbers. Only the ratios of one
 run mean something. All learn with Adam at 1e-3 from rows scaled to mean norm sqrt(d); SAELens starts from our initial
 weights. Their held-out FVU and L0 after the same rows are printed: speed must not be bought with quality.
 Without --capture the rows are random and quality means nothing.
@@ -296,11 +297,13 @@ def run(args: argparse.Namespace, folder: Path, pause: float = PAUSE) -> dict[st
         if child.stdout is None or child.stdout.readline().strip() != "ready":
             raise SystemExit(f"{name} does not start; --verbose shows why.")
     seconds: dict[str, list[float]] = {name: [] for name in children}
-    for _ in range(args.rounds):
+    for _ in range(args.rounds // args.turn):
         for name, child in children.items():
             time.sleep(pause)
-            print("step", file=child.stdin, flush=True)
-            seconds[name].append(float(child.stdout.readline()))  # type: ignore[union-attr]
+            for step in range(args.turn):
+                print("step", file=child.stdin, flush=True)
+                taken = float(child.stdout.readline())  # type: ignore[union-attr]
+                seconds[name] += [taken] if step or args.turn == 1 else []
     medians = {name: statistics.median(taken[2:] or taken) for name, taken in seconds.items()}
     peers = [name for name in names if "ours" not in name]
     compared = [name for name in peers if name in STOCK] or peers
@@ -412,6 +415,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=numbers, default=[2048], help="rows a step, or several: 1024,2048")
     parser.add_argument("--rounds", "--steps", type=int, default=64)
+    parser.add_argument("--turn", type=int, default=1, help="steps that one contender makes before the next one's turn")
     parser.add_argument("--quality", action="store_true", help="FVU after the same rows instead of speed")
     parser.add_argument("--seeds", type=int, default=3, help="with --quality: how many, from --seed on")
     parser.add_argument("--seed", type=int, default=0)
