@@ -24,7 +24,7 @@ from saes.models import SAE
 router = Router(tags=["Concepts"])
 EDIT: Any = {"feature": 2117, "mode": "add", "value": 12.0}
 MOVE: Any = {
-    "feature": 2117, "mode": "add", "value": 12.0, "label": "capital cities", "maximum": 14.1, "at_maximum": 26.1,
+    "feature": 2117, "mode": "add", "value": 12.0, "shift": 0.0, "label": "capital cities", "maximum": 14.1, "at_maximum": 26.1,
     "share_of_layer_norm": 0.195, "asked_by": ["feature 2117"],
 }  # fmt: skip
 CONFIG: Any = {
@@ -58,13 +58,15 @@ class ConfigIn(Schema):
 
 
 class MoveOut(Schema):
-    """A feature that moves: its mode and value, what its largest code becomes, and the share of the layer's norm added."""
+    """A feature that moves: its mode and value, what a scaled code is then moved by (`shift`), what its largest code becomes,
+    and the share of the layer's norm added."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [MOVE]})
 
     feature: int
     mode: str
     value: float
+    shift: float
     label: str | None
     maximum: float | None
     at_maximum: float | None
@@ -168,7 +170,7 @@ def concepts_preview(request: HttpRequest, given: ConfigIn) -> Any:
 
 
 def _move(row: Any) -> dict[str, Any]:
-    return row.move.edit() | {
+    return {name: getattr(row.move, name) for name in ("feature", "mode", "value", "shift")} | {
         "label": row.label, "maximum": row.known.maximum if row.known else None, "at_maximum": row.at_maximum,
         "share_of_layer_norm": row.share, "asked_by": row.asked,
     }  # fmt: skip

@@ -9,7 +9,8 @@ An edit is {"feature": i, "mode": m, "value": v} or {"concept": name, "members":
   ablate  z' = 0 for every member of weight other than 0
   cap     z' = min(z, w v); refused for a concept with members of the other direction, of which nothing is too much
 
-When several edits move one feature: adds add up, scales multiply, the lowest cap holds, equal clamps and ablations are one.
+When several edits move one feature: adds add up, scales multiply, and both together are z' = z * scale + add, as mi_crow computes it; the
+lowest cap holds, equal clamps and ablations are one.
 Every other meeting is refused, because the result would depend on an order that nobody chose. Edits that change nothing are left out, so a config
 that is neutral compiles to no edits, which steering leaves bit-identical.
 """
@@ -31,31 +32,36 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Move:
-    """What becomes of one feature, and which edits ask for it (their positions in the config, from 0)."""
+    """What becomes of one feature, and which edits ask for it (their positions in the config, from 0). `shift` is what a
+    scaled code is then moved by."""
 
     feature: int
     mode: str
     value: float
     asked: list[int] = field(default_factory=list)
+    shift: float = 0.0
 
-    def edit(self) -> dict[str, Any]:
-        """As steering takes it."""
-        return {"feature": self.feature, "mode": self.mode, "value": self.value}
+    def edits(self) -> list[dict[str, Any]]:
+        """As steering takes them: one, or a scale and an add."""
+        edits = [{"feature": self.feature, "mode": self.mode, "value": self.value}]
+        return edits + ([{"feature": self.feature, "mode": "add", "value": self.shift}] if self.shift else [])
 
     def at(self, z: float) -> float:
         """z' of a code z."""
         if self.mode == "cap":
             return min(z, self.value)
-        return {"add": z + self.value, "scale": z * self.value, "clamp": self.value, "ablate": 0.0}[self.mode]
+        return {"add": z + self.value, "scale": z * self.value + self.shift, "clamp": self.value, "ablate": 0.0}[
+            self.mode
+        ]
 
 
 def compile(edits: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The steering edits of a config: [{feature, mode, value}], each feature once, in order of the features.
+    """The steering edits of a config: [{feature, mode, value}], in order of the features, each once, or scaled and added to.
 
     Raises ConfigError for a mode nobody knows, a number that is not finite, edits of one feature that contradict each
     other, or too many features.
     """
-    return [move.edit() for move in moves(edits)]
+    return [edit for move in moves(edits) for edit in move.edits()]
 
 
 def moves(edits: Iterable[Mapping[str, Any]]) -> list[Move]:
@@ -66,7 +72,7 @@ def moves(edits: Iterable[Mapping[str, Any]]) -> list[Move]:
             found[one.feature] = _together(found[one.feature], one) if one.feature in found else one
         if len(found) > MOST_FEATURES:
             raise ConfigError(f"This config moves more than {MOST_FEATURES:,} features; leave some of its edits out.")
-    moved = [_checked(move) for move in found.values() if not is_neutral(move.mode, move.value)]
+    moved = [_checked(move) for move in found.values() if move.shift or not is_neutral(move.mode, move.value)]
     return sorted(moved, key=lambda move: move.feature)
 
 
@@ -111,18 +117,31 @@ def _of_member(mode: str, value: float, share: float) -> float:
 
 def _together(a: Move, b: Move) -> Move:
     asked = a.asked + [number for number in b.asked if number not in a.asked]
-    if a.mode == b.mode == "add":
-        return Move(a.feature, "add", a.value + b.value, asked)
-    if a.mode == b.mode == "scale":
-        return Move(a.feature, "scale", a.value * b.value, asked)
+    if {a.mode, b.mode} <= {"add", "scale"}:
+        return _affine(a.feature, _factor(a) * _factor(b), _shift(a) + _shift(b), asked)
     if a.mode == b.mode == "cap":
         return Move(a.feature, "cap", min(a.value, b.value), asked)
     if (a.mode, a.value) == (b.mode, b.value):
         return Move(a.feature, a.mode, a.value, asked)
     raise ConfigError(
-        f"Feature {a.feature} is moved by {_words(a)} and by {_words(b)}, which contradict each other; only adds add up, "
-        "scales multiply and caps meet. Leave one of them out."
+        f"Feature {a.feature} is moved by {_words(a)} and by {_words(b)}, which contradict each other; only adds, "
+        "scales and caps meet. Leave one of them out."
     )
+
+
+def _factor(move: Move) -> float:
+    return move.value if move.mode == "scale" else 1.0
+
+
+def _shift(move: Move) -> float:
+    return move.value if move.mode == "add" else move.shift
+
+
+def _affine(feature: int, factor: float, shift: float, asked: list[int]) -> Move:
+    """z' = z * factor + shift."""
+    if factor == 1 and shift:
+        return Move(feature, "add", shift, asked)
+    return Move(feature, "scale", factor, asked, shift)
 
 
 def _words(move: Move) -> str:
@@ -130,11 +149,12 @@ def _words(move: Move) -> str:
 
 
 def _checked(move: Move) -> Move:
-    if not abs(move.value) <= LARGEST:
-        raise ConfigError(
-            f"Feature {move.feature} would be moved by {move.mode} {move.value:.4g}, more than {LARGEST:,.0f}; "
-            "choose smaller strengths."
-        )
+    for edit in move.edits():
+        if not abs(edit["value"]) <= LARGEST:
+            raise ConfigError(
+                f"Feature {move.feature} would be moved by {edit['mode']} {edit['value']:.4g}, more than {LARGEST:,.0f}; "
+                "choose smaller strengths."
+            )
     return move
 
 
@@ -154,8 +174,7 @@ def of_mi_crow(content: Mapping[str, Any], n_features: int, ones: bool | None = 
     """The edits of a mi_crow config file.
 
     ones: what an empty bias means, False: nothing, True: 1 for every feature, as mi_crow computes it. Raises ConfigError:
-    when that is not said and matters, for features the SAE does not have, for numbers that are not finite, and for a
-    feature that is both scaled and shifted, which no mode says.
+    when that is not said and matters, for features the SAE does not have and for numbers that are not finite.
     """
     weights = _by_feature(content, "weights" if "weights" in content else "edits", n_features)
     bias = _by_feature(content, "bias", n_features)
@@ -170,7 +189,8 @@ def of_mi_crow(content: Mapping[str, Any], n_features: int, ones: bool | None = 
                 f"{MOST_FEATURES:,}. Leave the ones out."
             )
         bias = dict.fromkeys(range(n_features), 1.0) if ones else {}
-    return [_of_affine(i, weights.get(i, 1.0), bias.get(i, 0.0)) for i in sorted(weights.keys() | bias.keys())]
+    named = sorted(weights.keys() | bias.keys())
+    return [edit for i in named for edit in _of_affine(i, weights.get(i, 1.0), bias.get(i, 0.0))]
 
 
 def _by_feature(content: Mapping[str, Any], key: str, n_features: int) -> dict[int, float]:
@@ -193,17 +213,12 @@ def feature_of(value: Any, n_features: int) -> int:
     return int(text)
 
 
-def _of_affine(feature: int, weight: float, bias: float) -> dict[str, Any]:
-    """The one mode that says z' = z * weight + bias."""
-    if weight == 1:
-        return {"feature": feature, "mode": "add", "value": bias}
-    if bias == 0:
-        return {"feature": feature, "mode": "ablate" if weight == 0 else "scale", "value": weight}
+def _of_affine(feature: int, weight: float, bias: float) -> list[dict[str, Any]]:
+    """The edits that say z' = z * weight + bias: one where one is enough, else a scale and an add."""
     if weight == 0:
-        return {"feature": feature, "mode": "clamp", "value": bias}
-    raise ConfigError(
-        f"Feature {feature} is both multiplied by {weight:g} and shifted by {bias:g}; no mode says both, so drop one of them."
-    )
+        return [{"feature": feature, "mode": "clamp" if bias else "ablate", "value": bias}]
+    scale = [{"feature": feature, "mode": "scale", "value": weight}] if weight != 1 else []
+    return scale + ([{"feature": feature, "mode": "add", "value": bias}] if bias or not scale else [])
 
 
 def to_mi_crow(edits: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

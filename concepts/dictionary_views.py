@@ -313,9 +313,10 @@ class Moved:
     @property
     def share(self) -> float | None:
         """Of the layer's mean norm, what add and clamp put on top at most."""
-        if self.known is None or self.known.per_norm is None or self.move.mode not in ("add", "clamp"):
+        added = self.move.value if self.move.mode in ("add", "clamp") else self.move.shift
+        if self.known is None or self.known.per_norm is None or not added:
             return None
-        return abs(self.move.value) * self.known.per_norm
+        return abs(added) * self.known.per_norm
 
 
 def moved(sae: SAE, edits: list[dict[str, Any]]) -> dict[str, Any]:
@@ -324,7 +325,7 @@ def moved(sae: SAE, edits: list[dict[str, Any]]) -> dict[str, Any]:
     Raises compiler.ConfigError.
     """
     moves = compiler.moves(edits)
-    features = [move.feature for move in moves]
+    features, compiled = [move.feature for move in moves], [edit for move in moves for edit in move.edits()]
     labels, known = Label.objects.accepted_of(sae, features), known_features(sae, features)
     words = [str(edit.get("concept") or f"feature {edit.get('feature')}") for edit in edits]
     rows = [
@@ -332,8 +333,8 @@ def moved(sae: SAE, edits: list[dict[str, Any]]) -> dict[str, Any]:
     ]
     asked = [("sae", sae.pk)] + [
         (name, value)
-        for move in moves
-        for name, value in (("feature", move.feature), ("mode", move.mode), ("value", f"{move.value:.6g}"))
+        for edit in compiled
+        for name, value in (("feature", edit["feature"]), ("mode", edit["mode"]), ("value", f"{edit['value']:.6g}"))
     ]
-    steer = urlencode(asked) if 0 < len(moves) <= STEERING_ROWS and sae.model_id else ""
+    steer = urlencode(asked) if 0 < len(compiled) <= STEERING_ROWS and sae.model_id else ""
     return {"moved": rows, "steer": steer, "steering_rows": STEERING_ROWS}

@@ -164,9 +164,9 @@ class EditRows(forms.BaseFormSet):
         """Find what the rows name and add what only the SAEs, the other rows and the config can tell: features out of range
         or edited twice, SAEs that do not fit together."""
         by_id = {sae.pk: sae for sae in self.able.rows}
-        seen: dict[tuple[int, int], str] = {}
+        seen: dict[tuple[int, int], str] = {}  # the mode of each feature so far, or who else edits it
         if config is not None:
-            seen = {(config.sae_id, i): f"by {config}" for i in _features(config)}
+            seen = {(config.sae_id, i): f"by {config} too; keep one of them" for i in _features(config)}
         for form in self.forms:
             data = getattr(form, "cleaned_data", {})
             own = by_id.get(data.get("sae") or 0)
@@ -178,13 +178,15 @@ class EditRows(forms.BaseFormSet):
             if sae is None:
                 continue
             form.find(sae)
-            for feature in [edit["feature"] for edit in form.compiled]:
-                if (sae.pk, feature) in seen:
-                    other = seen[sae.pk, feature]
-                    way = f"{other} too; keep one of them" if other else "twice; keep one row of it"
-                    form.add_error("feature", f"Feature {feature} is edited {way}.")
+            for edit in form.compiled:
+                key, mode = (sae.pk, edit["feature"]), edit["mode"]
+                if key in seen and {seen[key], mode} != {"add", "scale"}:
+                    way = (
+                        seen[key] if seen[key].startswith("by ") else "twice; keep one row of it, or a scale and an add"
+                    )
+                    form.add_error("feature", f"Feature {edit['feature']} is edited {way}.")
                     break
-                seen[sae.pk, feature] = ""
+                seen[key] = "both" if key in seen else mode
         if len(seen) > compiler.MOST_FEATURES and self.forms:
             self.forms[0].add_error("feature", f"At most {compiler.MOST_FEATURES:,} features are edited at once.")
 

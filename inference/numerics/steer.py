@@ -70,7 +70,8 @@ class Edit:
 @dataclass(frozen=True)
 class Steering:
     """The edits of one SAE at one hook point, at the tokens of `scope`; `first` is the position that scope "from" begins
-    with. Without edits nothing is hooked at all."""
+    with. A scale v and an add w of one feature are z' = z * v + w: the changes of both add up. Without edits nothing is
+    hooked at all."""
 
     sae: SAE
     hook_name: str
@@ -90,7 +91,7 @@ def check_edits(sae: SAE, edits: Sequence[Edit]) -> None:
         raise SteeringError(
             f"This SAE reads {sae.config.d_in} numbers and writes {sae.config.d_out}, so it cannot steer its input."
         )
-    seen: set[int] = set()
+    seen: dict[int, str] = {}
     for edit in edits:
         if edit.mode not in MODES:
             raise SteeringError(f'There is no steering mode "{edit.mode}"; choose one of {", ".join(MODES)}.')
@@ -100,9 +101,9 @@ def check_edits(sae: SAE, edits: Sequence[Edit]) -> None:
             )
         if not abs(edit.value) <= LARGEST_VALUE:  # NaN compares false
             raise SteeringError(f"The steering value of feature {edit.feature} is {edit.value}; give a finite number.")
-        if edit.feature in seen:
-            raise SteeringError(f"Feature {edit.feature} is edited twice; keep one edit of each feature.")
-        seen.add(edit.feature)
+        if edit.feature in seen and {seen[edit.feature], edit.mode} != {"add", "scale"}:
+            raise SteeringError(f"Feature {edit.feature} is edited twice; keep one edit of it, or a scale and an add.")
+        seen[edit.feature] = "both" if edit.feature in seen else edit.mode
 
 
 def check_steering(lm: LM, steering: Steering) -> None:

@@ -64,11 +64,19 @@ def test_edits_of_one_feature_add_up_or_are_refused() -> None:
     assert compile([on(3, "cap", 2.0), on(3, "cap", 1.5)]) == [on(3, "cap", 1.5)]
     with pytest.raises(ConfigError, match="feature 17 is of the other direction"):
         compile([kin("cap", 4.0)])
-    for a, b in [("add", "cap"), ("add", "scale"), ("add", "clamp"), ("scale", "ablate"), ("clamp", "ablate")]:
+    for a, b in [("add", "cap"), ("scale", "cap"), ("add", "clamp"), ("scale", "ablate"), ("clamp", "ablate")]:
         with pytest.raises(ConfigError, match=r"Feature 3 is moved by .* contradict each other"):
             compile([on(3, a, 2.0), on(3, b, 2.0)])
     with pytest.raises(ConfigError, match="clamp 2 and by clamp 3"):
         compile([on(3, "clamp", 2.0), on(3, "clamp", 3.0)])
+    both = [on(3, "add", 1.5), on(3, "scale", 2.0), on(3, "add", 1.0), on(3, "scale", 3.0)]
+    assert compile(both) == [on(3, "scale", 6.0), on(3, "add", 2.5)] and compiler.moves(both)[0].at(2.0) == 14.5
+    assert compile([on(3, "scale", 2.0), on(3, "add", 1.0), on(3, "scale", 0.5)]) == [on(3, "add", 1.0)]
+    assert compile([on(3, "scale", 2.0), on(3, "add", 1.0), on(3, "add", -1.0)]) == [on(3, "scale", 2.0)]
+    with pytest.raises(ConfigError, match="scale 2 and by clamp 1, which contradict"):
+        compile([on(3, "scale", 2.0), on(3, "clamp", 1.0)])
+    with pytest.raises(ConfigError, match="moved by add 2e"):
+        compile([on(3, "scale", 2.0), on(3, "add", 1e6), on(3, "add", 1e6)])
     assert [move.asked for move in compiler.moves([kin("add", 1.0), on(3, "add", 1.0)])] == [[0, 1], [0]]
 
 
@@ -114,7 +122,7 @@ def steered(edits: list[dict[str, Any]], z: torch.Tensor) -> torch.Tensor:
 
     moved = z.clone()
     for edit in edits:
-        moved[:, edit["feature"]] = MODES[edit["mode"]].apply(z[:, edit["feature"]], torch.tensor(edit["value"]))
+        moved[:, edit["feature"]] += MODES[edit["mode"]].change(z[:, edit["feature"]], torch.tensor(edit["value"]))
     return moved
 
 
@@ -127,6 +135,8 @@ def steered(edits: list[dict[str, Any]], z: torch.Tensor) -> torch.Tensor:
         ({"weights": {}, "bias": {}}, None),
         ({"weights": {"5": 1.0}, "bias": {}}, None),
         ({"weights": {"5": 0.0}, "bias": {}}, True),
+        ({"weights": {"5": 2.0}, "bias": {}}, True),
+        ({"weights": {"5": 2.0, "1": -0.5}, "bias": {"5": 1.0, "2": 4.0}}, None),
     ],
 )
 def test_a_config_of_mi_crow_means_what_mi_crow_computes(content: dict[str, Any], ones: bool | None) -> None:
@@ -141,8 +151,11 @@ def test_an_empty_bias_is_asked_about_and_never_applied_silently() -> None:
     with pytest.raises(ConfigError, match="adds 1 to every feature"):
         of_mi_crow(content, 8)
     assert compile(of_mi_crow(content, 8, ones=False)) == [on(5, "scale", 2.0)]
-    with pytest.raises(ConfigError, match="both multiplied by 2 and shifted by 1"):
-        of_mi_crow(content, 8, ones=True)
+    ones = compile(of_mi_crow(content, 8, ones=True))
+    assert len(ones) == 9 and [edit for edit in ones if edit["feature"] == 5] == [
+        on(5, "scale", 2.0),
+        on(5, "add", 1.0),
+    ]
     with pytest.raises(ConfigError, match="adds 1 to all 16,384 features"):
         of_mi_crow(content, 16384, ones=True)
 
@@ -156,7 +169,6 @@ def test_an_empty_bias_is_asked_about_and_never_applied_silently() -> None:
         ({"weights": {"5": "2"}}, "give a number between"),
         ({"weights": {"5": float("nan")}}, "give a number between"),
         ({"weights": [5]}, "must map feature numbers to numbers"),
-        ({"weights": {"5": 2.0}, "bias": {"5": 1.0}}, "both multiplied by 2 and shifted by 1"),
     ],
 )
 def test_a_config_of_mi_crow_that_cannot_be_is_refused(content: dict[str, Any], sentence: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -352,8 +353,8 @@ def test_somebody_elses_config_gets_no_version_of_mine(
         ([("5", "add", "-2e6")], "The value must lie between -1,000,000 and 1,000,000."),
         ([("", "add", "2")], "Of what? Give a feature&#x27;s number"),
         (
-            [("5", "add", "1"), ("5", "scale", "2")],
-            "Feature 5 is moved by add 1 and by scale 2, which contradict each other",
+            [("5", "add", "1"), ("5", "clamp", "2")],
+            "Feature 5 is moved by add 1 and by clamp 2, which contradict each other",
         ),
         ([("5", "explode", "1")], "Select a valid choice."),
         ([("family", "add", "1")], "Several dictionaries have a concept"),
@@ -418,8 +419,11 @@ def test_an_empty_bias_of_mi_crow_is_answered_by_the_person(client_of: Any) -> N
     text = '{"weights": {"5": 2.0}, "bias": {}}'
     client_of("researcher").post(page, {"text": text, "name": "x", "ones": "no"})
     assert ConceptConfig.objects.get().compiled() == [{"feature": 5, "mode": "scale", "value": 2.0}]
-    refused = client_of("researcher").post(page, {"text": text, "name": "y", "ones": "yes"})
-    assert "both multiplied by 2 and shifted by 1" in refused.content.decode() and ConceptConfig.objects.count() == 1
+    made = client_of("researcher").post(page, {"text": text, "name": "y", "ones": "yes"}, follow=True)
+    edits = ConceptConfig.objects.get(name="y").compiled()
+    on_5 = [(edit["mode"], edit["value"]) for edit in edits if edit["feature"] == 5]
+    assert len(edits) == 257 and on_5 == [("scale", 2.0), ("add", 1.0)]
+    assert re.search(r"<td>scale <data[^>]*>2.000</data>, then add <data[^>]*>1.000</data></td>", made.content.decode())
 
 
 def test_a_cap_is_nothing_that_mi_crow_can_say(dictionary: ConceptDictionary, client_of: Any) -> None:

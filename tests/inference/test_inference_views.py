@@ -72,7 +72,7 @@ def test_a_generation_is_saved_and_queued(rows: Rows, client_of: Any, user_of: A
         ([("1.5", "add", "4")], {}, "Give the feature&#x27;s index, a whole number, or its label."),
         ([(-1, "add", "4")], {}, "Features are counted from 0."),
         ([(96, "add", "4")], {}, "There is no feature 96; tiny-sae has features 0 to 95."),
-        ([(3, "add", "4"), (3, "scale", "2")], {}, "Feature 3 is edited twice; keep one row of it."),
+        ([(3, "add", "4"), (3, "clamp", "2")], {}, "Feature 3 is edited twice; keep one row of it, or a scale and an add."),
         ([(3, "explode", "4")], {}, "Select a valid choice."),
         ([], {"prompt": ""}, "Write a prompt: the text the model goes on from."),
         ([], {"prompt": " \n "}, "Write a prompt: the text the model goes on from."),

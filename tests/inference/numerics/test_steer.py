@@ -197,6 +197,17 @@ def test_bad_edits(edit: Edit, sentence: str, llama: Any) -> None:
         check_steering(llama, Steering(tiny_sae(), RESID, [edit]))
 
 
+def test_a_scale_and_an_add_of_one_feature_are_affine() -> None:
+    sae = tiny_sae()
+    x = torch.randn(2, 5, sae.config.d_in)
+    z = sae.encode(x)[..., 3]
+    hook = steering_hook(sae, [Edit(3, "scale", 2.0), Edit(3, "add", 1.5)])
+    moved = x + (z * 2.0 + 1.5 - z)[..., None] * sae.W_dec[3]
+    torch.testing.assert_close(hook(x), moved.detach())
+    with pytest.raises(SteeringError, match="Feature 3 is edited twice"):
+        steering_hook(sae, [Edit(3, "scale", 2.0), Edit(3, "add", 1.5), Edit(3, "add", 1.0)])
+
+
 def test_bad_combinations(llama: Any) -> None:
     sae = tiny_sae()
     with pytest.raises(SteeringError, match="Feature 3 is edited twice"):
