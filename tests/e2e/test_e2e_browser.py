@@ -76,13 +76,13 @@ def test_from_a_capture_to_a_steered_generation(page: Any, site: str, tiny_model
     page.check("[name=architecture][value=topk]")
     page.fill("[name=k]", "8")
     page.fill("[name=d_sae]", "256")
-    page.fill("[name=n_tokens]", "1500000")
+    page.fill("[name=n_tokens]", "3000000")
     page.click("main .form button.primary")
     page.wait_for_url(re.compile(r"/training/\d+/$"))
     stamp(page)
     steps = watch_card(page)  # each step (training, then saving) counts anew
     assert all(shares == sorted(shares) for shares in steps.values()), f"the bar of a step goes one way: {steps}"
-    assert max(map(len, steps.values())) > 3, f"the bar moved by itself: {steps}"
+    assert max(map(len, steps.values())) > 2, f"the bar moved by itself: {steps}"
     page.wait_for_selector(".job .chip.ok", timeout=120_000)
     page.wait_for_selector("svg", timeout=60_000)
     assert not_reloaded(page)
