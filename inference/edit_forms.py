@@ -164,9 +164,8 @@ class EditRows(forms.BaseFormSet):
         """Find what the rows name and add what only the SAEs, the other rows and the config can tell: features out of range
         or edited twice, SAEs that do not fit together."""
         by_id = {sae.pk: sae for sae in self.able.rows}
-        seen: dict[tuple[int, int], str] = {}  # the mode of each feature so far, or who else edits it
-        if config is not None:
-            seen = {(config.sae_id, i): f"by {config} too; keep one of them" for i in _features(config)}
+        seen: dict[tuple[int, int], str] = {}  # the mode of each feature so far
+        taken = {(config.sae_id, i) for i in _features(config)} if config is not None else set()
         for form in self.forms:
             data = getattr(form, "cleaned_data", {})
             own = by_id.get(data.get("sae") or 0)
@@ -179,15 +178,16 @@ class EditRows(forms.BaseFormSet):
                 continue
             form.find(sae)
             for edit in form.compiled:
-                key, mode = (sae.pk, edit["feature"]), edit["mode"]
-                if key in seen and {seen[key], mode} != {"add", "scale"}:
-                    way = (
-                        seen[key] if seen[key].startswith("by ") else "twice; keep one row of it, or a scale and an add"
-                    )
+                key, mode, way = (sae.pk, edit["feature"]), edit["mode"], ""
+                if key in taken:
+                    way = f"by {config} too; keep one of them"
+                elif key in seen and {seen[key], mode} != {"add", "scale"}:
+                    way = "twice; keep one row of it, or a scale and an add"
+                if way:
                     form.add_error("feature", f"Feature {edit['feature']} is edited {way}.")
                     break
                 seen[key] = "both" if key in seen else mode
-        if len(seen) > compiler.MOST_FEATURES and self.forms:
+        if len(seen.keys() | taken) > compiler.MOST_FEATURES and self.forms:
             self.forms[0].add_error("feature", f"At most {compiler.MOST_FEATURES:,} features are edited at once.")
 
     def _check_own(self, form: forms.Form, own: SAE, main: SAE | None) -> None:

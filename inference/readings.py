@@ -8,9 +8,10 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 from django.http import QueryDict
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
 from concepts.models import Known, Label, known_features
@@ -166,7 +167,7 @@ class Reading:
         """Every token as a link to itself, coloured by the chosen feature."""
         values, maximum = self.along.tolist(), self.maximum
         parts = (self._link(i, value, maximum) for i, value in enumerate(values))
-        return mark_safe("".join(parts))  # every part is made by format_html
+        return format_html_join("", "{}", ((part,) for part in parts))
 
     def _link(self, i: int, value: float, maximum: float) -> SafeString:
         text = self.file.tokens[i]
@@ -185,8 +186,8 @@ class Reading:
         """This page with another token, feature or SAE."""
         kept: dict[str, Any] = {"sae": self.fact["sae"], "token": self.choice.token, "feature": self.choice.feature}
         kept |= {"text": self.text} if self.text else {}
-        query = "&amp;".join(f"{name}={value}" for name, value in (kept | changes).items() if value is not None)
-        return mark_safe(f"?{query}#reading")  # numbers alone
+        query = urlencode({name: value for name, value in (kept | changes).items() if value is not None})
+        return f"?{query}#reading"
 
     def grid(self) -> Grid:
         half = GRID_TOKENS // 2
