@@ -21,7 +21,7 @@ from saes.numerics.sae import SAE, encodes_as
 from saes.numerics.standard import StandardSAE
 from saes.numerics.topk import TopKSAE
 from training.numerics import sparse
-from training.numerics.losses import topk_codes
+from training.numerics.topk_plain import topk_codes
 
 CHUNK_ROWS = 4096  # rows encoded at once, at most
 CHUNK_NUMBERS = 2**21  # codes made at once by an SAE that makes them all

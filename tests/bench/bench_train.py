@@ -59,14 +59,14 @@ Look = Callable[[Tensor], tuple[Tensor, Tensor]]  # rows (n, d) -> x_hat (n, d),
 
 def ours(name: str, args: argparse.Namespace, first: Tensor, start: dict[str, Tensor]) -> tuple[Step, Look]:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from training.numerics import losses
-    from training.numerics.losses import Terms, gradients
+    import training.numerics.gradients as ways
+    from training.numerics.losses import Terms
     from training.numerics.optim import Optimizer, matmul_precision
     from training.numerics.sparse import Scratch
     from training.numerics.train import TrainConfig, follow_codes
 
     if name == "ours, plain torch":
-        losses.kernels = lambda: None  # as where numba is not installed
+        ways.kernels = lambda: None  # as where numba is not installed
     sae = our_sae(args)
     sae.load_state_dict(sae.state_dict() | start)
     method, scratch = TrainConfig(), Scratch()
@@ -83,7 +83,7 @@ def ours(name: str, args: argparse.Namespace, first: Tensor, start: dict[str, Te
     def step(x: Tensor) -> None:
         nonlocal steps
         with matmul_precision(precision):
-            outcome = gradients(sae, x, terms, scratch)
+            outcome = ways.gradients(sae, x, terms, scratch)
         optimizer.step(outcome.grads, LR, method.clip_of(sae.config.architecture))
         follow_codes(sae, outcome.least, steps)
         steps += 1

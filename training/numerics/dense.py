@@ -9,7 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saes.numerics.gated import GatedSAE
+from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.sae import SAE
+from training.numerics.dead_features import dead_gradients
+from training.numerics.losses import Outcome, Terms
+from training.numerics.row_gradients import SummedGradients
 from training.numerics.sparse import (
     CHUNK_FEATURES,
     CHUNK_ROWS,
@@ -98,6 +103,33 @@ class Operands:
         """close @ W_dec^T of a run of features, feature-major, in memory of this thread's own."""
         out = scratch(f"{name} {get_ident()}", run_of(len(self.W_dec)), len(close), dtype=torch.bfloat16)
         return torch.mm(self.W_dec[run], close.t(), out=out[: run.stop - run.start])
+
+
+@torch.no_grad()
+def dense_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outcome:
+    """The gradients of ReLU, JumpReLU and gated SAEs by compiled kernels around products in bfloat16."""
+    if isinstance(sae, JumpReLUSAE):
+        eps = terms.bandwidth * terms.scale
+        penalty = Penalty(terms.scale, torch.zeros(sae.config.d_sae), terms.target_l0, terms.l0, eps)
+    else:
+        penalty = Penalty(terms.scale, row_norms(sae.W_dec.detach()) * (terms.l1 / (len(x) * terms.scale)))
+    step = (gated_step if isinstance(sae, GatedSAE) else dense_step)(sae, x.contiguous(), penalty, scratch)
+    parts = {"mse": step.squared_error / terms.scale**2}
+    if penalty.eps:
+        counts, target = step.counts.float(), terms.target_l0
+        cost = counts if target is None else 2 / target * (counts - target).square()
+        parts["l0"] = terms.l0 * float(cost.mean())
+    else:
+        parts["l1"] = float(penalty.slope @ step.sums)
+    if isinstance(sae, GatedSAE):
+        parts["gate"] = step.gate_error / terms.scale**2
+    squares: float | None = step.squares
+    if len(terms.dead) and terms.aux:
+        dead, extra = dead_gradients(sae, x, -step.residual, terms, scratch)
+        parts, squares = parts | dead, None
+        for name, grad in extra.items():
+            step.grads[name].index_add_(0, terms.dead, grad)
+    return Outcome(SummedGradients(sae, step.grads, squares), parts, step.fired, step.squared_error)
 
 
 def dense_step(sae: SAE, x: Tensor, penalty: Penalty, scratch: Scratch) -> Step:

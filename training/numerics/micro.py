@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from saes.numerics.sae import SAE
-from training.numerics.losses import Outcome, Terms, gradients
+from training.numerics.gradients import gradients
+from training.numerics.losses import Outcome, Terms
 from training.numerics.sparse import Scratch
 
 MICRO_ROWS = 16  # fewer at once would not be training any more
 
 
 def accumulate(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch, rows: int) -> Outcome:
-    """`losses.gradients` of x (n, d_in), `rows` rows at a time, added up by their share of the batch.
+    """`gradients.gradients` of x (n, d_in), `rows` rows at a time, added up by their share of the batch.
 
     Every loss is a mean over rows, so that the sum is that of the whole batch but for rounding; the dead features' term,
     a ratio over rows, becomes the mean of the parts' ratios, and BatchTopK chooses its k a token within each part.

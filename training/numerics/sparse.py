@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from saes.numerics.sae import SAE
+from saes.numerics.topk import ByNorm
 from training.numerics.ranks import ALONE, Ranks
 
 CHUNK_ROWS = 256  # whose pre-activations stay in a core's second cache between the product and the choice
@@ -89,6 +90,11 @@ def bias_of(sae: SAE) -> str:
     return "b_gate" if sae.config.architecture == "gated" else "b_enc"
 
 
+def chosen_by_norm(sae: SAE) -> bool:
+    """Whether its features are chosen by z |W_dec row| now, see topk.ByNorm."""
+    return isinstance(sae, ByNorm) and sae.by_norm
+
+
 def products_are_rounded() -> bool:
     """Whether float32 products are computed from inputs rounded to bfloat16 now, see optim.matmul_precision."""
     return bool(torch.backends.mkldnn.matmul.fp32_precision == "bf16")  # type: ignore[attr-defined]
@@ -154,7 +160,7 @@ class Encoder:
         n, (d, d_sae) = len(x), sae.W_enc.shape
         self.fast, self.d_sae = fast, d_sae
         self.dtype = torch.bfloat16 if fast else torch.float32
-        self.norms = torch.empty(d_sae) if getattr(sae, "by_norm", False) else None
+        self.norms = torch.empty(d_sae) if chosen_by_norm(sae) else None
         self.centred = scratch("centred", n, d, dtype=self.dtype)
         self._x, self._b_dec = x, sae.b_dec.detach() if sae.config.apply_b_dec_to_input else None
         self._weights = rows = sae.W_enc.detach().t()

@@ -8,18 +8,10 @@ import torch
 
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAE, SAEConfig
-from training.numerics.losses import (
-    Terms,
-    autograd_gradients,
-    auxk,
-    gradients,
-    l1_penalty,
-    squared_error,
-    topk,
-    topk_codes,
-    topk_gradients,
-    variance,
-)
+from training.numerics.dead_features import auxk
+from training.numerics.gradients import autograd_gradients, gradients
+from training.numerics.losses import Terms, l1_penalty, squared_error, variance
+from training.numerics.topk_plain import topk, topk_codes, topk_gradients
 
 D, D_SAE, K, N = 24, 160, 5, 200
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -176,7 +168,7 @@ def test_two_stage_topk_is_exact(m, k):
 
 
 def test_codes_in_chunks_are_those_of_the_sae(monkeypatch):
-    monkeypatch.setattr("training.numerics.losses.CHUNK_ROWS", 64)
+    monkeypatch.setattr("training.numerics.topk_plain.CHUNK_ROWS", 64)
     sae, x = made(), data()
     with torch.no_grad():
         values, indices = topk_codes(x - sae.b_dec, sae.W_enc, sae.b_enc, K)

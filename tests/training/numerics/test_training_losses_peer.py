@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAE, SAEConfig, SAEError
-from training.numerics.losses import Terms, autograd_gradients, forward_pass
+from training.numerics.gradients import autograd_gradients
+from training.numerics.losses import Terms, forward_pass
 
 GOLDEN = load_file(Path(__file__).parents[2] / "golden" / "training.safetensors")
 CASES = {

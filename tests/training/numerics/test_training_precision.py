@@ -9,8 +9,8 @@ import torch
 from saes.numerics.sae import SAE
 from tests.training.numerics.test_training_initial import an_sae, batches, rows
 from tests.training.numerics.test_training_ranks import CASES, trained
-from training.numerics import losses
-from training.numerics.losses import LOSSES, Terms, gradients
+from training.numerics.gradients import gradients
+from training.numerics.losses import LOSSES, Terms
 from training.numerics.train import TrainConfig, train
 
 KINDS = ("topk", "batchtopk", "matryoshka", "standard", "gated", "jumprelu")
@@ -20,7 +20,7 @@ TERMS = Terms(dead=torch.arange(5), aux=0.03, l1=0.3, l0=0.01, target_l0=6.0, va
 @pytest.fixture
 def plain(monkeypatch: Any) -> None:
     """As where numba is not installed, or on a GPU."""
-    monkeypatch.setattr(losses, "kernels", lambda: None)
+    monkeypatch.setattr("training.numerics.gradients.kernels", lambda: None)
 
 
 def distance(found: Any, exact: Any) -> float:

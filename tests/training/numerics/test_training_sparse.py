@@ -12,11 +12,13 @@ import torch
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAE, SAEConfig
 from saes.numerics.topk import ByNorm
-from training.numerics import losses, sparse
-from training.numerics.losses import Terms, autograd_gradients, gradients, pair_gradients, topk_gradients
+from training.numerics import sparse
+from training.numerics.gradients import autograd_gradients, gradients, pair_gradients
+from training.numerics.losses import Terms
 from training.numerics.optim import Optimizer, fold_norms, matmul_precision
 from training.numerics.row_gradients import PairGradients, SummedGradients
 from training.numerics.sparse import Encoder, Scratch, batchtopk_pairs, topk_pairs
+from training.numerics.topk_plain import topk_gradients
 from training.numerics.train import TrainConfig, train
 
 D, D_SAE, K, N = 24, 170, 5, 600  # rows and features that are no multiple of a run, columns of no group
@@ -327,7 +329,7 @@ def test_dense_steps_too(kind, threads):
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk", "nested"])
 def test_without_numba_training_gives_the_same_but_for_rounding(architecture, monkeypatch):
     compiled = trained(architecture, "float32")
-    monkeypatch.setattr(losses, "kernels", lambda: None)
+    monkeypatch.setattr("training.numerics.gradients.kernels", lambda: None)
     plain = trained(architecture, "float32")
     assert isinstance(gradients(made(), data(), terms()).grads, dict)
     assert not torch.equal(compiled.W_enc, made(architecture).W_enc)

@@ -11,7 +11,8 @@ from saes.numerics.architectures import build_sae
 from saes.numerics.formats import load_sae, save_sae
 from saes.numerics.sae import SAE, SAEConfig
 from training.numerics.checkpoint import TrainingError
-from training.numerics.losses import Terms, autograd_gradients
+from training.numerics.gradients import autograd_gradients
+from training.numerics.losses import Terms
 from training.numerics.reconstruction import ExplainedVariance
 from training.numerics.shards import CaptureError
 from training.numerics.stream import StreamedCapture
