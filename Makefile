@@ -1,6 +1,7 @@
 # make demo   everything, then a real SAE trained in front of you     make up   the site and its workers
 # make test   every test                                              make lint style, types, import order
 # make peers  the second implementations that tests compare with, in .venv-peers
+# make bench  every benchmark beside them, on the demo's own model; for a quiet machine
 PYTHON ?= python3
 PORT ?= 8000
 HOST ?= 127.0.0.1
@@ -27,8 +28,8 @@ lint: .venv/.installed .venv/.dev
 	$(BIN)/mypy . || { rm -rf .mypy_cache; $(BIN)/mypy .; }  # with a cache of older sources it may crash
 	$(BIN)/lint-imports
 
-bench: .venv/.installed
-	for bench in tests/bench/bench_*.py; do $(BIN)/python $$bench; done
+bench: .venv/.installed .venv/.demo peers
+	for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 install: .venv/.installed .venv/.dev .venv/.demo
 
@@ -57,4 +58,4 @@ SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers .test-data .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-peers .test-data .bench-data .pytest_cache .mypy_cache .ruff_cache

@@ -1,12 +1,14 @@
-"""Capture and shards: python tests/bench/bench_capture.py MODEL_DIR [--peers DIR] [--rounds 5] [--capture-only | --shards-only]
+"""Capture and shards.
 
-MODEL_DIR: a transformers folder such as the demo makes of SmolLM2-135M. Everything is measured in turns in one run; a ratio is
-the median of the turns' own. Real tokens per second throughout. A capture's rate is that
+    python tests/bench/bench_capture.py [MODEL_DIR] [--mi-crow DIR] [--rounds 5] [--capture-only | --shards-only]
+
+MODEL_DIR: a transformers folder such as the demo makes of SmolLM2-135M; else inputs.py makes it. Everything is measured in
+turns in one run; a ratio is the median of the turns' own. Real tokens per second throughout. A capture's rate is that
 of the contexts beyond the first 64: what it does once (in bfloat16 it runs 32 contexts in both precisions, to measure the
 difference) is a matter of seconds, whatever its size.
---peers: a folder on whose path mi_crow is (pip install --target DIR --no-deps mi-crow==1.0.0.post10 and what it imports);
-its save_activations then reads the same texts, padded, as it does by default: cut to 500 characters, so that hardly
-anything is padded, and as paragraphs of any length, which is what texts are.
+--mi-crow: the folder to import mi_crow from, else where `make peers` put it; its save_activations then reads the same texts,
+padded, as it does by default: cut to 500 characters, so that hardly anything is padded, and as paragraphs of any length,
+which is what texts are.
 """
 
 import argparse
@@ -28,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from saes.numerics.architectures import build_sae
 from saes.numerics.lm import LM, load_lm
 from saes.numerics.sae import SAEConfig
+from tests.bench import inputs
 from training.numerics.capture import capture
 from training.numerics.shard_writer import ShardWriter
 from training.numerics.shards import open_capture
@@ -112,7 +115,7 @@ def paragraphs(texts: list[str]) -> list[str]:
 
 def mi_crow(lm: LM, texts: list[str], path: str) -> tuple[Callable[[], Any], int]:
     """mi_crow's own way over these texts in float32, batches of 32 padded texts; and the real tokens of them."""
-    sys.path.insert(0, path)
+    sys.path.append(path)  # last: its environment holds other packages too
     language_model = importlib.import_module("mi_crow.language_model.language_model").LanguageModel
     store = importlib.import_module("mi_crow.store").LocalStore
     tokens = sum(min(len(ids), LENGTH) for ids in lm.tokenizer(texts)["input_ids"])
@@ -177,12 +180,12 @@ def pieces(n: int, size: int) -> Iterator[int]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?")
-    parser.add_argument("--peers")
+    parser.add_argument("--mi-crow", default=inputs.mi_crow())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--capture-only", action="store_true")
     parser.add_argument("--shards-only", action="store_true")
     given = parser.parse_args()
-    if given.model and not given.shards_only:
-        captures(load_lm(given.model, device="cpu"), given.peers, given.rounds)
+    if not given.shards_only:
+        captures(load_lm(given.model or inputs.model(), device="cpu"), given.mi_crow, given.rounds)
     if not given.capture_only:
         shards()

@@ -1,9 +1,9 @@
 """Encoding, and the top 20 texts of all features: ours against what others do, on the same rows in the same run.
 
-    python tests/bench/bench_harvest.py CAPTURE_DIR SAE_DIR [--mi-crow FOLDER] [--rows 16384] [--rounds 3] [--kinds topk]
+    python tests/bench/bench_harvest.py [CAPTURE_DIR SAE_DIR] [--mi-crow FOLDER] [--rows 16384] [--rounds 3] [--kinds topk]
 
-CAPTURE_DIR, SAE_DIR: a capture and a TopK SAE of its hook point, as the demo makes them. FOLDER holds the unpacked wheel of
-mi-crow (`pip download --no-deps mi-crow`, unzipped): its own AutoencoderConcepts then keeps its heaps.
+CAPTURE_DIR, SAE_DIR: a capture and a TopK SAE of its hook point, as the demo makes them; else inputs.py makes them. mi_crow, whose
+own AutoencoderConcepts keeps its heaps, is imported from FOLDER, else from where `make peers` put it.
 
   dense encode       relu(x W_enc + b), torch.topk, scattered into a dense matrix: the steps of sae-lens' TopK encode
   dashboard pass     dense codes, then a running topk of 20 of every feature over all tokens, as sae-dashboard keeps them
@@ -13,7 +13,7 @@ The contenders take turns, the best round of each counts; only the ratios mean s
 writes densities, histograms, intervals and top tokens of every feature too. The same SAE is measured as JumpReLU as well, with
 the thresholds that leave it as many codes; its dense encode is relu(z) (z > threshold).
 
-    python tests/bench/bench_harvest.py CAPTURE_DIR SAE_DIR --memory 100000 200000 400000
+    python tests/bench/bench_harvest.py --memory 100000 200000 400000
 
 harvests the capture, repeated as often as needed, over that many tokens, each in a process of its own, and prints the largest
 amount of memory that the process holds itself at any time (RssAnon; pages of the mapped capture can be taken back).
@@ -40,6 +40,7 @@ from concepts.numerics.sparse_encode import SparseEncoder
 from saes.numerics.architectures import build_sae
 from saes.numerics.formats import load_sae
 from saes.numerics.sae import SAE
+from tests.bench import inputs
 from training.numerics.shards import Capture, open_capture
 
 TOP = 20
@@ -68,7 +69,7 @@ def dashboard(sae: Any, parts: list[torch.Tensor]) -> None:
 
 
 def mi_crow(folder: str, sae: Any, parts: list[torch.Tensor], length: int) -> Callable[[], None]:
-    sys.path.insert(0, folder)
+    sys.path.append(folder)  # last: its environment holds other packages too
     from mi_crow.mechanistic.sae.concepts.autoencoder_concepts import AutoencoderConcepts
 
     def run() -> None:
@@ -202,9 +203,9 @@ def own_memory() -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("capture")
-    parser.add_argument("sae")
-    parser.add_argument("--mi-crow")
+    parser.add_argument("capture", nargs="?")
+    parser.add_argument("sae", nargs="?")
+    parser.add_argument("--mi-crow", default=inputs.mi_crow())
     parser.add_argument("--rows", type=int, default=16384)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -214,4 +215,7 @@ if __name__ == "__main__":
     parser.add_argument("--memory", type=int, nargs="+", default=[])
     parser.add_argument("--held", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if bool(given.capture) != bool(given.sae):
+        parser.error("Name a capture and an SAE of it, or neither.")
+    given.capture, given.sae = given.capture or str(inputs.capture()), given.sae or str(inputs.sae())
     (held if given.held else memory if given.memory else main)(given)

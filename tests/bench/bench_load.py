@@ -1,6 +1,6 @@
 """Loading an SAE of 65,536 x 2,304 and encoding a first batch, against a bare safetensors memory map (as SAELens loads).
 
-    .venv/bin/python tests/bench/bench_load.py [--d-sae 65536] [--d-in 2304] [--rows 16 256] [--rounds 5]
+    .venv/bin/python tests/bench/bench_load.py [--d-sae 65536] [--d-in 2304] [--rows 16 128] [--rounds 5]
 
 Each measurement is a fresh process that imports everything first. "cold" drops the file from the page cache before
 (posix_fadvise, which needs no rights); "warm" reads it once before. The peer maps the file with safetensors and does the
@@ -22,6 +22,8 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from saes.numerics.formats import load_sae, save_sae
 from saes.numerics.sae import SAEConfig
@@ -56,7 +58,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--d-in", type=int, default=2304)
     parser.add_argument("--d-sae", type=int, default=65536)
-    parser.add_argument("--rows", type=int, nargs="+", default=[16, 256])
+    parser.add_argument("--rows", type=int, nargs="+", default=[16, 128])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", default="")
     parser.add_argument("--once", default="")

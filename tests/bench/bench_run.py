@@ -1,7 +1,7 @@
 """A whole training run from a stored capture: how fast its rows are read beside how fast they are learnt from, and
 whether time and memory grow evenly with tokens.
 
-    .venv/bin/python tests/bench/bench_run.py --capture FOLDER [--tokens 1000000] [--d-sae 4608] [--batch 2048]
+    .venv/bin/python tests/bench/bench_run.py [--capture FOLDER] [--tokens 1000000] [--d-sae 4608] [--batch 2048]
 
 Rows are read twice: alone, and by `train` while it learns, in the same order. Printed: rows/s of both and their ratio
 (how many times faster than the steps reading is), then for each of the run's parts its seconds, its rows/s and the
@@ -18,20 +18,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAEConfig
+from tests.bench import inputs
 from training.numerics.shards import open_capture
 from training.numerics.train import StepReport, TrainConfig, capture_batches, train
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--capture", type=Path, required=True)
+    parser.add_argument("--capture", type=Path, help="else one is made of the demo's model (inputs.py)")
     parser.add_argument("--architecture", default="topk", choices=("topk", "batchtopk"))
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--d-sae", type=int, default=4608)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--parts", type=int, default=4)
     args = parser.parse_args()
-    capture = open_capture(args.capture)
+    capture = open_capture(args.capture or inputs.capture())
     hook = capture.hook_names[0]
     steps = args.tokens // args.batch // args.parts * args.parts
     config = TrainConfig(steps=steps, batch_size=args.batch, log_every=steps // args.parts)

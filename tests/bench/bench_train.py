@@ -1,12 +1,12 @@
 """How fast one training step is: ours against the libraries from PyPI, on the same rows, in the same run.
 
-    python tests/bench/bench_train.py --peers VENV/bin/python [--capture FOLDER] [--architecture topk] [--d-sae 4608]
+    python tests/bench/bench_train.py [--capture FOLDER | --random] [--architecture topk] [--d-sae 4608]
         [--k 32] [--batch 2048] [--rounds 64] [--seed 0] [--only NAME ...]
     python tests/bench/bench_train.py ... --batch 1024,2048,4096 --d-sae 4608,9216     # every pair of them, and a table
     python tests/bench/bench_train.py ... --quality --steps 300 --seeds 3              # held-out FVU, speed aside
 
-VENV holds sae-lens, eai-sparsify and dictionary-learning (`pip install torch==2.13.0 sae-lens eai-sparsify
-dictionary-learning`, then `pip uninstall torchvision`, whose PyPI build does not go with a CPU torch).
+sae-lens, eai-sparsify and dictionary-learning come from `make peers`, or --peers names a Python that has them. The rows are
+those of a capture; without one, of the demo's, which inputs.py makes.
 
 Every contender is a process of its own that holds the same rows and makes one step when its turn comes; a step is
 everything from a batch to updated, renormalised weights. They take turns step by step with a pause between, so that
@@ -14,7 +14,7 @@ what else the machine does hits them alike, and no thread of one still spins whe
 steps a turn and leaves out the first of them, which finds the caches full of the others' numbers. Only the ratios of one
 run mean something. All learn with Adam at 1e-3 from rows scaled to mean norm sqrt(d); SAELens starts from our initial
 weights. Their held-out FVU and L0 after the same rows are printed: speed must not be bought with quality.
-Without --capture the rows are random and quality means nothing.
+With --random the rows are random and quality means nothing.
 
 With --quality ours and one peer (sparsify for TopK, else SAELens; or --only) make --steps steps without pauses from each
 of several seeds, which choose rows, their order and the first weights; FVU's mean and range over seeds are printed.
@@ -405,12 +405,13 @@ STOCK = ("sparsify", "dictionary-learning", "sae-lens")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", help="the python of an environment with the peers; without it only ours run")
+    parser.add_argument("--peers", help="the python of an environment with the peers; else that of `make peers`")
     parser.add_argument("--capture", type=Path)
+    parser.add_argument("--random", action="store_true", help="random rows of width --d")
     parser.add_argument(
         "--architecture", default="topk", choices=sorted({kind for kinds in CONTENDERS.values() for kind in kinds})
     )
-    parser.add_argument("--d", type=int, default=576, help="width of the rows when there is no capture")
+    parser.add_argument("--d", type=int, default=576, help="width of random rows")
     parser.add_argument("--d-sae", "--width", type=numbers, default=[4608], help="one width, or several: 4608,9216")
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=numbers, default=[2048], help="rows a step, or several: 1024,2048")
@@ -428,7 +429,13 @@ def main() -> None:
     args.d_sae, args.batch = sizes[0], batches[0]
     if args.contender:
         contend(args.contender, args)
-    elif len(sizes) * len(batches) > 1:
+        return
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from tests.bench import inputs
+
+    args.peers = args.peers or inputs.peer_python()
+    args.capture = None if args.random else args.capture or inputs.capture()
+    if len(sizes) * len(batches) > 1:
         if args.quality:
             parser.error("--quality takes one width and one batch.")
         if args.only and "ours" not in args.only:

@@ -5,6 +5,8 @@ The layout is written out by hand, as its source has it; the last test holds our
 
 import json
 import shutil
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from saes.numerics.lm import LM, load_lm
 from tests.conftest import TEXT
+from tests.saes.numerics.test_saes_peers import peer
 from training.numerics.capture import capture
 from training.numerics.local_store import read_run, write_run
 from training.numerics.shards import CaptureError, open_capture
@@ -166,10 +169,12 @@ def test_a_capture_is_written_as_a_run_and_read_again(lm, tmp_path):
     assert again.n_rows == made.n_rows and np.array_equal(again.documents(), np.arange(len(made.shards)))
 
 
-def test_the_real_mi_crow_reads_what_is_written_and_what_it_writes_is_read(lm, tmp_path):
-    """Needs mi_crow on the path: pip install --no-deps --target DIR mi-crow==1.0.0.post10, then PYTHONPATH=DIR."""
-    mi_crow = pytest.importorskip("mi_crow.store", reason="mi_crow is not installed")
-    loader = pytest.importorskip("mi_crow.store.store_dataloader", reason="mi_crow is not installed")
+def test_the_real_mi_crow_reads_what_is_written_and_what_it_writes_is_read(lm, tmp_path, monkeypatch):
+    peers = next(Path(peer() or "/").parents[1].glob("lib/python3*/site-packages/mi_crow"), None)
+    if peers is None:
+        pytest.skip("needs mi_crow: make peers")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(peers.parent)])  # last: our own packages go first
+    mi_crow, loader = import_module("mi_crow.store"), import_module("mi_crow.store.store_dataloader")
     capture(lm, [TEXT] * 6, [HOOK], tmp_path / "c", policy=TokenPolicy(context_length=16), shard_tokens=96)
     made = open_capture(tmp_path / "c")
     run_id = write_run(made, tmp_path / "store", "LlamaForCausalLM")
