@@ -15,11 +15,20 @@ PIECE = 2**16  # bytes sent at once, about
 
 def attachment(request: HttpRequest, pieces: Iterable[str], *, name: str, kind: str) -> StreamingHttpResponse:
     """A file of that name and content type. The first piece is made at once, so that what it raises becomes a page."""
-    parts = _joined(pieces)
+    return stored(request, _joined(pieces), name=name, kind=f"{kind}; charset=utf-8")
+
+
+def stored(
+    request: HttpRequest, pieces: Iterable[bytes], *, name: str, kind: str, size: int | None = None
+) -> StreamingHttpResponse:
+    """The same of bytes that lie somewhere, with their number where it is known."""
+    parts = iter(pieces)
     whole = chain([next(parts, b"")], parts)
     # given a plain iterator, Django's ASGI handler would collect it whole before it sends anything
     content: Any = _later(whole) if isinstance(request, ASGIRequest) else whole
-    response = StreamingHttpResponse(content, content_type=f"{kind}; charset=utf-8")
+    response = StreamingHttpResponse(content, content_type=kind)
+    if size is not None:
+        response["Content-Length"] = str(size)
     response["Content-Disposition"] = f'attachment; filename="{name}"'
     response["X-Content-Type-Options"] = "nosniff"
     return response

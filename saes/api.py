@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 
 from saehub.accounts.api_access import Needs, Problem, require_own
 from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
-from saes import api_bringing, api_models, gemma_scope
+from saes import api_bringing, api_models, api_sharing, gemma_scope
 from saes.api_bringing import variants_of
 from saes.api_rows import SAEDetail, SAEPage, brief, row_of, whole
 from saes.dependents import dependents, users
@@ -241,3 +241,4 @@ def sae_delete(
 
 router.add_router("", api_bringing.router)
 router.add_router("", api_models.router)
+router.add_router("", api_sharing.router)

@@ -10,11 +10,13 @@ from transformers import AutoTokenizer
 from saehub.accounts.hub_tokens import hub_token
 from saehub.jobs.progress import JobError, Progress
 from saes import catalogue, downloads, hub
+from saes.exporting import export
 from saes.fields import size_of
 from saes.imports import import_files
 from saes.model_names import link_waiting
 from saes.models import SAE, LanguageModel
 from saes.numerics.lm import describe_config, import_gguf, plain_errors
+from saes.publishing import upload
 from saes.remote import read_remote
 from saes.verify import verify_files
 
@@ -105,6 +107,19 @@ def verify(progress: Progress, sae: int) -> dict[str, Any]:
 def inspect(progress: Progress, sae: int) -> dict[str, Any]:
     """Read config and shapes of an SAE on the Hub, without its weights."""
     return read_remote(progress, SAE.objects.select_related("release").get(pk=sae), hub_token(progress.job.owner))
+
+
+def export_sae(progress: Progress, sae: int, format: str, licence: str = "") -> dict[str, Any]:
+    """Write an SAE in a format of others, with a model card, as an archive to download."""
+    return export(progress, SAE.objects.select_related("release", "model").get(pk=sae), format, licence)
+
+
+def upload_sae(
+    progress: Progress, sae: int, repo_id: str, path: str, format: str, private: bool = True, licence: str = ""
+) -> dict[str, Any]:
+    """Put an SAE on the Hub, in one commit. Run again, it sends only what the Hub has not yet."""
+    row = SAE.objects.select_related("release", "model").get(pk=sae)
+    return upload(progress, row, form=format, repo_id=repo_id, path=path, private=private, licence=licence)
 
 
 def sync(progress: Progress, source: str = "", version: str = "") -> dict[str, Any]:

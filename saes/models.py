@@ -83,6 +83,23 @@ class Release(models.Model):
         return self.name
 
 
+class HubRepository(models.Model):
+    """What the Hub says of a repository as a whole; of repositories that were looked at."""
+
+    repo_id = models.CharField(max_length=200, unique=True)
+    licence = models.CharField(max_length=60, blank=True, help_text="As its card names it")
+    gated = models.CharField(
+        max_length=10, blank=True, help_text="auto or manual: who accepts its terms gets its files"
+    )
+    checked_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        verbose_name_plural = "Hub repositories"
+
+    def __str__(self) -> str:
+        return self.repo_id
+
+
 class SAE(Made):
     """One sparse autoencoder: trained here, brought from elsewhere, or known from the catalogue and not here yet.
 
@@ -149,6 +166,9 @@ class SAE(Made):
     )
     verified_at = models.DateTimeField(null=True, editable=False, help_text="When the checksums last agreed")
     notes = models.TextField(blank=True)
+    licence = models.CharField(
+        max_length=60, blank=True, help_text="As the Hub names it (mit, apache-2.0, …); empty: its repository's"
+    )
 
     # Written by the database, for the list (saes/registry.py).
     facets = models.GeneratedField(expression=FacetsText(), output_field=TextField(), db_persist=True)
@@ -229,11 +249,16 @@ class SAE(Made):
         """Where what a person sent waits for its import."""
         return Path(settings.DATA_DIR) / "uploads" / str(self.pk)
 
+    @property
+    def exports(self) -> Path:
+        """Where the archives lie that were made of it, one a format."""
+        return Path(settings.DATA_DIR) / "exports" / str(self.pk)
+
     def own_files(self) -> list[Path]:
         """Its folder, where that lies in the one that holds nothing but SAEs, and what was sent for it."""
         home = (Path(settings.DATA_DIR) / "sae").resolve()
         files = self.files.resolve()
-        kept = [self.upload] if self.pk and self.upload.exists() else []
+        kept = [folder for folder in (self.upload, self.exports) if self.pk and folder.exists()]
         if not self.path or home not in files.parents:
             return kept
         return [home.joinpath(*files.relative_to(home).parts[:2]), *kept]

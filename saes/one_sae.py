@@ -20,6 +20,7 @@ from saehub.fragments import part
 from saehub.jobs.kinds import KINDS
 from saehub.jobs.models import Job, State, enqueue
 from saes.abilities import abilities
+from saes.card import model_card
 from saes.claims import claims
 from saes.dependents import dependents, users
 from saes.fetching import fetch
@@ -28,11 +29,13 @@ from saes.import_forms import FactsForm, ImportForm
 from saes.metrics import density_chart, grouped
 from saes.models import SAE
 from saes.removal import InUse, in_cache, may_remove, remove
+from saes.sharing import ExportForm, UploadForm, archives, licence_of, may_upload, uploads_of
 from saes.snippets import snippets
 
-TABS = {"overview": "Overview", "files": "Files and conversion proof", "python": "How to load in Python", "history": "History"}  # fmt: skip
+TABS = {"overview": "Overview", "files": "Files and conversion proof", "python": "How to load in Python", "share": "Export and upload",
+        "history": "History"}  # fmt: skip
 BRINGING = ("download", "adopt", "inspect")
-MEASURING = ("evaluate", "harvest", "verify")
+MEASURING = ("evaluate", "harvest", "verify", "export_sae", "upload_sae")
 
 
 # ------------------------------------------------------------------------------------------------------- what it is
@@ -42,7 +45,7 @@ MEASURING = ("evaluate", "harvest", "verify")
 def sae_detail(request: HttpRequest, pk: int) -> HttpResponse:
     rows = SAE.objects.select_related("model", "owner", "release", "job", "run__capture__corpus")
     sae = rows.filter(pk=pk).first()
-    return _refused(request, pk) if sae is None else _detail(request, sae)
+    return _refused(request, pk) if sae is None else detail_page(request, sae)
 
 
 def _refused(request: HttpRequest, pk: int) -> HttpResponse:
@@ -60,8 +63,9 @@ def refusal_of(pk: int) -> Job | None:
     return Job.objects.filter(kind="adopt", subject_id=None, params__sae=pk).exclude(state=State.DONE).first()
 
 
-def _detail(request: HttpRequest, sae: SAE, facts: FactsForm | None = None) -> HttpResponse:
-    tab = request.GET.get("tab", "")
+def detail_page(request: HttpRequest, sae: SAE, tab: str = "", **filled: forms.Form) -> HttpResponse:
+    """The page of an SAE, with forms that were sent and are not right: `facts_form`, `export_form`, `upload_form`."""
+    tab = tab or request.GET.get("tab", "")
     tab = tab if tab in TABS else "overview"
     jobs = jobs_of(sae)
     context = {
@@ -74,13 +78,17 @@ def _detail(request: HttpRequest, sae: SAE, facts: FactsForm | None = None) -> H
         "can_now": abilities(sae),
         "twins": _twins(sae),
         "hub": hub_address(),
-        "facts_form": facts or (FactsForm(sae.asked) if sae.asked and not sae.ready and not sae.busy else None),
+        "facts_form": FactsForm(sae.asked) if sae.asked and not sae.ready and not sae.busy else None,
     }
-    context |= {"overview": _overview, "files": _files, "python": _python, "history": _history}[tab](sae)
+    shows = {"overview": _overview, "files": _files, "python": _python, "share": _share, "history": _history}
+    context |= shows[tab](sae)
     if tab == "overview":
         context |= _measured(sae, request.GET.get("evaluation", ""))
+    if tab == "share":
+        context["may_upload"] = may_upload(request.user)
+    wrong = any(form.errors for form in filled.values())
     return render(
-        request, "saes/sae_detail.html" + part(request, "live"), context, status=422 if facts and facts.errors else 200
+        request, "saes/sae_detail.html" + part(request, "live"), context | filled, status=422 if wrong else 200
     )
 
 
@@ -135,6 +143,17 @@ def _files(sae: SAE) -> dict[str, Any]:
 
 def _python(sae: SAE) -> dict[str, Any]:
     return {"snippets": snippets(sae)}
+
+
+def _share(sae: SAE) -> dict[str, Any]:
+    licence = licence_of(sae)
+    return {
+        "archives": archives(sae),
+        "uploads": uploads_of(sae),
+        "card": model_card(sae, "saelens", licence=licence) if sae.ready else "",
+        "export_form": ExportForm(sae=sae, auto_id="export_%s"),
+        "upload_form": UploadForm(sae=sae, auto_id="upload_%s"),
+    }
 
 
 def _history(sae: SAE) -> dict[str, Any]:
@@ -212,7 +231,7 @@ def sae_facts(request: HttpRequest, pk: int) -> HttpResponse:
         return redirect(sae)
     form = FactsForm(sae.asked, request.POST)
     if not form.is_valid():
-        return _detail(request, sae, form)
+        return detail_page(request, sae, facts_form=form)
     resume(sae, form.facts(), request.user)
     return redirect(sae)
 

@@ -1,12 +1,14 @@
 """A small Hugging Face Hub on this machine: the real client library talks to it over HTTP, as it does to the real one.
 
 It answers what listings, downloads and streams ask: revisions and refs, trees in pages, files with ranges and etags,
-large ones over a redirect to another path or host, who a token belongs to, and the Hub's own error codes. `fault` makes
-it misbehave in every way that was seen or may be expected, for a path and a number of times.
+large ones over a redirect to another path or host, who a token belongs to, and the Hub's own error codes; and what uploads
+send: a new repository, large files, a commit. `fault` makes it misbehave in every way that was seen or may be expected, for
+a path and a number of times.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -23,6 +25,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = r"[\w.-]+/[\w.-]+"
 API = re.compile(rf"/api/(models|datasets)/({REPO})(?:/(revision|tree|paths-info|refs)(?:/([^/]+)(/.*)?)?)?")
 FILE = re.compile(rf"/(datasets/)?({REPO})/resolve/([^/]+)/(.+)")
+AUTH = re.compile(rf"/api/(models|datasets)/({REPO})/auth-check")
+SENT = re.compile(rf"/api/(models|datasets)/({REPO})/(preupload|commit)/([^/]+)")
+BATCH = re.compile(rf"/(datasets/)?({REPO})\.git/info/lfs/objects/batch")
 STORED = re.compile(rf"/lfs/(models|datasets)/({REPO})/(.+)")
 LARGE = (".safetensors", ".npz", ".pt", ".bin", ".gguf", ".parquet", ".zip", ".h5", ".msgpack", ".onnx")
 
@@ -58,7 +63,8 @@ class MiniHub:
     """`repos["models/org/name"] = {path: bytes}`.
 
     `gated` repositories show their listing and refuse their files, but to tokens in `granted`; `private` ones are shown to
-    nobody without a token. `tokens` maps a token to the account's name. `storage` is another MiniHub that large files are
+    nobody without a token. `tokens` maps a token to the account's name; those in `writers` may write. `cards` maps a
+    repository to what its card's metadata say. `storage` is another MiniHub that large files are
     redirected to; `next_page_at` an address that the listing's second page is said to be at.
     """
 
@@ -68,6 +74,10 @@ class MiniHub:
         self.granted: set[str] = set()
         self.private: set[str] = set()
         self.tokens: dict[str, str] = {}
+        self.writers: set[str] = set()
+        self.cards: dict[str, dict[str, Any]] = {}
+        self.objects: dict[str, bytes] = {}  # large files that were sent, by their SHA-256
+        self.messages: list[str] = []  # of the commits that were made
         self.revisions = {"main", COMMIT}
         self.page_size = 1000
         self.endless = False
@@ -129,6 +139,19 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if path == "/api/whoami-v2":
             self._whoami()
+        elif path == "/api/validate-yaml":
+            self._json({"warnings": [], "errors": []} if self._body() else {})
+        elif path == "/api/repos/create":
+            self._create()
+        elif found := AUTH.fullmatch(path):
+            if self._repo(f"{found[1]}/{found[2]}", "main", content=True) is not None:
+                self._answer(200, b"")
+        elif found := BATCH.fullmatch(path):
+            self._batch()
+        elif found := SENT.fullmatch(path):
+            self._sent(f"{found[1]}/{found[2]}", found[3])
+        elif path.startswith("/objects/"):
+            self._object(path.removeprefix("/objects/"))
         elif found := STORED.fullmatch(path):
             self._stored(*(unquote(part) for part in found.groups()))
         elif found := API.fullmatch(path):
@@ -138,7 +161,83 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(404, b"")
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    # -- what is sent
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        found = b""
+        while length := int(self.rfile.readline(), 16):
+            found += self.rfile.read(length)
+            self.rfile.readline()
+        self.rfile.readline()
+        return found
+
+    def _may_write(self) -> bool:
+        if self.token in self.hub.writers:
+            return True
+        self._answer(403 if self.token in self.hub.tokens else 401, b'{"error":"You may not write here"}')
+        return False
+
+    def _create(self) -> None:
+        asked = json.loads(self._body())
+        name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+        if not self._may_write():
+            return
+        known = f"models/{name}" in self.hub.repos
+        self.hub.repos.setdefault(f"models/{name}", {})
+        if (asked.get("private") or asked.get("visibility") == "private") and not known:
+            self.hub.private.add(f"models/{name}")
+        about = {"url": f"{self.hub.url}/{name}", "name": name}
+        self._answer(409 if known else 200, json.dumps(about).encode(), {"Content-Type": "application/json"})
+
+    def _batch(self) -> None:
+        asked = json.loads(self._body())
+        if not self._may_write():
+            return
+        found = [
+            {"oid": one["oid"], "size": one["size"]}
+            | ({} if one["oid"] in self.hub.objects else {
+                "actions": {"upload": {"href": f"{self.hub.url}/objects/{one['oid']}"}}
+            })
+            for one in asked["objects"]
+        ]  # fmt: skip
+        self._json({"transfer": "basic", "objects": found})
+
+    def _object(self, oid: str) -> None:
+        body = self._body()
+        assert _sha256(body) == oid, "what was sent is not what was announced"
+        self.hub.objects[oid] = body
+        self._answer(200, b"")
+
+    def _sent(self, key: str, what: str) -> None:
+        body = self._body()
+        if not self._may_write():
+            return
+        if what == "preupload":
+            files = json.loads(body)["files"]
+            modes = {
+                one["path"]: "lfs" if one["path"].endswith(LARGE) or one["size"] > 1 << 20 else "regular"
+                for one in files
+            }
+            self._json({"files": [
+                {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": None} for path, mode in modes.items()
+            ]})  # fmt: skip
+            return
+        rows = [json.loads(line) for line in body.decode().splitlines() if line]
+        files = dict(self.hub.repos[key])
+        for row in rows:
+            value = row["value"]
+            if row["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif row["key"] == "lfsFile":
+                files[value["path"]] = self.hub.objects[value["oid"]]
+            else:
+                self.hub.messages.append(value["summary"])
+        self.hub.repos[key] = files
+        repo = key.partition("/")[2]
+        self._json({"success": True, "commitOid": COMMIT, "commitUrl": f"{self.hub.url}/{repo}/commit/{COMMIT}"})
 
     def _stopped(self, path: str) -> bool:
         faults = self.hub.take(path, "status", "delay")
@@ -194,7 +293,10 @@ class _Handler(BaseHTTPRequestHandler):
                 for name, entry in ((name, _entry(name, data)) for name, data in files.items())
             ]  # fmt: skip
             about = {"id": repo, "sha": COMMIT, "siblings": siblings}
-            self._json(about | {"private": False, "downloads": 0, "likes": 0, "tags": []})
+            gated = "auto" if f"{kind}/{repo}" in self.hub.gated else False
+            card = self.hub.cards.get(f"{kind}/{repo}", {})
+            about |= {"private": f"{kind}/{repo}" in self.hub.private, "gated": gated, "cardData": card}
+            self._json(about | {"downloads": 0, "likes": 0, "tags": []})
 
     def _tree(self, entries: list[dict[str, Any]]) -> None:
         start = int(parse_qs(urlsplit(self.path).query).get("cursor", ["0"])[0])

@@ -39,6 +39,8 @@ KINDS = {
         Kind("adopt", "saes.jobs", "Import an SAE", "io", "saes.add_sae", "saes:sae_detail", "sae"),
         Kind("inspect", "saes.jobs", "Read an SAE's config", "io", "saes.add_sae", "saes:sae_detail", "sae"),
         Kind("verify", "saes.jobs", "Verify an SAE's files", "io", "saes.change_sae", "saes:sae_detail", "sae"),
+        Kind("export_sae", "saes.jobs", "Export an SAE", "io", "saes.add_sae", "saes:sae_detail", "sae"),
+        Kind("upload_sae", "saes.jobs", "Upload an SAE to the Hub", "io", "saes.add_sae", "saes:sae_detail", "sae"),
         Kind("sync", "saes.jobs", "Sync the catalogue", "io", "saes.change_sae", "jobs:job_detail", "job"),
         Kind("read_corpus", "training.jobs", "Read a corpus", "io", "training.add_corpus", "training:corpus_detail", "corpus"),
         Kind("capture", "training.capture_jobs", "Capture activations", "gpu", "training.add_capture", "training:capture_detail", "capture"),
