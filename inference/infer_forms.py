@@ -308,6 +308,10 @@ class PromptBatchForm(ReadersForm):
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data
+        corpus, model = data.get("corpus"), self.model_of
+        if corpus and corpus.chats and model and not model.has_chat:
+            told = f"{corpus.name} holds conversations, and {model.name} has no chat template to read them through."
+            self.add_error("corpus", told)
         if "file" not in self.fields or {"file", "corpus"} & set(self.errors):
             return data
         if data.get("file") and data.get("corpus"):

@@ -40,7 +40,7 @@ from saes.numerics.folders import whole_folder
 from saes.numerics.formats import load_sae
 from saes.numerics.lm import LM, load_lm, pick_device
 from saes.numerics.sae import SAE as Weights
-from training.jobs import texts_of
+from training.jobs import documents_of
 from training.models import Corpus
 
 T = TypeVar("T")
@@ -260,7 +260,7 @@ def infer_prompts(progress: Progress, batch: int) -> dict[str, Any]:
     progress.start("Reading the prompts", unit="prompts", total=total)
     reading = PromptReader(lm, readers, [sae.pk for sae in saes], row.prepend_bos, row.top)
     with whole_folder(row.folder, replaces=[row.FILE]) as folder, new_table(folder / row.FILE) as table:
-        for done in reading.read(islice(texts_of(row.corpus), row.max_prompts), table):
+        for done in reading.read(islice(documents_of(row.corpus), row.max_prompts), table):
             progress(done, max(total or 0, done) or None)
             _leave_disk(folder / row.FILE)
     if not reading.n_prompts:
@@ -268,7 +268,10 @@ def infer_prompts(progress: Progress, batch: int) -> dict[str, Any]:
     row.finish(
         n_prompts=reading.n_prompts, n_cut=reading.n_cut, n_tokens=reading.n_tokens, n_rows=table.rows,
         size_bytes=row.file.stat().st_size, facts=[fact_of(sae) for sae in saes],
-        policy={"bos": row.prepend_bos, "special": SPECIAL, "top": row.top, "dtype": str(lm.dtype)},
+        policy={
+            "bos": row.prepend_bos, "special": SPECIAL, "chat_template": row.corpus.chats, "top": row.top,
+            "dtype": str(lm.dtype),
+        },
         versions=versions(), seconds=time.monotonic() - began,
     )  # fmt: skip
     return {"batch": row.pk, "prompts": reading.n_prompts, "tokens": reading.n_tokens, "rows": table.rows}

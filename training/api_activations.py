@@ -199,7 +199,8 @@ def activations_save(request: HttpRequest, given: SaveIn) -> Any:
     """Queues a job that runs the model over the corpus. Layers, lengths and the disk they need are checked first."""
     chosen = {"model": given.model_id, "corpus": _corpus(given.dataset)}
     wanted = given.options | chosen | {"hook_names": given.layers, "max_tokens": given.max_tokens, "name": given.run_id}
-    blank = CaptureForm(user=request.user, initial={"model": given.model_id})
+    unsaid = {"model": given.model_id, "chat_template": False}  # a page shows what it proposes; a request has to say it
+    blank = CaptureForm(user=request.user, initial=unsaid)
     form = CaptureForm(laid_over(blank, wanted), user=request.user)
     refuse(form, {"model": "model_id", "hook_names": "layers", "corpus": "dataset.corpus_id", "name": "run_id"})
     return form.make().pk

@@ -22,7 +22,7 @@ router = Router(tags=["Corpora"])
 CORPUS: Any = {
     "id": 2, "name": "wikitext", "source": "hub", "location": "Salesforce/wikitext", "subset": "wikitext-103-raw-v1",
     "split": "train", "text_field": "text", "revision": "b08601e04326c79dfdd32d625aee71d232d685c3", "state": "ready",
-    "n_documents": 1801350, "n_characters": None, "size_bytes": 312000000, "sha256": "", "sample": "Valkyria Chronicles",
+    "n_documents": 1801350, "n_characters": None, "size_bytes": 312000000, "sha256": "", "chats": False, "sample": "Valkyria Chronicles",
     "owner": "ada", "created_at": "2026-11-22T08:00:00Z", "job_id": None, "job_ids": [], "error": "",
 }  # fmt: skip
 
@@ -45,6 +45,7 @@ class CorpusOut(Schema):
     n_characters: int | None
     size_bytes: int | None
     sha256: str
+    chats: bool = Field(description="Its documents are conversations; the sample is then JSON Lines")
     sample: str
     owner: str | None
     created_at: Any

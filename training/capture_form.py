@@ -53,7 +53,12 @@ class CaptureForm(NewRow):
     chat_template = forms.BooleanField(
         required=False,
         label="Through the chat template",
-        help_text="Every document becomes a user's message in the model's own chat format",
+        help_text="A conversation goes through the model's own whole; a text becomes a user's message",
+    )
+    plain_chats = forms.BooleanField(
+        required=False,
+        label="Join messages plainly",
+        help_text="Conversations only: each message as “role: content”, an empty line between",
     )
     compute_dtype = forms.ChoiceField(
         required=False,
@@ -95,15 +100,15 @@ class CaptureForm(NewRow):
         help_text="Path of the run's folder on the server: its activations are read, the model does not run",
     )
     advanced = [
-        "name", "context_length", "prepend_bos", "store_special", "dtype", "packed", "chat_template", "compute_dtype",
-        "max_norm_ratio", "stored", "parts", "location",
+        "name", "context_length", "prepend_bos", "store_special", "dtype", "packed", "chat_template", "plain_chats",
+        "compute_dtype", "max_norm_ratio", "stored", "parts", "location",
     ]  # fmt: skip
 
     class Meta:
         model = Capture
         fields = (
             "model", "hook_names", "corpus", "max_tokens", "name", "context_length", "prepend_bos", "store_special",
-            "dtype", "packed", "chat_template", "compute_dtype", "max_norm_ratio", "stored", "parts", "location",
+            "dtype", "packed", "chat_template", "plain_chats", "compute_dtype", "max_norm_ratio", "stored", "parts", "location",
         )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -120,6 +125,8 @@ class CaptureForm(NewRow):
         if not self.is_bound and fields["corpus"].queryset.count() == 1:
             self.initial.setdefault("corpus", fields["corpus"].queryset.get().pk)
         if chosen and not self.is_bound:
+            corpus = fields["corpus"].queryset.filter(pk=self.initial.get("corpus"), chats=True).first()
+            self.initial.setdefault("chat_template", bool(corpus and can_chat(chosen)))
             self.initial.setdefault("hook_names", [usual_hook(chosen)])
             self.initial.setdefault("model", chosen.pk)
 
@@ -147,6 +154,8 @@ class CaptureForm(NewRow):
         data["parts"] = 1 if data.get("location") else data.get("parts") or 1
         if model and data.get("chat_template") and not can_chat(model):
             self.add_error("chat_template", f"The tokenizer of {model.name} has no chat template.")
+        if data.get("corpus"):
+            self._check_chats(data)
         if data.get("location"):
             self._check_store(data)
         if model and data.get("corpus"):
@@ -165,6 +174,19 @@ class CaptureForm(NewRow):
             self.add_error("location", error)
         else:
             data["location"], data["stored"], data["max_tokens"] = str(path), True, None
+
+    def _check_chats(self, data: dict[str, Any]) -> None:
+        """How conversations become text is said, never guessed; of texts, joining messages says nothing."""
+        corpus = data["corpus"]
+        if not corpus.chats:
+            data["plain_chats"] = False
+        elif data.get("location"):
+            self.add_error("corpus", f"{corpus.name} holds conversations; mi_crow runs are made from texts.")
+        elif data.get("chat_template") and data.get("plain_chats"):
+            self.add_error("plain_chats", "Conversations go through the chat template or are joined plainly, not both.")
+        elif not (data.get("chat_template") or data.get("plain_chats") or "chat_template" in self.errors):
+            told = f"{corpus.name} holds conversations: put them through the chat template, or join their messages plainly."
+            self.add_error("chat_template", told)
 
     def _check_size(self, data: dict[str, Any]) -> None:
         estimate = estimate_capture(data)

@@ -8,7 +8,7 @@ from saehub.jobs.models import LIVE, Job
 from saehub.jobs.progress import JobError, Progress
 from saes.fields import size_of
 from saes.numerics.folders import whole_folder
-from training.jobs import CHARACTERS_PER_TOKEN, load_model, texts_of
+from training.jobs import CHARACTERS_PER_TOKEN, documents_of, load_model
 from training.models import Capture, Corpus
 from training.numerics.capture import capture as capture_activations
 from training.numerics.local_store import read_run, write_run
@@ -47,7 +47,7 @@ def capture(progress: Progress, capture: int, part: int = 0) -> dict[str, Any]:
 
 
 def _from_model(progress: Progress, row: Capture, part: int) -> dict[str, Any] | None:
-    texts = texts_of(row.corpus)
+    texts = documents_of(row.corpus)
     lm = load_model(progress, row.model)
     found = (row.corpus.n_characters or 0) // CHARACTERS_PER_TOKEN
     expected = (min(filter(None, (row.max_tokens, found)), default=0) // row.parts) or None
@@ -71,7 +71,9 @@ def _from_model(progress: Progress, row: Capture, part: int) -> dict[str, Any] |
 
 
 def policy_of(row: Capture) -> TokenPolicy:
-    return TokenPolicy(row.context_length, row.prepend_bos, row.store_special, row.packed, row.chat_template)
+    return TokenPolicy(
+        row.context_length, row.prepend_bos, row.store_special, row.packed, row.chat_template, row.plain_chats
+    )
 
 
 def dataset_of(row: Corpus) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def _from_store(progress: Progress, row: Capture) -> dict[str, Any]:
         row.folder,
         points,
         model={"name": row.model.location, "architecture": row.model.architecture, "revision": row.model.revision},
-        texts=texts_of(row.corpus),
+        texts=documents_of(row.corpus),
         tokenizer=lambda: load_model(progress, row.model).tokenizer,
         dtype=row.dtype,
         dataset=dataset_of(row.corpus),

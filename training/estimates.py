@@ -45,8 +45,8 @@ def estimate_capture(data: dict[str, Any]) -> CaptureEstimate | None:
     model, corpus, hooks = data.get("model"), data.get("corpus"), data.get("hook_names")
     if not (model and corpus and hooks):
         return None
-    shown = preview(model, corpus.sample, Policy.of(data))
-    ratio = shown.characters_per_token if shown else CHARACTERS_PER_TOKEN
+    shown = preview(model, corpus.sampled, Policy.of(data))
+    ratio = (shown and shown.characters_per_token) or CHARACTERS_PER_TOKEN
     found = int(corpus.n_characters / ratio) if corpus.n_characters is not None else None
     tokens = min(filter(None, (found, data.get("max_tokens"))), default=None)
     rows = [row for row in map(model.hook, hooks) if row]

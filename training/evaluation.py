@@ -19,20 +19,21 @@ from saes.numerics.lm import LM, pick_device
 from saes.numerics.sae import SAE as Weights
 from training.models import Evaluation
 from training.numerics.definitions import DEFINITIONS
+from training.numerics.documents import Document
 from training.numerics.evaluate import Measured, measure_capture, measure_texts
 from training.numerics.saebench import Facts, core_output
 from training.numerics.shards import open_capture
 from training.numerics.tokens import TokenPolicy
-from training.policies import Policy, policy_of
+from training.policies import Policy, policy_of, policy_on
 
 MAX_TOKENS = 100_000  # of a corpus of choice, where nobody said how many
 
 
-def measure(progress: Progress, row: Evaluation, lm: LM, texts: Iterator[str] | None) -> dict[str, Any]:
+def measure(progress: Progress, row: Evaluation, lm: LM, texts: Iterator[Document] | None) -> dict[str, Any]:
     """Measure the row's SAE on texts or on its capture's held-out contexts; keep the metrics with it and its SAE."""
     sae = load_sae(row.sae.files, facts=row.sae.facts, device=pick_device(), checked=bool(row.sae.sha256))
     show = _Shown(progress)
-    policy = policy_of(row.sae)
+    policy = policy_on(row.sae, row.corpus) if row.corpus else policy_of(row.sae)
     with torch.inference_mode():
         found = _on_texts(row, sae, lm, texts, policy, show) if texts is not None else _on_capture(row, sae, lm, show)
         metrics = {name: metric | {"formula": DEFINITIONS[name]} for name, metric in found.metrics.items()}
@@ -81,14 +82,21 @@ def _on_capture(row: Evaluation, sae: Weights, lm: LM, show: _Shown) -> Measured
     )
 
 
-def _on_texts(row: Evaluation, sae: Weights, lm: LM, texts: Iterator[str], policy: Policy, show: _Shown) -> Measured:
+def _on_texts(
+    row: Evaluation, sae: Weights, lm: LM, texts: Iterator[Document], policy: Policy, show: _Shown
+) -> Measured:
     assert row.corpus is not None
     return measure_texts(
         sae,
         lm,
         texts,
         TokenPolicy(
-            policy.context_length, policy.prepend_bos, policy.store_special, policy.packed, policy.chat_template
+            policy.context_length,
+            policy.prepend_bos,
+            policy.store_special,
+            policy.packed,
+            policy.chat_template,
+            policy.plain_chats,
         ),
         hook_name=row.sae.hook_name,
         goal_hook=row.sae.hook_name_out if is_transcoder(row.sae) else None,

@@ -20,6 +20,7 @@ from training.models import Corpus
 
 SNIFF_BYTES = 65536
 PARQUET = b"PAR1"
+FIELD_HELP = 'Column or key, such as data.text; when left empty "text", "messages" or "conversations"'
 
 
 # ---------------------------------------------------------------------------------------------------- corpora
@@ -36,7 +37,7 @@ class CorpusForm(NewRow):
     )
     file = forms.FileField(
         label="File",
-        help_text="Text, JSON Lines, CSV or Parquet",
+        help_text="Text, JSON Lines, CSV or Parquet; a row is a text, or a conversation as a list of messages",
         error_messages={"required": "Choose a file to upload.", "empty": "The file is empty; choose a file with text."},
     )
     text = forms.CharField(
@@ -58,9 +59,7 @@ class CorpusForm(NewRow):
         help_text="As on the Hub: Salesforce/wikitext",
         error_messages={"required": "Give the dataset's id as on the Hub, such as Salesforce/wikitext."},
     )
-    text_field = forms.CharField(
-        required=False, max_length=80, label="Field with the text", help_text='Column or key; "text" when left empty'
-    )
+    text_field = forms.CharField(required=False, max_length=80, label="Field with the text", help_text=FIELD_HELP)
     subset = forms.CharField(required=False, max_length=120, label="Subset", help_text="Configuration of a Hub dataset")
     split = forms.CharField(required=False, max_length=60, label="Split", help_text='"train" when left empty')
     revision = forms.CharField(required=False, max_length=80, label="Revision", help_text="Of a Hub dataset")

@@ -1,4 +1,4 @@
-"""Text of a dataset on the Hugging Face Hub, for jobs: its Parquet files, streamed row by row, nothing kept on disk."""
+"""Documents of a dataset on the Hugging Face Hub, for jobs: its Parquet files, streamed row by row, nothing kept on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pyarrow.parquet
 from huggingface_hub import HfFileSystem
 
 from saes.hub import HubError, HubFile, Listing, hub_errors, list_repository
-from training.numerics.tokens import MAX_DOCUMENT_CHARS, CorpusError
+from training.numerics.corpus_files import parquet_rows, pieces
+from training.numerics.documents import CorpusError, Document, Kinds
 
 CONVERTED = "refs/convert/parquet"  # the Hub's own conversion of every public dataset: <subset>/<split>/0000.parquet
 
@@ -90,24 +91,17 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
 
 
-def stream_texts(part: Part, text_field: str, filesystem: Any = None) -> Iterator[str]:
-    """Documents of the part, in order, read through range requests.
+def stream_documents(part: Part, text_field: str, filesystem: Any = None) -> Iterator[Document]:
+    """Documents of the part, in order, read through range requests; the field as in `read_documents`.
 
-    filesystem: an fsspec file system; the Hub's own unless given. Raises CorpusError for a missing field or a file that
-    is not Parquet, HubError when the Hub cannot be reached.
+    filesystem: an fsspec file system; the Hub's own unless given. Raises CorpusError for a missing field, rows that are
+    neither text nor conversations or of both kinds, or a file that is not Parquet; HubError when the Hub cannot be reached.
     """
-    field = text_field or "text"
+    kinds = Kinds()
     for file in part.files:
         with _table(part, file, filesystem) as table:
-            names = table.schema_arrow.names
-            if field not in names:
-                listed = _listed(names)
-                raise CorpusError(
-                    f'{file.path} has no field "{field}" (there are: {listed}); name the field with the text.'
-                )
-            for batch in table.iter_batches(batch_size=512, columns=[field]):
-                for value in batch.column(0).to_pylist():
-                    yield from _pieces(value, file.path, field)
+            for value, where in parquet_rows(table, file.path, text_field or None):
+                yield from pieces(kinds.document(value, where))
 
 
 def count_rows(part: Part, filesystem: Any = None) -> int:
@@ -130,11 +124,3 @@ def _table(part: Part, file: HubFile, filesystem: Any) -> Iterator[pyarrow.parqu
             yield pyarrow.parquet.ParquetFile(handle)
     except pyarrow.ArrowException as error:
         raise CorpusError(f"{file.path} is not a readable Parquet file; choose another dataset or revision.") from error
-
-
-def _pieces(value: Any, name: str, field: str) -> Iterator[str]:
-    text = "" if value is None else value
-    if not isinstance(text, str):
-        raise CorpusError(f'The field "{field}" of {name} holds a value of type {type(value).__name__}, not text.')
-    for start in range(0, len(text), MAX_DOCUMENT_CHARS):
-        yield text[start : start + MAX_DOCUMENT_CHARS]

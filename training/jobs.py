@@ -13,14 +13,14 @@ from training import hub_dataset
 from training.evaluation import measure
 from training.files import digest
 from training.models import Corpus, Evaluation, Run, Sweep
+from training.numerics.corpus_files import read_documents
+from training.numerics.documents import CorpusError, Document, characters
 from training.numerics.shards import open_capture
-from training.numerics.tokens import CorpusError, read_texts
-from training.preview import BETWEEN_DOCUMENTS, EXAMPLES
 from training.registering import keep, made, new_sae
+from training.samples import Sample
 from training.sweeper import Sweeper
 from training.trainer import Paused, Trainer, trainer_config
 
-SAMPLE_CHARACTERS = 6000
 HUB_SAMPLE_DOCUMENTS = 200
 CHARACTERS_PER_TOKEN = 4  # only to show how far a capture without a limit is
 
@@ -40,19 +40,19 @@ def read_corpus(progress: Progress, corpus: int) -> dict[str, Any]:
 def _read_file(progress: Progress, row: Corpus) -> dict[str, Any]:
     size = size_of(row.file) if row.file.exists() else 0
     progress.start(f"Reading {row.location}", unit="characters", total=size or None)
-    documents = characters = 0
-    sample = ""
-    for text in read_texts(row.file, text_field=row.text_field or None):
-        documents += 1
-        characters += len(text)
-        sample += _more(sample, text)
-        progress(characters, max(size, characters))
+    n_documents = n_characters = 0
+    sample = Sample()
+    for document in read_documents(row.file, text_field=row.text_field or None):
+        n_documents += 1
+        n_characters += characters(document)
+        sample.add(document)
+        progress(n_characters, max(size, n_characters))
     return {
-        "n_documents": documents,
-        "n_characters": characters,
+        "n_documents": n_documents,
+        "n_characters": n_characters,
         "size_bytes": size,
         "sha256": digest(row.file),
-        "sample": sample,
+        **sample.finish(),
     }
 
 
@@ -61,43 +61,37 @@ def _read_dataset(progress: Progress, row: Corpus) -> dict[str, Any]:
     part = hub_dataset.find_part(row.location, row.revision, row.subset, row.split)
     documents = hub_dataset.count_rows(part)
     progress.start("Reading the first documents", unit="documents", total=min(HUB_SAMPLE_DOCUMENTS, documents))
-    sample = ""
-    for number, text in enumerate(hub_dataset.stream_texts(part, row.text_field), start=1):
-        sample += _more(sample, text)
+    sample = Sample()
+    for number, document in enumerate(hub_dataset.stream_documents(part, row.text_field), start=1):
+        sample.add(document)
         progress(number, min(HUB_SAMPLE_DOCUMENTS, documents))
         if number == HUB_SAMPLE_DOCUMENTS:
             break
-    if not sample.strip():
+    if not sample.text.strip():
         raise CorpusError(f"The first documents of {row.location} are empty; name the field with the text.")
     return {
         "n_documents": documents,
         "n_characters": None,  # not counted: that would download all of it
         "size_bytes": sum(file.size for file in part.files),
         "sha256": part.sha256,
-        "sample": sample,
         "revision": part.commit,
         "subset": part.subset,
         "split": part.split,
+        **sample.finish(),
     }
 
 
-def _more(sample: str, text: str) -> str:
-    """What of `text` still fits into the sample, a third of it at most; zero bytes, which the database cannot hold, left out."""
-    room = min(SAMPLE_CHARACTERS - len(sample), SAMPLE_CHARACTERS // EXAMPLES)
-    return (BETWEEN_DOCUMENTS if sample else "") + text[:room].replace("\0", "") if room > 0 else ""
-
-
-def texts_of(row: Corpus) -> Iterator[str]:
+def documents_of(row: Corpus) -> Iterator[Document]:
     """The corpus as it was when it was read; a file that changed since is refused."""
     if row.source == Corpus.Source.HUB:
         part = hub_dataset.find_part(row.location, row.revision, row.subset, row.split)
-        return hub_dataset.stream_texts(part, row.text_field)
+        return hub_dataset.stream_documents(part, row.text_field)
     if not row.file.exists() or digest(row.file) != row.sha256:
         raise JobError(
             f"The corpus {row.name} changed on disk since it was read, or is gone.",
             "Add it again under a new name, and capture from that.",
         )
-    return read_texts(row.file, text_field=row.text_field or None)
+    return read_documents(row.file, text_field=row.text_field or None)
 
 
 def load_model(progress: Progress, model: LanguageModel) -> LM:
@@ -150,5 +144,5 @@ def evaluate(progress: Progress, sae: int, evaluation: int) -> dict[str, Any]:
         raise JobError(
             f"The language model of {row.sae.name} is not among the models here.", "Add it, then press Retry."
         )
-    texts = texts_of(row.corpus) if row.corpus else None
-    return measure(progress, row, load_model(progress, model), texts)
+    documents = documents_of(row.corpus) if row.corpus else None
+    return measure(progress, row, load_model(progress, model), documents)

@@ -12,10 +12,11 @@ from django.utils import timezone
 from saehub.jobs.made import Made
 from saehub.jobs.models import Job, State
 from saes.models import SAE, LanguageModel
+from training.samples import Sampled, sampled
 
 
 class Corpus(Made):
-    """Text to run a model on: a file, a folder of the server, pasted text, or a Hub dataset."""
+    """Texts or conversations to run a model on: a file, a folder of the server, pasted text, or a Hub dataset."""
 
     KIND = "read_corpus"
     FOLDER = "corpora"
@@ -39,6 +40,9 @@ class Corpus(Made):
     size_bytes = models.BigIntegerField(null=True, editable=False)
     sha256 = models.CharField(max_length=64, blank=True, editable=False)
     sample = models.TextField(blank=True, editable=False)
+    chats = models.BooleanField(
+        default=False, editable=False, help_text="Its documents are conversations: lists of messages"
+    )
 
     class Meta:
         ordering = ("name",)
@@ -49,6 +53,11 @@ class Corpus(Made):
         """The file or folder that is read; a Hub dataset has none."""
         own = self.source in (self.Source.UPLOAD, self.Source.TEXT)
         return self.folder / self.location if own else Path(self.location)
+
+    @property
+    def sampled(self) -> Sampled:
+        """How it begins."""
+        return sampled(self.sample, self.chats)
 
     def get_absolute_url(self) -> str:
         return reverse("training:corpus_detail", args=[self.pk])
@@ -81,6 +90,9 @@ class Capture(Made):
         default=True, help_text="Contexts filled without padding; else one document, padded and masked"
     )
     chat_template = models.BooleanField(default=False, help_text="Documents go through the model's chat template first")
+    plain_chats = models.BooleanField(
+        default=False, help_text="Messages of conversations are joined plainly, as role: content"
+    )
     compute_dtype = models.CharField(max_length=10, choices=Compute.choices, default=Compute.FP32)
     max_norm_ratio = models.FloatField(
         null=True, blank=True, help_text="Rows whose norm is so many times the median are left out (attention sinks)"

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from saes.models import SAE
+from training.models import Corpus
+from training.preview import can_chat
 
 USUAL_CONTEXT = 128
 
@@ -20,12 +22,14 @@ class Policy:
     source: str
     packed: bool = True
     chat_template: bool = False
+    plain_chats: bool = False
 
     def __str__(self) -> str:
         bos = "with BOS" if self.prepend_bos else "without BOS"
         special = "special tokens counted" if self.store_special else "special tokens left out"
         filled = "" if self.packed else ", one document each"
         chat = ", through the chat template" if self.chat_template else ""
+        chat = ", messages joined plainly" if self.plain_chats else chat
         return f"contexts of {self.context_length:,} tokens {bos}{filled}{chat}, {special} ({self.source})"
 
 
@@ -42,6 +46,7 @@ def policy_of(sae: SAE) -> Policy:
             "as in the capture it was trained on",
             capture.packed,
             capture.chat_template,
+            capture.plain_chats,
         )
     else:
         found = _of_config(sae.config)
@@ -51,6 +56,18 @@ def policy_of(sae: SAE) -> Policy:
         context_length=min(found.context_length, longest or found.context_length),
         prepend_bos=found.prepend_bos and (sae.model is None or sae.model.has_bos),
     )
+
+
+def policy_on(sae: SAE, corpus: Corpus) -> Policy:
+    """The policy of an SAE on a corpus. Where it says nothing of conversations and the corpus holds them, they go through
+    the model's chat template, or are joined plainly when it has none; of texts, joining plainly says nothing."""
+    found = policy_of(sae)
+    if not corpus.chats:
+        return replace(found, plain_chats=False)
+    if found.chat_template or found.plain_chats:
+        return found
+    template = bool(sae.model and can_chat(sae.model))
+    return replace(found, chat_template=template, plain_chats=not template)
 
 
 def _of_config(config: dict[str, Any]) -> Policy:

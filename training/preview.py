@@ -16,10 +16,15 @@ from typing import Any
 
 from saes.models import LanguageModel
 from training import chat_render
+from training.numerics.documents import Conversation, CorpusError, characters
+from training.samples import EXAMPLES, Sampled
 
 SHOWN_TOKENS = 48
-EXAMPLES = 3
-BETWEEN_DOCUMENTS = "\n\n\n"  # in a corpus's sample, as between the documents of a plain text
+TOKEN_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
+NO_CHOICE = (
+    "The corpus holds conversations: put them through the model's chat template, or join their messages plainly. Both are "
+    "under Advanced, Tokens."
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Preview:
-    """The first contexts of a text."""
+    """The first contexts of a corpus. fault: why there are none, or why a capture would end at one of its rows; a
+    sentence, "" where nothing is wrong. characters_per_token: None where no token is known."""
 
     examples: list[Example]
-    characters_per_token: float
+    characters_per_token: float | None
+    fault: str = ""
 
     @property
     def tokens(self) -> list[PreviewToken]:
@@ -60,6 +67,7 @@ class Policy:
     store_special: bool = False
     packed: bool = True
     chat_template: bool = False
+    plain_chats: bool = False
     context_length: int = 128
 
     @classmethod
@@ -72,24 +80,50 @@ class Policy:
             bool(get("store_special", False)),
             packed not in (False, "0"),
             bool(get("chat_template", False)),
+            bool(get("plain_chats", False)),
             get("context_length", None) or 128,
         )
 
 
-def preview(model: LanguageModel, sample: str, policy: Policy) -> Preview | None:
-    """None when the model has no tokenizer.json or chat template here, or the sample no tokens."""
+def preview(model: LanguageModel, sample: Sampled, policy: Policy) -> Preview | None:
+    """None when the model has no tokenizer.json here, or the sample no tokens."""
     file = tokenizer_file(model)
-    if file is None or not sample.strip():
+    if file is None:
         return None
     words = _words(file, file.stat().st_mtime_ns)
-    texts = sample.split(BETWEEN_DOCUMENTS)
-    plain = sum(len(words.tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
-    if policy.chat_template:
-        chats = _chats(words.template, tuple(texts), words.bos, words.eos)
-        texts = [chat.removeprefix(words.bos) if policy.prepend_bos else chat for chat in chats if chat]
-    documents = [tokens for text in texts if (tokens := words.tokens(text, policy.store_special))]
-    if not plain or not documents:
-        return None
+    texts, fault = _texts(sample, policy, words)
+    documents = [tokens for text in texts if text.strip() and (tokens := words.tokens(text, policy.store_special))]
+    if not documents:
+        return Preview([], None, fault) if fault else None
+    return Preview(_examples(documents, policy, words), _ratio(sample, policy, words, documents), fault)
+
+
+def _texts(sample: Sampled, policy: Policy, words: _Words) -> tuple[list[str], str]:
+    """The texts that are tokenised, and what is wrong with the first document that has none."""
+    chats = (*sample.chats, *sample.shapes)
+    if not policy.chat_template:
+        return (_plain(sample.chats) if policy.plain_chats else ([], NO_CHOICE)) if chats else (list(sample.texts), "")
+    given = [chat.messages for chat in chats] or [({"role": "user", "content": text},) for text in sample.texts]
+    shown = len(sample.chats or sample.texts)
+    rendered = _rendered(words.template, json.dumps(given), words.names)
+    fault = next((_fault(chats, i, said) for i, (_, said) in enumerate(rendered) if said), "")
+    made = [text for text, _ in rendered[:shown] if text]
+    return [text.removeprefix(words.bos) if policy.prepend_bos else text for text in made], fault
+
+
+def _fault(chats: tuple[Conversation, ...], number: int, said: str) -> str:
+    where = chats[number].where if chats else "the first documents"
+    return f"A capture would end at {where}: the model's chat template does not take it: {said.rstrip('.')}."
+
+
+def _plain(chats: tuple[Conversation, ...]) -> tuple[list[str], str]:
+    try:
+        return [chat.plain() for chat in chats], ""
+    except CorpusError as error:
+        return [], str(error)
+
+
+def _examples(documents: list[list[PreviewToken]], policy: Policy, words: _Words) -> list[Example]:
     bos = [PreviewToken(words.bos, policy.store_special, True)] if policy.prepend_bos and words.bos else []
     eos = [PreviewToken(words.eos, policy.store_special, True)] if words.eos else []
     length = max(policy.context_length - len(bos), 1)
@@ -103,7 +137,15 @@ def preview(model: LanguageModel, sample: str, policy: Policy) -> Preview | None
         shown = [*bos, *context]
         padding = 0 if policy.packed else policy.context_length - len(shown)
         examples.append(Example(shown[:SHOWN_TOKENS], max(len(shown) - SHOWN_TOKENS, 0), padding))
-    return Preview(examples, len(sample) / plain)
+    return examples
+
+
+def _ratio(sample: Sampled, policy: Policy, words: _Words, documents: list[list[PreviewToken]]) -> float | None:
+    """Characters of the corpus for each token: of conversations with what the template adds."""
+    if sample.chats:
+        return sum(map(characters, sample.chats)) / sum(map(len, documents))
+    plain = sum(len(words.tokenizer.encode(text, add_special_tokens=False).ids) for text in sample.texts)
+    return sum(map(len, sample.texts)) / plain if plain else None
 
 
 def can_chat(model: LanguageModel) -> bool:
@@ -124,13 +166,15 @@ def tokenizer_file(model: LanguageModel) -> Path | None:
 
 @dataclass(frozen=True)
 class _Words:
-    """A tokenizer, the texts of its BOS and EOS ("" without one), and its chat template."""
+    """A tokenizer, the texts of its BOS and EOS ("" without one), its chat template, and the texts of its special tokens
+    by the names that templates use, as JSON."""
 
     tokenizer: Any
     bos: str
     eos: str
     template: str
     special: frozenset[int]
+    names: str
 
     def tokens(self, text: str, store_special: bool) -> list[PreviewToken]:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
@@ -142,15 +186,15 @@ class _Words:
 
 
 @lru_cache(maxsize=64)
-def _chats(template: str, texts: tuple[str, ...], bos: str, eos: str) -> list[str]:
-    """Each text as a user's message; "" where the template cannot be used, nothing when it does not end."""
-    asked = {"template": template, "texts": texts, "bos_token": bos, "eos_token": eos}
+def _rendered(template: str, chats: str, names: str) -> list[tuple[str, str]]:
+    """Each conversation's text, "" where the template cannot be used on it, and why; one fault when it does not end."""
+    asked = {"template": template, "chats": json.loads(chats), "names": json.loads(names)}
     call = [sys.executable, "-I", chat_render.__file__]
     try:
         told = subprocess.run(call, input=json.dumps(asked), capture_output=True, text=True, timeout=60, check=True)
-        return [str(text) for text in json.loads(told.stdout)]
+        return [(text, said) for text, said in json.loads(told.stdout)]
     except (subprocess.SubprocessError, ValueError):
-        return []
+        return [("", "it takes too long or too much memory")]
 
 
 @lru_cache(maxsize=8)
@@ -163,12 +207,14 @@ def _words(file: Path, written: int) -> _Words:
     template = beside.read_text(encoding="utf-8") if beside.is_file() else facts.get("chat_template") or ""
     if isinstance(template, list):
         template = next((one["template"] for one in template if one.get("name") == "default"), "")
-    bos, eos, unknown = (_text(facts.get(f"{name}_token")) for name in ("bos", "eos", "unk"))
+    names = {name: _text(facts.get(name)) for name in TOKEN_NAMES if facts.get(name)}
+    bos, eos, unknown = (names.get(f"{name}_token", "") for name in ("bos", "eos", "unk"))
     tokenizer = Tokenizer.from_file(str(file))
     added = tokenizer.get_added_tokens_decoder().items()
     special = {number for number, token in added if token.special and token.content != unknown}
     special |= {number for text in (bos, eos) if text and (number := tokenizer.token_to_id(text)) is not None}
-    return _Words(tokenizer, bos, eos, template, frozenset(special))
+    usual = {"bos_token": bos, "eos_token": eos}
+    return _Words(tokenizer, bos, eos, template, frozenset(special), json.dumps(usual | names))
 
 
 def _text(token: Any) -> str:

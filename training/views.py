@@ -125,7 +125,7 @@ def capture_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "capture": capture,
         "hooks": hooks,
         "runs": capture.runs.select_related("job", "sae")[:25],
-        "preview": None if capture.location else preview(capture.model, capture.corpus.sample, Policy.of(capture)),
+        "preview": None if capture.location else preview(capture.model, capture.corpus.sampled, Policy.of(capture)),
         "jobs": jobs,
         "filing": any(job.is_live for job in jobs),
         "free": free_bytes(),

@@ -1,4 +1,4 @@
-"""Many texts, each read on its own, a few at a time."""
+"""Many texts or conversations, each read on its own, a few at a time."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -6,7 +6,8 @@ from concepts.numerics.token_text import token_texts
 from inference.numerics.infer import Codes, Reader, check_readers, infer_many, text_ids
 from inference.numerics.table import Table
 from saes.numerics.lm import LM
-from training.numerics.tokens import special_ids
+from training.numerics.documents import Document
+from training.numerics.tokens import TokenPolicy, special_ids, texts_of
 
 BATCH_TOKENS = 2048  # padding included
 AHEAD = 256  # texts sorted by length together, so that little of a pass is padding
@@ -15,8 +16,8 @@ CHARACTERS_A_TOKEN = 16  # no tokenizer takes more on a whole text; what is beyo
 
 
 class PromptReader:
-    """Reads texts into a table. `n_prompts`, `n_tokens`, and `n_cut`: texts longer than the model reads, of which only the
-    beginning was read."""
+    """Reads documents into a table; a conversation goes through the chat template, as in captures. `n_prompts`, `n_tokens`,
+    and `n_cut`: texts longer than the model reads, of which only the beginning was read."""
 
     def __init__(self, lm: LM, readers: Sequence[Reader], saes: Sequence[int], prepend_bos: bool, top: int) -> None:
         check_readers(lm, readers)
@@ -26,7 +27,7 @@ class PromptReader:
         self.special = special_ids(lm.tokenizer)
         self.n_prompts = self.n_tokens = self.n_cut = 0
 
-    def read(self, texts: Iterable[str], table: Table) -> Iterator[int]:
+    def read(self, texts: Iterable[Document], table: Table) -> Iterator[int]:
         """Read every text into the table, a few hundred at a time by length; yields how many are done after each pass."""
         waiting: list[list[int]] = []
         for text in texts:
@@ -37,7 +38,10 @@ class PromptReader:
         if waiting:
             yield from self._together(waiting, table)
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, document: Document) -> list[int]:
+        chat = not isinstance(document, str)
+        policy = TokenPolicy(prepend_bos=self.prepend_bos, chat_template=chat)
+        (text,) = texts_of([document], self.lm.tokenizer, policy)
         kept = text[: self.longest * CHARACTERS_A_TOKEN]
         ids, _ = text_ids(self.lm, kept, self.prepend_bos)
         self.n_cut += len(ids) > self.longest or len(kept) < len(text)

@@ -36,7 +36,7 @@ def chat_text(tokenizer: Any, messages: Sequence[dict[str, Any]], **options: Any
     except MemoryError:
         raise
     except Exception as error:  # whatever its author made it raise
-        raise ChatError(f"The model's chat template does not take these messages: {error}.") from error
+        raise ChatError(f"The model's chat template does not take these messages: {str(error).rstrip('.')}.") from error
 
 
 @contextmanager

@@ -59,10 +59,11 @@ def test_what_was_downloaded_loads_without_the_hub(hub: MiniHub, add: Any, tiny_
 
 def test_the_preview_reads_the_tokenizer_from_the_cache(hub: MiniHub, add: Any, tiny_model_dir: Path) -> None:
     from training.preview import Policy, preview
+    from training.samples import Sampled
 
     stock(hub, tiny_model_dir)
     row, _ = add()
-    shown = preview(row, "The cat sat on the mat.", Policy())
+    shown = preview(row, Sampled(("The cat sat on the mat.",)), Policy())
     assert shown is not None and shown.tokens[0].text == "<bos>"
 
 

@@ -207,4 +207,4 @@ def test_a_chat_template_that_fails_shows_no_examples(
         (copy / "chat_template.jinja").write_text(template)
         os.utime(copy / "tokenizer.json", (1, number))  # it is read again when it has changed
         page = client_of("researcher").get(reverse("training:capture_create"), given | {"chat_template": "on"})
-        assert page.status_code == 200 and bool(page.context["estimate"].preview) is shown
+        assert page.status_code == 200 and bool(page.context["estimate"].preview.examples) is shown

@@ -11,8 +11,8 @@ from saehub.jobs.models import State
 from tests.mini_hub import COMMIT, MiniHub
 from training import hub_dataset
 from training.models import Capture, Corpus
+from training.numerics.documents import CorpusError
 from training.numerics.shards import open_capture
-from training.numerics.tokens import CorpusError
 
 REPO = "lab/sentences"
 TEXTS = [f"Number {i}. An exception is raised when the key is missing." for i in range(300)]
@@ -106,7 +106,7 @@ def test_a_dataset_is_found_counted_and_pinned(dataset: MiniHub, add: Any) -> No
 @pytest.mark.django_db
 def test_the_stream_is_every_document_in_order(dataset: MiniHub) -> None:
     part = hub_dataset.find_part(REPO, "", "", "")
-    assert list(hub_dataset.stream_texts(part, "")) == TEXTS
+    assert list(hub_dataset.stream_documents(part, "")) == TEXTS
 
 
 @pytest.mark.django_db
@@ -130,8 +130,8 @@ def test_a_capture_reads_the_stream(dataset: MiniHub, add: Any, model: Any, run_
     "fields, says",
     [
         ({"split": "dev"}, f"{REPO} has no split dev in default; name one of test, train."),
-        ({"text_field": "body"}, 'has no field "body" (there are: text, id)'),
-        ({"text_field": "id"}, 'The field "id" of default/train/0000.parquet holds a value of type int, not text.'),
+        ({"text_field": "body"}, 'default/train/0000.parquet: no field "body" in its columns (there are: text, id)'),
+        ({"text_field": "id"}, "default/train/0000.parquet row 1 holds a value of type int, not text or messages."),
         ({"location": "lab/none"}, "There is no repository lab/none on the Hub"),
         ({"location": "lab/texts"}, "lab/texts has no Parquet files"),
         ({"location": "lab/broken"}, "is not a readable Parquet file"),
@@ -160,4 +160,4 @@ def test_without_a_conversion_the_repository_itself_is_read(hub: MiniHub, add: A
 @pytest.mark.django_db
 def test_a_documents_null_is_empty_text(hub: MiniHub) -> None:
     hub.repos[f"datasets/{REPO}"] = {"train.parquet": parquet(["a", None, "b"])}
-    assert list(hub_dataset.stream_texts(hub_dataset.find_part(REPO, "main", "", ""), "text")) == ["a", "b"]
+    assert list(hub_dataset.stream_documents(hub_dataset.find_part(REPO, "main", "", ""), "text")) == ["a", "b"]

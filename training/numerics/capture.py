@@ -1,4 +1,4 @@
-"""Run a language model over texts and keep its activations at chosen hook points as shards.
+"""Run a language model over texts or conversations and keep its activations at chosen hook points as shards.
 
 One streaming pass: texts are tokenised and packed as they arrive, the forward pass serves all hook points at once and
 stops after the deepest of them, and memory holds one shard at most. A shard is so many contexts, whatever is stored of
@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from saes.numerics.lm import LM, HookPoint
+from training.numerics.documents import Document
 from training.numerics.forward import fidelity, outliers, precision, stored_rows
 from training.numerics.shard_writer import OtherTexts, ShardWriter, leaving_nothing
 from training.numerics.shards import DTYPES, HELD_OUT_FRACTION, MANIFEST, CaptureError, open_capture
@@ -35,7 +35,7 @@ Progress = Callable[[int, int | None, str], None]
 
 def capture(
     lm: LM,
-    texts: Iterable[str],
+    texts: Iterable[Document],
     hook_names: Iterable[str],
     out_dir: str | Path,
     *,
@@ -245,7 +245,7 @@ def _facts(lm: LM, points: list[HookPoint], policy: TokenPolicy, settings: dict[
             "hook_points": [
                 {"name": p.name, "module": p.module, "side": p.side, "d": p.d, "layer": p.layer} for p in points
             ],
-            "policy": asdict(policy),
+            "policy": policy.facts(),
             "bos_id": lm.tokenizer.bos_token_id,
             "eos_id": lm.tokenizer.eos_token_id,
             "special_ids": sorted(special_ids(lm.tokenizer)),

@@ -15,6 +15,7 @@ from saes.numerics.lm import LM
 from saes.numerics.sae import SAE
 from training.numerics.capture import arrays
 from training.numerics.definitions import EvaluationError, Metric, metric
+from training.numerics.documents import Document
 from training.numerics.predictions import Contexts, Splice, predictions
 from training.numerics.reconstruction import Firing, Rows, reconstruction
 from training.numerics.shards import Capture, Split, is_held_out
@@ -96,7 +97,7 @@ def measure_capture(
 def measure_texts(
     sae: SAE,
     lm: LM,
-    texts: Iterable[str],
+    texts: Iterable[Document],
     policy: TokenPolicy,
     *,
     hook_name: str | None = None,

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from training.numerics.documents import Document
 from training.numerics.shard_writer import ShardWriter, leaving_nothing
 from training.numerics.shards import DTYPES, HELD_OUT_FRACTION, MANIFEST, Capture, CaptureError
 from training.numerics.tokens import TokenPolicy, special_ids
@@ -100,7 +101,7 @@ def read_run(
     points: list[dict[str, Any]],
     *,
     model: dict[str, Any],
-    texts: Iterable[str],
+    texts: Iterable[Document],
     tokenizer: Callable[[], Any],
     dtype: str = "float32",
     dataset: dict[str, Any] | None = None,
@@ -124,7 +125,7 @@ def read_run(
     facts = {
         "model": {key: model[key] for key in ("name", "revision")},
         "hook_points": points,
-        "policy": {**vars(TokenPolicy(length, prepend_bos=False)), "packed": False},
+        "policy": TokenPolicy(length, prepend_bos=False, packed=False).facts(),
         "special_ids": sorted(special),
         "dtype": dtype,
         "dataset": dataset or {},
@@ -184,7 +185,7 @@ def _shape(
 
 
 def _tokens(
-    run: Run, shapes: list[tuple[int, int]], texts: Iterable[str], tokenizer: Any
+    run: Run, shapes: list[tuple[int, int]], texts: Iterable[Document], tokenizer: Any
 ) -> tuple[list[np.ndarray] | None, frozenset[int]]:
     """Token ids of every text, if they agree with all that the run tells of them; and which ids are special."""
     special = special_ids(tokenizer)
@@ -194,6 +195,8 @@ def _tokens(
     found: list[np.ndarray] = []
     for batch, (b, t) in zip(run.batches, shapes, strict=True):
         some = list(itertools.islice(stream, b))
+        if not all(isinstance(one, str) for one in some):  # mi_crow reads texts only
+            return None, frozenset()
         encoded = tokenizer(some, verbose=False, **cut)["input_ids"] if some else []
         ids = [np.asarray(one, dtype=np.int32) for one in encoded]
         if len(ids) != b or max(map(len, ids)) != t:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from saes.numerics.folders import disk_is_full
+from training.numerics.documents import CorpusError
 from training.numerics.shards import (
     DTYPES,
     MANIFEST,
@@ -28,7 +29,6 @@ from training.numerics.shards import (
     write_json,
     write_tensors,
 )
-from training.numerics.tokens import CorpusError
 
 OWN_FILES = ("shard-*.safetensors", "*.tmp", "unfinished*.json")
 

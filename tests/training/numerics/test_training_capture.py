@@ -12,10 +12,11 @@ import torch
 from saes.numerics.lm import LM, UnknownHookPoint, load_lm
 from tests.conftest import TEXT
 from training.numerics.capture import capture
+from training.numerics.documents import CorpusError
 from training.numerics.shard_writer import verify
 from training.numerics.shards import MANIFEST, UNFINISHED, Capture, CaptureError, open_capture
 from training.numerics.stream import StreamedCapture
-from training.numerics.tokens import CorpusError, TokenPolicy
+from training.numerics.tokens import TokenPolicy
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.attn.hook_z"]
 POLICY = TokenPolicy(context_length=16)

@@ -10,8 +10,10 @@ import pyarrow.parquet
 import pytest
 from transformers import AutoTokenizer
 
-from training.numerics import tokens
-from training.numerics.tokens import CorpusError, TokenPolicy, iter_contexts, read_texts, special_ids, stored_mask
+from training.numerics import corpus_files, tokens
+from training.numerics.corpus_files import read_documents
+from training.numerics.documents import CorpusError
+from training.numerics.tokens import TokenPolicy, iter_contexts, special_ids, stored_mask
 
 
 @pytest.fixture(scope="module")
@@ -30,25 +32,25 @@ def put(folder: Path, name: str, content: str | bytes) -> Path:
 
 def test_plain_text_is_split_at_form_feeds_and_double_blank_lines(tmp_path):
     path = put(tmp_path, "a.txt", "one\n\nstill one\n\n\ntwo\fthree\r\n\r\n\r\n\r\nfour\n")
-    assert list(read_texts(path)) == ["one\n\nstill one", "two", "three", "four"]
+    assert list(read_documents(path)) == ["one\n\nstill one", "two", "three", "four"]
 
 
 def test_a_byte_order_mark_is_not_text(tmp_path):
-    assert list(read_texts(put(tmp_path, "a.txt", b"\xef\xbb\xbfhello"))) == ["hello"]
+    assert list(read_documents(put(tmp_path, "a.txt", b"\xef\xbb\xbfhello"))) == ["hello"]
 
 
 def test_a_long_document_comes_in_pieces_that_lose_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "MAX_DOCUMENT_CHARS", 10)
+    monkeypatch.setattr(corpus_files, "MAX_DOCUMENT_CHARS", 10)
     text = "abcdefghij" * 3 + "klm"
-    assert "".join(read_texts(put(tmp_path, "a.txt", text))) == text
-    pieces = list(read_texts(put(tmp_path, "b.jsonl", json.dumps(text))))
+    assert "".join(read_documents(put(tmp_path, "a.txt", text))) == text
+    pieces = list(read_documents(put(tmp_path, "b.jsonl", json.dumps(text))))
     assert "".join(pieces) == text and max(map(len, pieces)) == 10
 
 
 def test_a_row_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "MAX_ROW_CHARS", 20)
+    monkeypatch.setattr(corpus_files, "MAX_ROW_CHARS", 20)
     with pytest.raises(CorpusError, match=r"b.jsonl line 1 is longer than 20 characters"):
-        list(read_texts(put(tmp_path, "b.jsonl", json.dumps("x" * 30))))
+        list(read_documents(put(tmp_path, "b.jsonl", json.dumps("x" * 30))))
 
 
 def test_tables(tmp_path):
@@ -57,30 +59,30 @@ def test_tables(tmp_path):
     csv = put(tmp_path, "a.csv", 'id,text\n1,"a ""quoted"",\nline"\n2,b\n')
     parquet = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), parquet)
-    assert list(read_texts(jsonl)) == ['a "quoted",\nline', "b", "bare string"]
-    assert list(read_texts(csv)) == list(read_texts(parquet)) == ['a "quoted",\nline', "b"]
+    assert list(read_documents(jsonl)) == ['a "quoted",\nline', "b", "bare string"]
+    assert list(read_documents(csv)) == list(read_documents(parquet)) == ['a "quoted",\nline', "b"]
 
 
 def test_the_field_is_chosen_or_the_only_one(tmp_path):
-    assert list(read_texts(put(tmp_path, "a.csv", "id,body\n1,hello\n"), text_field="body")) == ["hello"]
-    assert list(read_texts(put(tmp_path, "b.csv", "body\nhello\n"))) == ["hello"]
+    assert list(read_documents(put(tmp_path, "a.csv", "id,body\n1,hello\n"), text_field="body")) == ["hello"]
+    assert list(read_documents(put(tmp_path, "b.csv", "body\nhello\n"))) == ["hello"]
 
 
 def test_a_csv_field_may_be_longer_than_the_csv_module_allows_by_default(tmp_path):
     long = "x" * 200_000
-    assert list(read_texts(put(tmp_path, "a.csv", f"text\n{long}\n"))) == [long]
+    assert list(read_documents(put(tmp_path, "a.csv", f"text\n{long}\n"))) == [long]
 
 
 def test_a_csv_may_be_separated_by_semicolons_or_tabs(tmp_path):
-    assert list(read_texts(put(tmp_path, "a.csv", "id;text\n1;a, b\n"))) == ["a, b"]
-    assert list(read_texts(put(tmp_path, "b.csv", "id\ttext\n1\ta, b; c\n"))) == ["a, b; c"]
-    assert list(read_texts(put(tmp_path, "c.csv", "id,text\n1,a; b\n"))) == ["a; b"]
+    assert list(read_documents(put(tmp_path, "a.csv", "id;text\n1;a, b\n"))) == ["a, b"]
+    assert list(read_documents(put(tmp_path, "b.csv", "id\ttext\n1\ta, b; c\n"))) == ["a, b; c"]
+    assert list(read_documents(put(tmp_path, "c.csv", "id,text\n1,a; b\n"))) == ["a; b"]
 
 
 def test_half_of_a_surrogate_pair_becomes_the_replacement_character(tmp_path, tokenizer):
     file = put(tmp_path, "a.jsonl", '{"text": "cut \\ud83d here, whole \\ud83d\\ude00"}')
     text = "cut \ufffd here, whole \U0001f600"
-    assert list(read_texts(file)) == [text]
+    assert list(read_documents(file)) == [text]
     ids = next(tokens.iter_documents([text], tokenizer))
     assert tokenizer.decode(ids) == text
 
@@ -89,7 +91,7 @@ def test_a_folder_is_read_in_name_order(tmp_path):
     put(tmp_path, "b.txt", "second")
     put(tmp_path, "a.jsonl", '{"text": "first"}')
     put(tmp_path, ".hidden", b"\x00\xff")
-    assert list(read_texts(tmp_path)) == ["first", "second"]
+    assert list(read_documents(tmp_path)) == ["first", "second"]
 
 
 @pytest.mark.parametrize(
@@ -111,13 +113,13 @@ def test_a_folder_is_read_in_name_order(tmp_path):
 )
 def test_bad_files_get_one_sentence(tmp_path, name, content, sentence):
     with pytest.raises(CorpusError) as caught:
-        list(read_texts(put(tmp_path, name, content)))
+        list(read_documents(put(tmp_path, name, content)))
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_missing_file_gets_one_sentence(tmp_path):
     with pytest.raises(CorpusError, match="There is no file or folder"):
-        list(read_texts(tmp_path / "none.txt"))
+        list(read_documents(tmp_path / "none.txt"))
 
 
 # -- contexts -----------------------------------------------------

@@ -1,0 +1,94 @@
+"""The beginning of a corpus, kept with its row: what its page shows, and what captures are previewed on. Without torch.
+
+Of texts it is the beginnings of the first, BETWEEN_DOCUMENTS them. Of conversations it is a line of JSON each: {"where",
+"messages"}; after the first ones, {"shape": true} beside it, come the first of every other succession of roles (a system
+message, a tool's, two of a user in a row), because that is what chat templates refuse, and better before a capture than in it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from training.numerics.documents import Conversation, Document
+
+SAMPLE_CHARACTERS = 6000
+EXAMPLES = 3
+SHAPES = 24  # successions of roles that are looked for
+SHAPE_CHARACTERS = 120  # of a message of a conversation that is kept for its roles
+MOST_MESSAGES = 200  # of a conversation in a sample
+BETWEEN_DOCUMENTS = "\n\n\n"  # in a corpus's sample, as between the documents of a plain text
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """texts, or conversations; `shapes` are those kept for their roles, to be tried and not shown."""
+
+    texts: tuple[str, ...] = ()
+    chats: tuple[Conversation, ...] = ()
+    shapes: tuple[Conversation, ...] = ()
+
+
+class Sample:
+    """Collects it, document by document."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.chats = False
+        self._known: set[Any] = set()
+        self._shapes = ""
+
+    def add(self, document: Document) -> None:
+        room = min(SAMPLE_CHARACTERS - len(self.text), SAMPLE_CHARACTERS // EXAMPLES)
+        if isinstance(document, str):
+            self.text += (
+                (BETWEEN_DOCUMENTS if self.text else "") + document[:room].replace("\0", "") if room > 0 else ""
+            )
+            return
+        self.chats = True
+        shape = _shape(document)
+        if room > 0:
+            self.text += _line(_cut(document, room))
+        elif shape not in self._known and len(self._known) < SHAPES:
+            self._shapes += _line(_cut(document, None), shape=True)
+        self._known.add(shape)
+
+    def finish(self) -> dict[str, Any]:
+        """The columns of the corpus."""
+        return {"sample": self.text + self._shapes, "chats": self.chats}
+
+
+def sampled(sample: str, chats: bool) -> Sampled:
+    """What a corpus's `sample` holds."""
+    if not chats:
+        return Sampled(texts=tuple(sample.split(BETWEEN_DOCUMENTS)))
+    rows = [json.loads(line) for line in sample.splitlines()]
+    made = [(Conversation(tuple(row["messages"]), row["where"]), bool(row.get("shape"))) for row in rows]
+    return Sampled(
+        chats=tuple(chat for chat, shape in made if not shape), shapes=tuple(chat for chat, shape in made if shape)
+    )
+
+
+def _shape(chat: Conversation) -> frozenset[tuple[str, str]]:
+    """Which role follows which."""
+    roles = [message["role"] for message in chat.messages]
+    return frozenset(zip(["", *roles], roles, strict=False))
+
+
+def _cut(chat: Conversation, room: int | None) -> Conversation:
+    """Its first messages within so many characters; without a number all of them, each cut."""
+    kept: list[dict[str, Any]] = []
+    for message in chat.messages[:MOST_MESSAGES]:
+        if room is not None and room <= 0:
+            break
+        content = message["content"][: SHAPE_CHARACTERS if room is None else room]
+        whole = len(json.dumps(message, default=str)) <= SAMPLE_CHARACTERS
+        kept.append({**(message if whole else {"role": message["role"]}), "content": content})
+        room = None if room is None else room - len(content)
+    return Conversation(tuple(kept), chat.where)
+
+
+def _line(chat: Conversation, **more: Any) -> str:
+    made = {"where": chat.where, "messages": chat.messages} | more
+    return json.dumps(made, ensure_ascii=False, default=str).replace("\\u0000", "") + "\n"
