@@ -39,6 +39,7 @@ class Change(Schema):
     curation: SAE.Curation | None = None
     notes: str | None = Field(None, max_length=20_000)
     name: str | None = Field(None, min_length=1, max_length=200)
+    licence: str | None = Field(None, max_length=60, description="As the Hub names it; empty: its repository's")
 
 
 class ReleaseOut(Schema):
@@ -205,7 +206,8 @@ def sae_config(request: HttpRequest, pk: int) -> dict[str, Any]:
 def sae_change(request: HttpRequest, pk: int, change: Change) -> dict[str, Any]:
     row = row_of(pk)
     require_own(request, "saes.change_sae", row)
-    curate(row, request.user, curation=change.curation or "", notes=change.notes, name=change.name or "")
+    said = change.dict() | {"curation": change.curation or "", "name": change.name or ""}
+    curate(row, request.user, **said)
     return whole(row)
 
 

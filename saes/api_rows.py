@@ -15,6 +15,7 @@ from saehub.jobs.runner import summary
 from saes.abilities import abilities
 from saes.models import SAE
 from saes.one_sae import refusal_of
+from saes.sharing import licence_of
 
 LIST_EXAMPLE: Any = {
     "id": 12, "name": "gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", "state": "ready", "source": "hub",
@@ -78,6 +79,7 @@ class SAEDetail(SAEOut):
     ready_at: Any
     job: dict[str, Any] | None
     cannot: dict[str, str]
+    licence: str
 
 
 class SAEPage(Page[SAEOut]):
@@ -137,6 +139,7 @@ def whole(row: SAE) -> dict[str, Any]:
         "release": row.release.name if row.release else None,
         "files": str(row.files) if row.ready else None,
         "job": summary(row.job) if row.job else None,
+        "licence": licence_of(row),
         "cannot": {action: why for action, why in abilities(row).items() if why},
     }  # fmt: skip
 

@@ -1,7 +1,8 @@
-"""Giving SAEs to others by /api/v1: archives in the formats of other tools, and uploads to the Hub."""
+"""Giving SAEs to others by /api/v1: archives in the formats of other tools, uploads to the Hub; and access to its own."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from django.http import HttpRequest
@@ -15,6 +16,7 @@ from saehub.streaming import stored
 from saes.api_forms import laid_over, refuse
 from saes.api_rows import Pair, Started, pairs_of, row_of, started
 from saes.card import model_card
+from saes.hub_access import access_of
 from saes.sharing import AS_IS, FORMATS, ExportForm, UploadForm, archive, archives, licence_of
 
 router = Router(tags=["SAEs"])
@@ -22,6 +24,10 @@ STARTED = {200: Started, 202: Started}
 gives = starts(started, pairs_of)
 ARCHIVES: Any = {"formats": FORMATS, "archives": [{"format": "sparsify", "bytes": 1204224, "name": "sae-12-sparsify.zip"}],
                  "licence": "mit", "card": "---\nlibrary_name: saelens\n---\n"}  # fmt: skip
+ACCESS: Any = {
+    "repo_id": "google/gemma-scope-2b-pt-res", "granted": True, "sentence": "", "hint": "", "token": "yours",
+    "licence": "cc-by-4.0", "gated": "", "page": "https://huggingface.co/google/gemma-scope-2b-pt-res", "revision": "",
+}  # fmt: skip
 
 
 class ExportIn(Schema):
@@ -45,6 +51,16 @@ class UploadIn(ExportIn):
     repo_id: str
     path: str | None = None
     private: bool = True
+
+
+@router.get("/saes/{int:pk}/access", auth=Needs("saes.view_sae"), response=like(ACCESS), summary="May I download it?")
+def sae_access(request: HttpRequest, pk: int) -> dict[str, Any]:
+    """The Hub is asked now, with the token that a download of yours would use. `granted` is null where it cannot be."""
+    row = row_of(pk)
+    if not row.repo_id:
+        raise Problem(409, f"{row.name} has no repository on the Hub.")
+    found = access_of(request.user, row.repo_id)
+    return asdict(found) | {"page": found.page, "revision": row.revision}
 
 
 @router.get(

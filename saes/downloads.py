@@ -11,6 +11,7 @@ from saehub.accounts.hub_tokens import hub_token
 from saehub.jobs.progress import JobError, Progress
 from saes import hub
 from saes.hub import HubFile, Listing
+from saes.hub_access import remember_once
 from saes.layouts import wanted_files
 from saes.models import SAE
 
@@ -41,6 +42,8 @@ def bring(progress: Progress, row: SAE) -> dict[str, Any]:
         row.revision = listing.commit
         row.save(update_fields=["revision"])
     folder = hub.download(progress, listing, files, token)
+    if not listing.offline:
+        remember_once(row.repo_id, token)
     made = adopt_files(progress, row, folder / row.repo_path, {})
     return made | {"commit": listing.commit, "bytes": sum(file.size for file in files)}
 

@@ -27,7 +27,7 @@ from saes.fetching import fetch
 from saes.history import ADDITION, note, notes_of
 from saes.import_forms import FactsForm, ImportForm
 from saes.metrics import density_chart, grouped
-from saes.models import SAE
+from saes.models import SAE, HubRepository
 from saes.removal import InUse, in_cache, may_remove, remove
 from saes.sharing import ExportForm, UploadForm, archives, licence_of, may_upload, uploads_of
 from saes.snippets import snippets
@@ -78,6 +78,8 @@ def detail_page(request: HttpRequest, sae: SAE, tab: str = "", **filled: forms.F
         "can_now": abilities(sae),
         "twins": _twins(sae),
         "hub": hub_address(),
+        "licence": licence_of(sae),
+        "repository": HubRepository.objects.filter(repo_id=sae.repo_id).first() if sae.repo_id else None,
         "facts_form": FactsForm(sae.asked) if sae.asked and not sae.ready and not sae.busy else None,
     }
     shows = {"overview": _overview, "files": _files, "python": _python, "share": _share, "history": _history}
@@ -249,6 +251,7 @@ def resume(sae: SAE, facts: dict[str, Any], user: Any) -> Job:
 class CurationForm(forms.Form):
     curation = forms.ChoiceField(choices=SAE.Curation.choices, required=False)
     notes = forms.CharField(required=False, max_length=20_000)
+    licence = forms.CharField(required=False, max_length=60)
 
 
 @require_POST
@@ -265,7 +268,9 @@ def sae_curate(request: HttpRequest, pk: int) -> HttpResponse:
     return redirect(sae)
 
 
-def curate(sae: SAE, user: Any, *, curation: str = "", notes: str | None = None, name: str = "") -> None:
+def curate(
+    sae: SAE, user: Any, *, curation: str = "", notes: str | None = None, name: str = "", licence: str | None = None
+) -> None:
     """Change what people say of an SAE, with a line in its history for what really changed."""
     said = []
     if curation and curation != sae.curation:
@@ -277,8 +282,11 @@ def curate(sae: SAE, user: Any, *, curation: str = "", notes: str | None = None,
     if notes is not None and notes != sae.notes:
         said.append("Notes changed")
         sae.notes = notes
+    if licence is not None and licence != sae.licence:
+        said.append(f"Licence: {licence or 'not stated'}")
+        sae.licence = licence
     if said:
-        sae.save(update_fields=["curation", "notes", "name"])
+        sae.save(update_fields=["curation", "notes", "name", "licence"])
         note(user, sae, "; ".join(said))
 
 

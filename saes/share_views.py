@@ -1,4 +1,4 @@
-"""Pages that give an SAE to others: archives to download, uploads to the Hub."""
+"""Pages of what may be had and given: access to a repository of the Hub, archives to download, uploads."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ from typing import Any
 
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
-from django.shortcuts import get_object_or_404, redirect
+from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_POST
 
 from saehub.accounts.access import check, needs
 from saehub.streaming import stored
+from saes.hub_access import access_of
 from saes.models import SAE
 from saes.one_sae import detail_page
 from saes.sharing import ExportForm, UploadForm, archive
+
+
+@needs("saes.view_sae")
+def sae_access(request: HttpRequest, pk: int) -> HttpResponse:
+    """Whether the Hub gives this SAE's files to who asks, asked now; and step by step what to do where it does not."""
+    sae = _row(pk)
+    if not sae.repo_id:
+        raise Http404(f"{sae.name} has no repository on the Hub.")
+    context = {"section": "saes", "sae": sae, "access": access_of(request.user, sae.repo_id)}
+    return render(request, "saes/sae_access.html", context)
 
 
 @require_POST

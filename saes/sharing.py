@@ -146,7 +146,7 @@ class UploadForm(ExportForm):
         widget=forms.TextInput(attrs={"spellcheck": "false"}),
     )
     private = forms.BooleanField(required=False, initial=True, label="Private, if it is made now")
-    field_order = ("repo_id", "path", "private", "format", "licence")
+    field_order = ("repo_id", "path", "format", "licence", "private")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

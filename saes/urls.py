@@ -17,6 +17,7 @@ urlpatterns = [
     path("saes/<int:pk>/start/", one_sae.sae_start, name="sae_start"),
     path("saes/<int:pk>/facts/", one_sae.sae_facts, name="sae_facts"),
     path("saes/<int:pk>/curate/", one_sae.sae_curate, name="sae_curate"),
+    path("saes/<int:pk>/access/", share_views.sae_access, name="sae_access"),
     path("saes/<int:pk>/export/", share_views.sae_export, name="sae_export"),
     path("saes/<int:pk>/upload/", share_views.sae_upload, name="sae_upload"),
     path("saes/<int:pk>/archive/<slug:format>/", share_views.sae_archive, name="sae_archive"),

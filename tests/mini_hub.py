@@ -48,6 +48,10 @@ class Fault:
     times: int | None = 1
     headers: dict[str, str] = field(default_factory=dict)
 
+    def fits(self, path: str) -> bool:
+        """`where` ends with "$": the path ends there."""
+        return path.endswith(self.where[:-1]) if self.where.endswith("$") else self.where in path
+
 
 @dataclass
 class Asked:
@@ -108,7 +112,7 @@ class MiniHub:
         found: dict[str, Fault] = {}
         with self.lock:
             for fault in self.faults:  # of several of a kind, the first
-                if fault.where in path and fault.what in whats and fault.times != 0:
+                if fault.fits(path) and fault.what in whats and fault.times != 0:
                     found.setdefault(fault.what, fault)
             for fault in found.values():
                 fault.times = fault.times if fault.times is None else fault.times - 1
