@@ -71,7 +71,7 @@ Q_CLUSTER = {
     "poll": 0.25,
     "save_limit": -1,
     "scheduler": False,
-    "daemonize_workers": False,  # a worker starts `manage.py run_job`
+    "daemonize_workers": False,  # a worker supervises the process of its job
     "log_level": "WARNING",
     **_queue,
     "ALT_CLUSTERS": {name: {"workers": workers, **_queue} for name, workers in QUEUES.items()},

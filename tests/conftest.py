@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -237,6 +238,13 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60, what: str = "") 
             return value
         time.sleep(0.05)
     pytest.fail(f"waited {seconds} s for {what or condition}")
+
+
+def process_named(name: str) -> psutil.Process:
+    """ "job 7" does that job, "for job 7" is the worker that watches it."""
+    found = [process for process in psutil.process_iter(["name"]) if process.info["name"] == name]
+    assert len(found) == 1, f"exactly one process is {name}"
+    return found[0]
 
 
 # -- a Hub on this machine ------------------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -20,8 +18,9 @@ from django.conf import settings
 from django.db import connection
 
 from saehub.jobs.models import Job, State, ended_early, lease
-from saehub.jobs.processes import kill_tree
+from saehub.jobs.processes import name_process
 from saehub.jobs.progress import Cancelled, LeaseLost, Progress
+from saehub.jobs.server import LOST, JobProcess
 
 log = logging.getLogger(__name__)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the owner's quota, the largest file allowed
@@ -39,34 +38,35 @@ def run(job_id: int) -> None:
     if job is None:
         return
     job.announce()
+    name_process(f"for job {job.pk}")
     with heartbeat(job):
         if job.kind_row.in_child:
             supervise(job)
         else:
             execute(job)
+    name_process("waits for a job")
 
 
 def supervise(job: Job) -> None:
-    """Run the job in a child process; end it on cancel, and notice when it dies without a word."""
-    child = subprocess.Popen(
-        [sys.executable, str(settings.BASE_DIR / "manage.py"), "run_job", str(job.pk), str(job.token)],
-        stdin=subprocess.DEVNULL,
-    )
+    """Run the job in a process of its own; end it on cancel, and notice when it dies without a word."""
+    assert job.token is not None  # of the claim
+    child = JobProcess(job.pk, job.token.bytes)
     asked: float | None = None
-    while child.poll() is None:
-        time.sleep(0.2)
+    while not child.wait(0.2):
         row = Job.objects.filter(job.holding()).values("cancel_at").first()
         if row is None or row["cancel_at"]:  # finished and about to exit, taken from us, or to be cancelled
             asked = asked or time.monotonic()
         if asked and time.monotonic() - asked > CANCEL_GRACE:
-            kill_tree(child.pid)
+            child.kill()
     job.refresh_from_db(fields=["cancel_at"])
     if Job.objects.filter(job.holding()).exists():
-        job.give_up(_how_it_died(child.returncode))
+        job.give_up(_how_it_died(child.returncode or 0))
         job.announce()
 
 
 def _how_it_died(code: int) -> str:
+    if code == LOST:
+        return "The server of the job's process was ended."
     if code == -signal.SIGKILL:
         return "The job's process was killed, by a person or because memory ran out."
     if code < 0:

@@ -14,7 +14,7 @@ from django.db import connection
 
 from saehub.jobs.models import Job, State, enqueue
 from saehub.jobs.runner import sweep
-from tests.conftest import manage, wait_for
+from tests.conftest import manage, process_named, wait_for
 
 pytestmark = pytest.mark.usefixtures("committed")
 
@@ -45,11 +45,7 @@ def moves(job: Job) -> Job:
 
 def child_of(job: Job) -> psutil.Process:
     """The process that runs the job."""
-    found = [
-        p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:-1] == ["run_job", str(job.pk)]
-    ]
-    assert len(found) == 1, "exactly one process runs a job"
-    return found[0]
+    return process_named(f"job {job.pk}")
 
 
 def test_a_job_is_run_reported_and_cancelled_by_real_workers() -> None:
@@ -77,7 +73,7 @@ def test_a_killed_worker_takes_its_job_process_along_and_the_job_is_finished_by_
     with manage("work", "io"):
         job = moves(start(120))
         child = child_of(job)
-        child.parent().kill()  # the django-q2 worker
+        process_named(f"for job {job.pk}").kill()  # the django-q2 worker
         child.wait(60)
         reaches(job, State.DONE)
         assert job.attempt == 2
@@ -93,6 +89,40 @@ def test_a_killed_worker_machine_leaves_nothing_and_the_next_one_finishes() -> N
     with manage("work", "io"):
         reaches(job, State.DONE)
     assert job.attempt == 2
+
+
+def test_a_killed_job_server_takes_its_jobs_along_and_the_next_one_finishes_them() -> None:
+    with manage("work", "io"):
+        job = moves(start(120))
+        child = child_of(job)
+        child.parent().kill()
+        child.wait(60)
+        reaches(job, State.DONE)
+        assert job.attempt == 2
+        assert "server" in " ".join(job.lines.values_list("text", flat=True))
+
+
+def test_a_job_asked_for_while_there_is_no_server_is_cancelled_all_the_same() -> None:
+    with manage("work", "io") as work:
+        first = moves(start(120))
+        server = child_of(first).parent()
+        server.suspend()
+        job = start(2000)
+        reaches(job, State.RUNNING)
+        job.cancel()
+        reaches(job, State.CANCELLED)
+        server.resume()
+        reaches(first, State.DONE)
+        assert work.poll() is None and job.done == 0
+
+
+def test_ctrl_c_in_the_terminal_of_a_worker_gives_its_job_back() -> None:
+    with manage("work", "io") as worker:
+        job = moves(start(2000))
+        os.killpg(worker.pid, signal.SIGINT)
+        assert worker.wait(60) == 0
+    job.refresh_from_db()
+    assert (job.state, job.attempt) == (State.QUEUED, 0)
 
 
 def test_stopping_a_worker_gives_its_job_back_at_once() -> None:

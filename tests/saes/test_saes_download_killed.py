@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import save
@@ -14,7 +13,7 @@ from safetensors.torch import save
 from saehub.jobs.models import Job, State
 from saes.models import SAE
 from saes.numerics.formats import load_sae
-from tests.conftest import manage, wait_for
+from tests.conftest import manage, process_named, wait_for
 from tests.mini_hub import COMMIT, MiniHub
 
 pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(300)]
@@ -54,11 +53,7 @@ def test_a_download_survives_the_death_of_its_worker(served: MiniHub, tmp_path: 
     with manage("work", "io"):
         job = row.start(None)
         wait_for(lambda: part.exists() and part.stat().st_size > 1_000_000, 120, "a megabyte")
-        child = next(
-            p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:-1] == ["run_job", str(job.pk)]
-        )
-        worker = child.parent()
-        assert worker is not None
+        child, worker = process_named(f"job {job.pk}"), process_named(f"for job {job.pk}")
         child.kill()
         worker.kill()
         child.wait(60)

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from saehub.jobs.models import Job, State
 from saes.models import SAE
-from tests.conftest import manage, wait_for
+from tests.conftest import manage, process_named, wait_for
 from tests.steering_rows import rows_of_the_run, steering_files  # noqa: F401
 from training.models import Capture, Run, Sweep
 
@@ -49,11 +48,7 @@ def kill_once_there_is_a_checkpoint(job: Job, runs: list[Run]) -> None:
     """kill -9 of the worker, with whom its child dies."""
     folders = [run.folder / "checkpoints" for run in runs]
     wait_for(lambda: all(folder.exists() and any(folder.iterdir()) for folder in folders), 120, "a checkpoint")
-    child = next(
-        p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-3:-1] == ["run_job", str(job.pk)]
-    )
-    worker = child.parent()
-    assert worker is not None
+    child, worker = process_named(f"job {job.pk}"), process_named(f"for job {job.pk}")
     worker.kill()
     child.wait(10)
 

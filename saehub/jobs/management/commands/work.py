@@ -14,6 +14,7 @@ from django.utils import timezone
 from saehub.jobs.models import Job, State
 from saehub.jobs.processes import end_with_parent, kill_tree
 from saehub.jobs.runner import release, sweep
+from saehub.jobs.server import start_server
 
 SWEEP_SECONDS = 2.0
 STUCK_SECONDS = 20.0
@@ -36,6 +37,7 @@ class Command(BaseCommand):
         self.over = threading.Event()
         end_with_parent(self.over.set if options["with_parent"] else lambda: None)
         self.worker = os.environ["SAEHUB_WORKER"] = f"{socket.gethostname()}:{os.getpid()}:{self.queue}"
+        self.server = start_server(self.queue)
         cluster = self.start_cluster()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self.over.set())
@@ -52,10 +54,13 @@ class Command(BaseCommand):
     def look_after(self, cluster: Any) -> Any:
         """Take up what dead workers left; the cluster, started again where it is stuck or gone."""
         sweep()
+        if self.server and self.server.poll() is not None:
+            self.server = start_server(self.queue)
         if not self.stuck() and cluster.sentinel.is_alive():
             return cluster
         self.stderr.write(f"{self.worker}: the cluster is stuck or gone, starting it again")
         self.stop_cluster()
+        self.server = start_server(self.queue)
         return self.start_cluster()
 
     def end(self) -> None:

@@ -1,0 +1,63 @@
+"""What a job server has imported leaves nothing behind that a fork must not share."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from saehub.jobs.kinds import KINDS
+from saehub.jobs.server import MORE, modules_of
+from tests.conftest import ROOT, child_environment
+
+PRELOADED = """
+import os, sys, threading
+import django
+django.setup()
+from importlib import import_module
+for name in sys.argv[1:]:
+    import_module(name)
+import numpy, torch
+from django.db import connections
+
+assert threading.active_count() == 1, threading.enumerate()
+assert not torch.cuda.is_initialized()
+assert all(connection.connection is None for connection in connections.all())
+
+def products():
+    # Large enough for OpenMP's, OpenBLAS' and torch's own threads: each would hang on threads that it had before the fork.
+    x = torch.arange(600 * 600, dtype=torch.float32).reshape(600, 600) / 360_000
+    total = (x @ x).sum() + torch.sort(x.flatten().cos()).values.cumsum(0)[-1]
+    return repr((total.item(), float((x.numpy() @ x.numpy().T).sum()), torch.get_num_threads()))
+
+def in_a_fork():
+    said, say = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.write(say, products().encode())
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    return os.read(said, 1000).decode()
+
+import json
+print(json.dumps([in_a_fork(), in_a_fork(), products()]))
+"""
+
+
+@pytest.mark.parametrize("queue", ["io", "gpu"])
+def test_jobs_one_after_another_compute_with_threads_of_their_own(queue: str) -> None:
+    modules = [*modules_of(queue), *MORE.get(queue, ())]
+    environment = child_environment() | {"OMP_NUM_THREADS": "2", "DJANGO_SETTINGS_MODULE": "saehub.settings"}
+    told = subprocess.run(
+        [sys.executable, "-c", PRELOADED, *modules], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    one, other, here = json.loads(told.stdout)
+    assert one == other == here and here.endswith(", 2)")
+
+
+def test_every_queue_with_processes_for_its_jobs_has_a_server() -> None:
+    assert "training.jobs" in modules_of("gpu") and modules_of("live") == []
+    assert set(MORE) <= {kind.queue for kind in KINDS.values() if kind.in_child}
