@@ -6,9 +6,11 @@ library reads by itself in milliseconds, and its chat templates are Jinja, rende
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +21,7 @@ from training import chat_render
 from training.numerics.documents import Conversation, CorpusError, characters
 from training.samples import EXAMPLES, Sampled
 
-SHOWN_TOKENS = 48
+SHOWN_TOKENS = 160
 TOKEN_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
 NO_CHOICE = (
     "The corpus holds conversations: put them through the model's chat template, or join their messages plainly. Both are "
@@ -107,8 +109,7 @@ def _texts(sample: Sampled, policy: Policy, words: _Words) -> tuple[list[str], s
     shown = len(sample.chats or sample.texts)
     rendered = _rendered(words.template, json.dumps(given), words.names)
     fault = next((_fault(chats, i, said) for i, (_, said) in enumerate(rendered) if said), "")
-    made = [text for text, _ in rendered[:shown] if text]
-    return [text.removeprefix(words.bos) if policy.prepend_bos else text for text in made], fault
+    return [text for text, _ in rendered[:shown] if text], fault
 
 
 def _fault(chats: tuple[Conversation, ...], number: int, said: str) -> str:
@@ -124,20 +125,25 @@ def _plain(chats: tuple[Conversation, ...]) -> tuple[list[str], str]:
 
 
 def _examples(documents: list[list[PreviewToken]], policy: Policy, words: _Words) -> list[Example]:
-    bos = [PreviewToken(words.bos, policy.store_special, True)] if policy.prepend_bos and words.bos else []
     eos = [PreviewToken(words.eos, policy.store_special, True)] if words.eos else []
-    length = max(policy.context_length - len(bos), 1)
-    if policy.packed:
-        stream = [token for document in documents for token in (*document, *eos)]
-        contexts = [stream[start : start + length] for start in range(0, len(stream), length)]
-    else:
-        contexts = [tokens[start : start + length] for tokens in documents for start in range(0, len(tokens), length)]
+    streams = [[token for document in documents for token in (*document, *eos)]] if policy.packed else documents
     examples = []
-    for context in contexts[:EXAMPLES]:
-        shown = [*bos, *context]
+    for shown in itertools.islice((context for stream in streams for context in _cut(stream, policy, words)), EXAMPLES):
         padding = 0 if policy.packed else policy.context_length - len(shown)
         examples.append(Example(shown[:SHOWN_TOKENS], max(len(shown) - SHOWN_TOKENS, 0), padding))
     return examples
+
+
+def _cut(stream: list[PreviewToken], policy: Policy, words: _Words) -> Iterator[list[PreviewToken]]:
+    """As numerics.tokens cuts it: BOS before each context, unless it begins with one that a chat template wrote."""
+    bos = PreviewToken(words.bos, policy.store_special, True)
+    start = 0
+    while start < len(stream):
+        own = policy.chat_template and stream[start] == bos
+        first = [bos] if policy.prepend_bos and words.bos and not own else []
+        end = start + policy.context_length - len(first)
+        yield [*first, *stream[start:end]]
+        start = end
 
 
 def _ratio(sample: Sampled, policy: Policy, words: _Words, documents: list[list[PreviewToken]]) -> float | None:

@@ -6,8 +6,8 @@ from concepts.numerics.token_text import token_texts
 from inference.numerics.infer import Codes, Reader, check_readers, infer_many, text_ids
 from inference.numerics.table import Table
 from saes.numerics.lm import LM
-from training.numerics.documents import Document
-from training.numerics.tokens import TokenPolicy, special_ids, texts_of
+from training.numerics.documents import Conversation, Document
+from training.numerics.tokens import TokenPolicy, iter_documents, special_ids
 
 BATCH_TOKENS = 2048  # padding included
 AHEAD = 256  # texts sorted by length together, so that little of a pass is padding
@@ -39,13 +39,20 @@ class PromptReader:
             yield from self._together(waiting, table)
 
     def _ids(self, document: Document) -> list[int]:
-        chat = not isinstance(document, str)
-        policy = TokenPolicy(prepend_bos=self.prepend_bos, chat_template=chat)
-        (text,) = texts_of([document], self.lm.tokenizer, policy)
-        kept = text[: self.longest * CHARACTERS_A_TOKEN]
+        if not isinstance(document, str):
+            ids = self._chat_ids(document)
+            self.n_cut += len(ids) > self.longest
+            return ids[: self.longest]
+        kept = document[: self.longest * CHARACTERS_A_TOKEN]
         ids, _ = text_ids(self.lm, kept, self.prepend_bos)
-        self.n_cut += len(ids) > self.longest or len(kept) < len(text)
+        self.n_cut += len(ids) > self.longest or len(kept) < len(document)
         return ids[: self.longest]
+
+    def _chat_ids(self, chat: Conversation) -> list[int]:
+        bos = self.lm.tokenizer.bos_token_id
+        (found,) = iter_documents([chat], self.lm.tokenizer, TokenPolicy(chat_template=True))
+        ids: list[int] = found.tolist()
+        return [bos, *ids] if self.prepend_bos and bos is not None and ids[:1] != [bos] else ids
 
     def _together(self, texts: list[list[int]], table: Table) -> Iterator[int]:
         """Written pass by pass, so that what fires on hundreds of texts never has to fit into memory."""

@@ -30,7 +30,7 @@ class TokenPolicy:
     """Which tokens the model sees and which activations are kept.
 
     context_length: tokens in every context, BOS included.
-    prepend_bos: every context starts with the tokenizer's BOS.
+    prepend_bos: every context starts with the tokenizer's BOS; once, where a chat template wrote it there already.
     store_special: keep the activations of BOS, EOS and other control tokens. Off by default: BOS is an attention sink
         whose norm is tens of times that of ordinary tokens and would dominate every squared error.
     packed: contexts are filled from the stream of documents; else each holds one document and is padded.
@@ -118,7 +118,7 @@ def iter_documents(
 
 
 def texts_of(documents: Iterable[Document], tokenizer: Any, policy: TokenPolicy) -> Iterator[str]:
-    """The text that is tokenised of every document. A BOS that the chat template begins with is left to `prepend_bos`.
+    """The text that is tokenised of every document.
 
     Raises CorpusError when the tokenizer has no chat template, naming the row for a conversation that the template does
     not take, and for conversations under a policy that does not say how they become text.
@@ -127,7 +127,7 @@ def texts_of(documents: Iterable[Document], tokenizer: Any, policy: TokenPolicy)
         raise CorpusError("This model's tokenizer has no chat template; go without it.")
     for document in documents:
         if policy.chat_template:
-            yield _chat(document, tokenizer, policy)
+            yield _chat(document, tokenizer)
         elif isinstance(document, str):
             yield document
         elif policy.plain_chats:
@@ -138,14 +138,13 @@ def texts_of(documents: Iterable[Document], tokenizer: Any, policy: TokenPolicy)
             )
 
 
-def _chat(document: Document, tokenizer: Any, policy: TokenPolicy) -> str:
+def _chat(document: Document, tokenizer: Any) -> str:
     chat = Conversation(({"role": "user", "content": document},), "") if isinstance(document, str) else document
     try:
-        text = chat_text(tokenizer, chat.messages)
+        return chat_text(tokenizer, chat.messages)
     except ChatError as error:
         said = " ".join(str(error).split())
         raise CorpusError(f"{chat.where}: {said[0].lower()}{said[1:]}" if chat.where else said) from error
-    return text.removeprefix(tokenizer.bos_token or "") if policy.prepend_bos else text
 
 
 def _tokenise(batch: list[str], tokenizer: Any) -> Iterator[np.ndarray]:
@@ -165,7 +164,6 @@ def iter_contexts(texts: Iterable[Document], tokenizer: Any, policy: TokenPolicy
 
 def _packed(documents: Iterator[np.ndarray], tokenizer: Any, policy: TokenPolicy) -> Iterator[Context]:
     bos = _bos(tokenizer, policy)
-    length = policy.context_length - len(bos)
     pending = np.empty(0, dtype=np.int32)
     pending_documents = np.empty(0, dtype=np.int32)
     n_tokens, made = 0, False
@@ -175,12 +173,14 @@ def _packed(documents: Iterator[np.ndarray], tokenizer: Any, policy: TokenPolicy
         n_tokens += len(ids)
         pending = np.concatenate([pending, ids])
         pending_documents = np.concatenate([pending_documents, np.full(len(ids), index, dtype=np.int32)])
-        whole = len(pending) // length * length
-        for start in range(0, whole, length):
+        start = 0
+        ids, end = _next(pending, start, bos, policy)
+        while len(ids) == policy.context_length:
             made = True
-            ids = np.concatenate([bos, pending[start : start + length]])
-            yield Context(ids, int(pending_documents[start]), int(pending_documents[start + length - 1]))
-        pending, pending_documents = pending[whole:], pending_documents[whole:]
+            yield Context(ids, int(pending_documents[start]), int(pending_documents[end - 1]))
+            start = end
+            ids, end = _next(pending, start, bos, policy)
+        pending, pending_documents = pending[start:], pending_documents[start:]
     if not made:
         raise CorpusError(
             f"The texts give {n_tokens:,} tokens, fewer than one context of {policy.context_length}; add text or "
@@ -192,15 +192,24 @@ def _padded(documents: Iterator[np.ndarray], tokenizer: Any, policy: TokenPolicy
     bos, padding = _bos(tokenizer, policy), padding_id(tokenizer)
     made = False
     for index, document in enumerate(documents):
-        step = policy.context_length - len(bos)
-        for start in range(0, len(document), step):
+        start = 0
+        while start < len(document):
             made = True
-            real = np.concatenate([bos, document[start : start + step]])
+            real, start = _next(document, start, bos, policy)
             ids = np.full(policy.context_length, padding, dtype=np.int32)
             ids[: len(real)] = real
             yield Context(ids, index, index, len(real))
     if not made:
         raise CorpusError("The texts give no tokens; add text.")
+
+
+def _next(stream: np.ndarray, start: int, bos: np.ndarray, policy: TokenPolicy) -> tuple[np.ndarray, int]:
+    """The context that begins at `start`, shorter where the stream ends, and where the one after it begins. BOS comes
+    before it, unless it begins with one that a chat template wrote."""
+    if policy.chat_template and np.array_equal(stream[start : start + 1], bos):
+        bos = bos[:0]
+    end = min(start + policy.context_length - len(bos), len(stream))
+    return np.concatenate([bos, stream[start:end]]), end
 
 
 def _bos(tokenizer: Any, policy: TokenPolicy) -> np.ndarray:
