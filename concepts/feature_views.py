@@ -21,6 +21,7 @@ from saehub.charts import Chart, histogram
 from saes.abilities import why_not
 from saes.models import SAE
 
+SHOWN_LABELS = 6
 SHOWN_TOP = 8
 SHOWN_SAMPLES = 2
 SHOWN_CONCEPTS = 20
@@ -43,6 +44,7 @@ def feature_detail(request: HttpRequest, pk: int, index: int) -> HttpResponse:
         numbers = _as_json(view, columns, record) if view and columns and record else {}
         own = {"sae": sae.pk, "feature": index, "labels": [_label(label) for label in labels]}
         return JsonResponse(own | numbers)
+    labels.sort(key=lambda label: not label.accepted)
     fires = _fires(record) if record is not None else None  # drawn meanwhile
     in_concepts = Concept.objects.filter(dictionary__sae=sae, members__feature=index).select_related("dictionary")
     context = {
@@ -52,7 +54,8 @@ def feature_detail(request: HttpRequest, pk: int, index: int) -> HttpResponse:
         "views": views,
         "view": view,
         "fault": fault,
-        "labels": labels,
+        "labels": labels[:SHOWN_LABELS],
+        "more_labels": labels[SHOWN_LABELS:],
         "accepted": next((label for label in labels if label.accepted), None),
         "label_form": LabelForm(auto_id="label_%s"),
         "changes": sae.label_changes.filter(feature=index)

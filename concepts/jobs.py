@@ -27,7 +27,8 @@ def harvest(progress: Progress, sae: int, view: int | None = None, capture: int 
 
     Without `view` the row is the one this SAE has on `capture`, or a new one; without `capture` it is the capture the
     SAE was trained on, else the newest that fits. An older view in the folder is replaced when the new one is complete.
-    The first view of a long capture is there early, over FIRST_LOOK tokens. A harvest whose worker was killed goes on.
+    The first view is there early: of a long capture over FIRST_LOOK tokens, of a short one before its logits. A harvest
+    whose worker was killed goes on.
     """
     row = _row(progress, sae, view, capture)
     hook = row.hook
@@ -52,16 +53,20 @@ def harvest(progress: Progress, sae: int, view: int | None = None, capture: int 
             weights, source, hook, folder, k=row.k, tokenizer=lm.tokenizer, limit=limit, progress=stages
         )
 
-    if not row.ready and source.split_rows() >= 8 * FIRST_LOOK:  # pages to look at while the rest is read
+    first = not row.ready
+    if first and source.split_rows() >= 8 * FIRST_LOOK:  # pages to look at while the rest is read
         with _replaced(row.folder) as folder:
             summary = passed(folder, FIRST_LOOK, (f"A first look at {row.capture.name}", "tokens", FIRST_LOOK))
         row.finish(**_found_in(summary))
         logit_lens(weights, lm, row.folder, progress=_stages(progress, neighbours, logits))
     with _replaced(row.folder) as folder:
         summary = passed(folder, None, encoding)
-        if not take_lens(row.folder, folder):
+        known = take_lens(row.folder, folder)
+        if not (known or first):
             logit_lens(weights, lm, folder, progress=_stages(progress, neighbours, logits))
     row.finish(**_found_in(summary))
+    if first and not known:  # the first view of a short capture is there before its logits
+        logit_lens(weights, lm, row.folder, progress=_stages(progress, neighbours, logits))
     return {"view": row.pk, "sae": row.sae_id, "features": summary["n_features"], **_found_in(summary)}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from django.urls import reverse
 
 from concepts.models import FeatureView, captures_of
 from saehub.jobs.models import Job, State, enqueue
@@ -162,6 +163,32 @@ def test_a_long_harvest_can_be_looked_at_early(
     assert [logit.id for logit in whole.feature(3).raised] == [logit.id for logit in record.raised]
     assert leftovers(rows) == [str(view.pk)]
     assert "A first look" not in client_of("viewer").get(view.get_absolute_url()).content.decode()
+
+
+def test_a_short_harvest_can_be_looked_at_before_its_logits(
+    rows: Rows, run_job: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from concepts import jobs
+
+    early: list[Any] = []
+    lens = jobs.logit_lens
+
+    def watched(weights: Any, lm: Any, folder: Any, **options: Any) -> None:
+        record = FeatureView.objects.get(pk=view.pk).opened().feature(3)
+        page = client_of("viewer").get(reverse("concepts:feature_detail", args=[rows.sae.pk, 3])).content.decode()
+        early.append((record.n_tokens, page))
+        lens(weights, lm, folder, **options)
+
+    monkeypatch.setattr(jobs, "logit_lens", watched)
+    view = FeatureView.objects.create(name="view", sae=rows.sae, capture=rows.capture, owner=rows.owner, k=12)
+    job = run_job(view.start(rows.owner))
+    assert job.state == State.DONE, job.traceback
+    ((n_tokens, page),) = early
+    assert n_tokens == 1738 and "They are being computed; look again in a moment." in page
+    assert FeatureView.objects.get(pk=view.pk).opened().feature(3).raised
+    url = reverse("concepts:feature_detail", args=[rows.sae.pk, 3])
+    assert "being computed" not in client_of("viewer").get(url).content.decode()
+    assert leftovers(rows) == [str(view.pk)]
 
 
 def test_a_harvest_whose_process_was_killed_goes_on(rows: Rows) -> None:

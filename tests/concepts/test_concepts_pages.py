@@ -510,3 +510,19 @@ def test_a_feature_goes_into_a_concept_from_its_page(client_of: Any, user_of: An
     assert client_of("viewer").post(add, {"concept": "x"}).status_code == 403
     assert client.post(url("member_add", sae.pk, 256), {"concept": "big cats"}).status_code == 404
     assert client.get(add).status_code == 405
+
+
+def test_many_labels_are_folded_behind_the_accepted_and_the_newest(
+    rows: Rows, view: FeatureView, client_of: Any, user_of: Any
+) -> None:
+    for number in range(9):
+        Label.objects.create(
+            sae=rows.sae, feature=3, text=f"name {number}", accepted=number == 0, source="file", by="x"
+        )
+    page = client_of("viewer").get(reverse("concepts:feature_detail", args=[rows.sae.pk, 3]))
+    html = page.content.decode()
+    assert next(label.text for label in page.context["labels"]) == "name 0" and len(page.context["labels"]) == 6
+    assert '<details id="more-labels"><summary>3 more</summary>' in html
+    assert all(f"name {number}" in html for number in range(9))
+    Label.objects.filter(text__in=["name 5", "name 6", "name 7"]).delete()
+    assert 'id="more-labels"' not in client_of("viewer").get(page.request["PATH_INFO"]).content.decode()
