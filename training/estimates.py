@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ class CaptureEstimate:
     preview: Preview | None
     seconds: float | None = None
     like: Capture | None = None
+    kept: tuple[str, ...] = ()  # what the choices mean, a sentence each
 
     @property
     def fits(self) -> bool:
@@ -55,7 +56,32 @@ def estimate_capture(data: dict[str, Any]) -> CaptureEstimate | None:
     each = (width * STORAGE_BYTES[data.get("dtype") or "float32"] if stored else 0) + 3 * 4  # token, context, place
     seconds, like = _capture_seconds(model, rows, tokens, data.get("compute_dtype") or Capture.Compute.FP32, stored)
     size = None if tokens is None else tokens * each
-    return CaptureEstimate(tokens, size, free_bytes(), rows, shown, seconds, like)
+    return CaptureEstimate(tokens, size, free_bytes(), rows, shown, seconds, like, tuple(_kept(data, corpus, stored)))
+
+
+def _kept(data: dict[str, Any], corpus: Any, stored: bool) -> Iterator[str]:
+    """What the choices of the form mean together."""
+    if data.get("location"):
+        return
+    policy = Policy.of(data)
+    whole = "conversation" if corpus.chats else "document"
+    filled = (
+        f"filled from one {whole} after the other" if policy.packed else f"each from one {whole}, padded at its end"
+    )
+    bos = "BOS comes first in each" if policy.prepend_bos else "no BOS is put before them"
+    yield f"The model reads contexts of {policy.context_length:,} tokens, {filled}; {bos}."
+    special = "of every token, control tokens too" if policy.store_special else "of every token that is text"
+    kept = (
+        f"The activation {special} is stored"
+        if stored
+        else "Only the tokens are stored; every run computes the activations"
+    )
+    yield f"{kept}{'' if stored else ' again'}{'.' if policy.packed else '; padding counts for nothing.'}"
+    if ratio := data.get("max_norm_ratio"):
+        done = "left out" if stored else "replaced by ordinary ones"
+        yield f"Tokens whose norm is above {ratio:g} times the median of the first contexts are {done}."
+    if (data.get("parts") or 1) > 1:
+        yield f"{data['parts']} jobs share the work."
 
 
 def _capture_seconds(

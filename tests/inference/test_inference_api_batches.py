@@ -13,6 +13,7 @@ from saehub.jobs import starting
 from saehub.jobs.models import State, enqueue
 from tests.api_calls import good, problem
 from tests.steering_rows import Rows
+from tests.training.chats import CHATS, chatting, jsonl
 
 pytestmark = pytest.mark.django_db
 
@@ -37,6 +38,30 @@ def test_a_corpus_is_read_into_a_table(rows: Rows, api: Any, run_job: Any) -> No
     table = parquet.read_table(io.BytesIO(b"".join(answer.streaming_content)))
     assert table.num_rows == found["n_rows"] > 0 and found["status"] == "done"
     assert good(api("viewer", "get", f"/infer/batches?sae_id={rows.sae.pk}"))["count"] == 1
+
+
+def test_conversations_are_read_through_the_chat_template(
+    rows: Rows, api: Any, run_job: Any, tmp_path: Any, tiny_model_dir: Any
+) -> None:
+    from saes.numerics.lm import load_lm
+
+    rows.corpus.folder.mkdir(parents=True)
+    rows.corpus.location = "chats.jsonl"
+    rows.corpus.file.write_text(jsonl(CHATS[:3]), encoding="utf-8")
+    rows.corpus.save()
+    assert run_job(rows.corpus.start(rows.owner)).state == State.DONE
+    given = {"corpus_id": rows.corpus.pk, "sae_ids": [rows.sae.pk], "top": 1}
+    problem(api("researcher", "post", "/infer/batches", given), 422, "has no chat template to read them through")
+    rows.model.location, rows.model.has_chat = str(chatting(tiny_model_dir, tmp_path)), True
+    rows.model.save()
+    made = good(api("researcher", "post", "/infer/batches", given), 202)
+    row = PromptBatch.objects.get(pk=made["id"])
+    job = run_job(row.job)
+    assert job.state == State.DONE, job.traceback
+    row.refresh_from_db()
+    tokenizer = load_lm(rows.model.load_from).tokenizer
+    own = [tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"] for chat in CHATS[:3]]
+    assert row.n_tokens == sum(map(len, own)) and row.policy["chat_template"] is True
 
 
 def test_every_text_is_ranked(rows: Rows, api: Any, run_job: Any) -> None:

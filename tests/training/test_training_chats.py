@@ -101,7 +101,14 @@ def test_the_form_says_what_a_conversation_becomes(
         tokenizer.decode([token]) for token in ids[: len(examples[0].tokens)]
     ]
 
-    plain = client.get(url, form(chat_model, corpus, plain_chats="on", look=1))
+    said = " ".join(shown.context["estimate"].kept)
+    assert "contexts of 32 tokens, each from one conversation, padded at its end; BOS comes first" in said
+    assert said in " ".join(shown.content.decode().replace("</li><li>", " ").split())
+
+    plain = client.get(url, form(chat_model, corpus, plain_chats="on", look=1, stored="0", max_norm_ratio=10, parts=2))
+    said = " ".join(plain.context["estimate"].kept)
+    assert "Only the tokens are stored; every run computes the activations again." in said
+    assert "above 10 times the median of the first contexts are replaced" in said and "2 jobs share" in said
     tokens = plain.context["estimate"].preview.examples[0].tokens
     assert "".join(token.text for token in tokens).startswith("<bos>user: What is the capital of")
 

@@ -9,6 +9,7 @@ import pytest
 
 from saehub.jobs.models import State
 from tests.mini_hub import COMMIT, MiniHub
+from tests.training.chats import CHATS, chatting
 from training import hub_dataset
 from training.models import Capture, Corpus
 from training.numerics.documents import CorpusError
@@ -161,3 +162,68 @@ def test_without_a_conversion_the_repository_itself_is_read(hub: MiniHub, add: A
 def test_a_documents_null_is_empty_text(hub: MiniHub) -> None:
     hub.repos[f"datasets/{REPO}"] = {"train.parquet": parquet(["a", None, "b"])}
     assert list(hub_dataset.stream_documents(hub_dataset.find_part(REPO, "main", "", ""), "text")) == ["a", "b"]
+
+
+@pytest.mark.django_db
+def test_conversations_are_streamed_and_end_early(
+    hub: MiniHub, add: Any, tiny_model_dir: Any, tmp_path: Any, run_job: Any
+) -> None:
+    from saes.models import LanguageModel
+    from saes.numerics.lm import load_lm
+
+    hub.repos[f"datasets/{REPO}"] = {
+        "data/train-00000-of-00002.parquet": parquet(CHATS[:25], "messages"),
+        "data/train-00001-of-00002.parquet": parquet(CHATS[25:], "messages"),
+    }
+    corpus, job = add()
+    assert job.state == State.DONE, job.traceback
+    assert corpus.chats and corpus.n_documents == len(CHATS) and corpus.revision == COMMIT
+    assert [list(chat.messages) for chat in corpus.sampled.chats][:2] == CHATS[:2]
+    model = LanguageModel.objects.create(name="m", source="folder", location=str(chatting(tiny_model_dir, tmp_path)))
+    run_job(model.start(None))
+    given = {
+        "context_length": 32,
+        "max_tokens": 10**6,
+        "chat_template": True,
+        "hook_names": ["blocks.0.hook_resid_post"],
+    }
+    row = Capture.objects.create(name="c", model=model, corpus=corpus, **given)
+    job = run_job(row.start(None))
+    assert job.state == State.DONE, job.traceback
+    row.refresh_from_db()
+    assert row.ended_early and row.manifest["dataset"]["revision"] == COMMIT
+    tokenizer = load_lm(model.load_from).tokenizer
+    own = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in CHATS]
+    read = tokenizer.decode(open_capture(row.folder).contexts()[0])
+    assert own[0].startswith(read) and len(read) > 40
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "values, field, says",
+    [
+        (
+            [[{"role": "user", "content": "a"}], [{"role": "user", "content": None}], [{"role": None, "content": "b"}]],
+            "messages",
+            'train.parquet row 3: message 1 has no "role" (it has: content)',
+        ),
+        ([{"body": "a", "n": 1}], "text", "train.parquet row 1 holds several fields (body, n), not text or messages"),
+        ([["a", "b"]], "messages", 'train.parquet row 1: message 1 is a str, not an object with "role" and "content".'),
+    ],
+)
+def test_each_row_that_is_no_document_is_named(hub: MiniHub, add: Any, values: Any, field: str, says: str) -> None:
+    hub.repos[f"datasets/{REPO}"] = {"train.parquet": parquet(values, field)}
+    row, job = add()
+    assert job.state == State.FAILED and not row.ready and says in job.error, job.traceback
+
+
+@pytest.mark.django_db
+def test_files_of_two_kinds_are_refused_where_the_second_begins(hub: MiniHub) -> None:
+    hub.repos[f"datasets/{REPO}"] = {
+        "data/train-00000-of-00002.parquet": parquet(["a", "b"]),
+        "data/train-00001-of-00002.parquet": parquet(CHATS[:2], "text"),
+    }
+    stream = hub_dataset.stream_documents(hub_dataset.find_part(REPO, "main", "", ""), "")
+    assert [next(stream), next(stream)] == ["a", "b"]
+    with pytest.raises(CorpusError, match=r"00001-of-00002.parquet row 1 holds a conversation and .* row 1 text; keep"):
+        next(stream)
