@@ -89,12 +89,12 @@ def _dead_pairs(
     little.by_norm = chosen_by_norm(sae)
     W_enc, b_enc, W_dec = slices.values()
     little.W_enc.data, little.b_enc.data, little.W_dec.data = W_enc.t(), b_enc, W_dec
-    encoder = Encoder(little, centre(sae, x).contiguous(), products_are_rounded(), scratch)
+    encoder = Encoder(little, centre(sae, x), products_are_rounded(), scratch)
     pairs = choose(little, encoder, len(x), scratch, positive=False)
     size = float(terms.ranks.mean(error.square().sum(-1).mean()).clamp_min(torch.finfo(error.dtype).tiny))
     weight = terms.aux * min(m / most, 1.0) / size
     scale = 2 * weight / len(x)
-    made = decode(little, error.contiguous(), pairs, [m], scale, encoder.fast, scratch)
+    made = decode(little, error, pairs, [m], scale, encoder.fast, scratch)
     grads = PairGradients(
         little,
         by_feature(pairs, made.dz, m, scratch),
@@ -102,7 +102,7 @@ def _dead_pairs(
         made.close,
         scale,
         [m],
-        little.b_dec,
+        {"b_dec": little.b_dec},
         terms.dead,
         {},
         scratch,

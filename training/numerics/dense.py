@@ -22,8 +22,10 @@ from training.numerics.sparse import (
     bias_of,
     dense_kernels,
     share,
+    skip_gradient,
     update_kernels,
 )
+from training.numerics.transcoding import codes_goal, sides
 
 DENSE_FEATURES = 768  # at once: a sixth less time in products than 256
 
@@ -71,16 +73,18 @@ class Step:
 
 
 class Operands:
-    """What the products of a step read, in bfloat16: centred (n, d), W_enc and W_dec (m, d), W_dec_t (d, m)."""
+    """What the products of a step read, in bfloat16: centred (n, d_in), W_enc (m, d_in), W_dec (m, d_out), W_dec_t
+    (d_out, m)."""
 
-    def __init__(self, sae: SAE, x: Tensor, scratch: Scratch) -> None:
-        (n, d), m, half = x.shape, sae.config.d_sae, torch.bfloat16
-        self.centred = scratch("centred", n, d, dtype=half)
-        self.W_enc, self.W_dec = (scratch(name, m, d, dtype=half) for name in ("W_enc", "W_dec"))
-        self.W_dec_t = scratch("W_dec_t", d, m, dtype=half)
+    def __init__(self, sae: SAE, rows: Tensor, scratch: Scratch) -> None:
+        x, n, m, half = sides(sae, rows)[0], len(rows), sae.config.d_sae, torch.bfloat16
+        self.centred = scratch("centred", n, sae.config.d_in, dtype=half)
+        self.W_enc = scratch("W_enc", m, sae.config.d_in, dtype=half)
+        self.W_dec = scratch("W_dec", m, sae.config.d_out, dtype=half)
+        self.W_dec_t = scratch("W_dec_t", sae.config.d_out, m, dtype=half)
         subtracted = sae.b_dec.detach() if sae.config.apply_b_dec_to_input else None
 
-        def rows(i: int, j: int) -> None:
+        def inputs(i: int, j: int) -> None:
             self.centred[i:j].copy_(x[i:j] if subtracted is None else x[i:j] - subtracted)
 
         def features(i: int, j: int) -> None:
@@ -88,7 +92,7 @@ class Operands:
             self.W_dec[i:j].copy_(sae.W_dec.detach()[i:j])
             self.W_dec_t[:, i:j].copy_(self.W_dec[i:j].t())
 
-        share(rows, n, CHUNK_ROWS)
+        share(inputs, n, CHUNK_ROWS)
         share(features, m, CHUNK_FEATURES)
 
     def z(self, run: slice, out: Tensor) -> Any:
@@ -96,7 +100,7 @@ class Operands:
         return bits(torch.mm(self.W_enc[run], self.centred.t(), out=out))
 
     def decoded(self, acts: Tensor, run: slice) -> Tensor:
-        """acts @ W_dec of a run of rows (rows, d), without b_dec."""
+        """acts @ W_dec of a run of rows (rows, d_out), without b_dec."""
         return torch.mm(self.W_dec_t, acts[:, run]).t()
 
     def to_codes(self, close: Tensor, run: slice, name: str, scratch: Scratch) -> Tensor:
@@ -107,13 +111,13 @@ class Operands:
 
 @torch.no_grad()
 def dense_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outcome:
-    """The gradients of ReLU, JumpReLU and gated SAEs by compiled kernels around products in bfloat16."""
+    """The gradients of ReLU, JumpReLU and gated SAEs and JumpReLU transcoders, of training rows x."""
     if isinstance(sae, JumpReLUSAE):
         eps = terms.bandwidth * terms.scale
         penalty = Penalty(terms.scale, torch.zeros(sae.config.d_sae), terms.target_l0, terms.l0, eps)
     else:
         penalty = Penalty(terms.scale, row_norms(sae.W_dec.detach()) * (terms.l1 / (len(x) * terms.scale)))
-    step = (gated_step if isinstance(sae, GatedSAE) else dense_step)(sae, x.contiguous(), penalty, scratch)
+    step = (gated_step if isinstance(sae, GatedSAE) else dense_step)(sae, x, penalty, scratch)
     parts = {"mse": step.squared_error / terms.scale**2}
     if penalty.eps:
         counts, target = step.counts.float(), terms.target_l0
@@ -125,11 +129,12 @@ def dense_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outc
         parts["gate"] = step.gate_error / terms.scale**2
     squares: float | None = step.squares
     if len(terms.dead) and terms.aux:
-        dead, extra = dead_gradients(sae, x, -step.residual, terms, scratch)
+        dead, extra = dead_gradients(sae, sides(sae, x)[0], -step.residual, terms, scratch)
         parts, squares = parts | dead, None
         for name, grad in extra.items():
             step.grads[name].index_add_(0, terms.dead, grad)
-    return Outcome(SummedGradients(sae, step.grads, squares), parts, step.fired, step.squared_error)
+    grads = step.grads | skip_gradient(sae, x, step.residual, 2 / (len(x) * terms.scale**2), scratch)
+    return Outcome(SummedGradients(sae, grads, squares), parts, step.fired, step.squared_error)
 
 
 def dense_step(sae: SAE, x: Tensor, penalty: Penalty, scratch: Scratch) -> Step:
@@ -225,14 +230,14 @@ class _Decoded:
     total: Tensor
 
 
-def _decode(sae: SAE, x: Tensor, operands: Operands, codes: list[Tensor], scratch: Scratch) -> _Decoded:
-    """The reconstructions of x (n, d) from each of `codes` (m, n)."""
-    residual, b_dec = scratch("residual", *x.shape), sae.b_dec.detach()
-    close = scratch("rounded", len(codes), *x.shape, dtype=torch.bfloat16)
+def _decode(sae: SAE, rows: Tensor, operands: Operands, codes: list[Tensor], scratch: Scratch) -> _Decoded:
+    """The reconstructions of n training rows from each of `codes` (m, n)."""
+    n, d, b_dec = len(rows), sae.config.d_out, sae.b_dec.detach()
+    residual, close = scratch("residual", n, d), scratch("rounded", len(codes), n, d, dtype=torch.bfloat16)
 
     def task(first: int, last: int) -> tuple[Tensor, Tensor]:
         run = slice(first, last)
-        target = x[run] - b_dec
+        target = codes_goal(sae, rows[run]) - b_dec
         torch.sub(operands.decoded(codes[0], run), target, out=residual[run])
         parts = [residual[run], *(operands.decoded(acts, run) - target for acts in codes[1:])]
         for q, part in enumerate(parts):
@@ -240,8 +245,8 @@ def _decode(sae: SAE, x: Tensor, operands: Operands, codes: list[Tensor], scratc
         errors = torch.stack([part.square().sum(dtype=torch.float64) for part in parts])
         return errors, torch.stack([part.sum(0) for part in parts]).sum(0)
 
-    errors, totals = zip(*share(task, len(x), CHUNK_ROWS), strict=True)
-    return _Decoded(residual, close, torch.stack(errors).sum(0) / len(x), torch.stack(totals).sum(0))
+    errors, totals = zip(*share(task, n, CHUNK_ROWS), strict=True)
+    return _Decoded(residual, close, torch.stack(errors).sum(0) / n, torch.stack(totals).sum(0))
 
 
 class _Rows:
@@ -250,14 +255,14 @@ class _Rows:
 
     def __init__(self, sae: SAE, scale: float, along: Tensor, scratch: Scratch) -> None:
         self.sae, self.scale, self.along = sae, scale, along.numpy()
-        self.to_enc, self.to_dec = (scratch(name, *sae.W_dec.shape) for name in ("to_enc", "to_dec"))
+        self.to_enc, self.to_dec = scratch("to_enc", *sae.W_enc.t().shape), scratch("to_dec", *sae.W_dec.shape)
         self.W_enc, self.W_dec = sae.W_enc.detach().t().contiguous(), sae.W_dec.detach()
 
     def add(self, run: slice, enc: Tensor, dec: list[Tensor], to_z: Tensor) -> tuple[float, Tensor]:
         """Those of a run of features from the products in bfloat16; the sum of their squares, and what to_z, the sums of
         dL/dz over rows, says through the encoder's input."""
         through = torch.empty(self.W_enc.shape[1])
-        more = dec[1] if len(dec) > 1 else enc[:0]
+        more = dec[1] if len(dec) > 1 else dec[0][:0]
         squares = update_kernels().widen_rows(
             bits(enc), bits(dec[0]), bits(more), to_z.numpy(), self.along[run], self.scale,
             *(tensor[run].numpy() for tensor in (self.W_enc, self.W_dec, self.to_enc, self.to_dec)), through.numpy(),

@@ -4,10 +4,7 @@ torch (topk_plain.py), else autograd, which is the reference for all of them."""
 import torch
 from torch import Tensor
 
-from saes.numerics.gated import GatedSAE
-from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.sae import SAE
-from saes.numerics.standard import StandardSAE
 from saes.numerics.topk import BatchTopKSAE, TopKSAE
 from training.numerics.dead_features import dead_gradients, dead_part
 from training.numerics.dense import dense_gradients
@@ -31,6 +28,7 @@ from training.numerics.sparse import (
     decode,
     kernels,
     products_are_rounded,
+    skip_gradient,
 )
 from training.numerics.topk_plain import topk_gradients
 from training.numerics.transcoding import sides
@@ -43,12 +41,13 @@ def gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch | None = None)
     `scratch`, which the caller keeps from step to step, the outcome's gradients are good until the next call.
     """
     on_cpu = sae.W_dec.device.type == "cpu" and sae.W_dec.dtype == torch.float32
-    if on_cpu and kernels() and type(sae) in (TopKSAE, BatchTopKSAE):
-        return pair_gradients(sae, x, terms, scratch or Scratch())
-    if on_cpu and kernels() and products_are_rounded() and type(sae) in (StandardSAE, JumpReLUSAE, GatedSAE):
-        return dense_gradients(sae, x, terms, scratch or Scratch())
+    if on_cpu and kernels():
+        if isinstance(sae, TopKSAE | BatchTopKSAE):
+            return pair_gradients(sae, x, terms, scratch or Scratch())
+        if products_are_rounded():
+            return dense_gradients(sae, x, terms, scratch or Scratch())
     with torch.autocast(sae.W_dec.device.type, torch.bfloat16, enabled=terms.autocast):
-        if type(sae) is TopKSAE and not sae.by_norm:
+        if isinstance(sae, TopKSAE) and not sae.by_norm:
             return topk_gradients(sae, x, terms)
         return autograd_gradients(sae, x, terms)
 
@@ -79,24 +78,23 @@ def autograd_gradients(sae: SAE, x: Tensor, terms: Terms) -> Outcome:
 
 @torch.no_grad()
 def pair_gradients(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch) -> Outcome:
-    """`topk_gradients` by compiled kernels, for TopK and BatchTopK, nested or not.
+    """`topk_gradients` by compiled kernels, for TopK SAEs and transcoders and for BatchTopK, nested or not.
 
     With products of precision "fast" the encoder's inputs, and x and the residual where gradients are summed from them,
     are rounded to bfloat16; x_hat, the residual, Adam and all sums are float32.
     """
-    n, d_sae = len(x), sae.config.d_sae
-    x, fast = x.contiguous(), products_are_rounded()
+    rows, x, n, fast = x, sides(sae, x)[0], len(x), products_are_rounded()
     encoder = Encoder(sae, x, fast, scratch)
     pairs = choose(sae, encoder, n, scratch, terms.ranks)
     scale, widths = 2 / (n * terms.variance), matryoshka_widths(sae)
-    residual, close, totals, errors, dz = decode(sae, x, pairs, widths, scale, fast, scratch)
-    ordered = by_feature(pairs, dz, d_sae, scratch)
+    residual, close, totals, errors, dz = decode(sae, rows, pairs, widths, scale, fast, scratch)
+    ordered = by_feature(pairs, dz, sae.config.d_sae, scratch)
     parts = {"fvu": float(errors[-1]) / terms.variance}
     parts |= {"prefixes": float(errors[:-1].sum()) / terms.variance} if len(widths) > 1 else {}
     extra: dict[str, Tensor] = {}
     if len(terms.dead) and terms.aux:
         dead, extra = dead_gradients(sae, x, -residual[-1], terms, scratch)
         parts |= dead
-    b_dec = totals[0] * scale
-    grads = PairGradients(sae, ordered, encoder.centred, close, scale, widths, b_dec, terms.dead, extra, scratch)
+    others = {"b_dec": totals[0] * scale} | skip_gradient(sae, rows, residual[0], scale, scratch)
+    grads = PairGradients(sae, ordered, encoder.centred, close, scale, widths, others, terms.dead, extra, scratch)
     return Outcome(grads, parts, ordered[0].diff(), float(errors[-1]), pairs.least)

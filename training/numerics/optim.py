@@ -11,13 +11,14 @@ from saes.numerics.sae import SAE
 from saes.numerics.topk import BatchTopKSAE, ByNorm
 from training.numerics.losses import trained
 from training.numerics.row_gradients import Rates, RowGradients, Targets, remove_parallel
-from training.numerics.sparse import update_kernels
+from training.numerics.sparse import share, update_kernels
 
 IN_UNITS_OF_X = ("b_enc", "b_dec", "b_gate", "b_mag", "threshold")
 # Adam's usual 1e-8 is not small beside the gradients of a loss of about 1 spread over millions of weights: features that
 # fire rarely learn more slowly with it. Measured: see docs/decisions.md.
 ADAM_EPS = 1e-15
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
+CHUNK_NUMBERS = 2**16  # that one thread updates at once
 
 
 class Optimizer:
@@ -84,11 +85,10 @@ class Optimizer:
         beta1, beta2 = self.betas
         rate = lr / (1 - beta1**step)
         rates = Rates(rate, rate * self.bias_scale, beta1, beta2, (1 - beta2**step) ** -0.5, ADAM_EPS)
-        vectors, factor = grads.update(targets, rates, clip)
-        for name, grad in vectors.items():
-            w, m, v = targets.arrays((name,))
+        others, factor = grads.update(targets, rates, clip)
+        for name, grad in others.items():
             own = rates.biases if name in IN_UNITS_OF_X else rates.weights
-            update_kernels().update_vector(w, grad.contiguous().numpy(), factor, m, v, own, *rates[2:])
+            _update_together(grad, targets.arrays((name,)), factor, own, rates)
 
     def _moments(self, name: str) -> dict[str, Tensor]:
         """torch's Adam's state of a tensor, as it makes it at its first step."""
@@ -119,6 +119,18 @@ class Optimizer:
         self.sae.W_enc.data = self.sae.W_enc.data.contiguous()
         if not self.unit:
             fold_norms(self.sae)
+
+
+def _update_together(grad: Tensor, state: list[Any], factor: float, rate: float, rates: Rates) -> None:
+    """Adam's step of a tensor without rows of features: a vector, or W_skip."""
+    w, m, v = (array.reshape(-1) for array in state)
+    g = grad.contiguous().view(-1).numpy()
+
+    def task(first: int, last: int) -> None:
+        run = slice(first, last)
+        update_kernels().update_vector(w[run], g[run], factor, m[run], v[run], rate, *rates[2:])
+
+    share(task, len(w), CHUNK_NUMBERS)
 
 
 @torch.no_grad()

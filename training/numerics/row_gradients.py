@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -100,23 +100,23 @@ class SummedGradients(RowGradients):
         squares = self.squares
         if squares is None or targets.unit:
             squares = sum(share(lambda i, j: self._squares(i, j, targets), self.sae.config.d_sae, CHUNK_FEATURES))
-        squares += sum(float(grad.square().sum(dtype=torch.float64)) for grad in others.values())
+        squares += sum(square_sum(grad) for grad in others.values())
         return min(1.0, clip / (math.sqrt(squares) + TINY))
 
     def _squares(self, first: int, last: int, targets: Targets) -> float:
         run = [self._tensors[name][first:last] for name in self.rows]
         if targets.unit:
             remove_parallel(run[2], targets.tensors["W_dec"][first:last])
-        return float(update_kernels().squares(*(part.numpy() for part in run)))
+        return sum(square_sum(part) for part in run)
 
 
 class PairGradients(RowGradients):
     """The gradients of a sparse step as its pairs, not yet summed, so that the optimiser can sum a feature's pairs just
     when it updates the feature.
 
-    pairs: bounds, rows, values and dz, sorted by feature (see kernels.py). x (n, d) and residual (parts, n, d): both
-    float32 or both bfloat16. scale: of residual, for dL/dx_hat. widths: where the parts end. b_dec: (d,), the decoder's
-    part of its gradient. features, extra: some features, and the gradients to add to theirs.
+    pairs: bounds, rows, values and dz, sorted by feature (see kernels.py). x (n, d_in) and residual (parts, n, d_out): both
+    float32 or both bfloat16. scale: of residual, for dL/dx_hat. widths: where the parts end. others: the gradients of what
+    has no row a feature, of b_dec the decoder's part. features, extra: some features, and the gradients to add to theirs.
     """
 
     def __init__(
@@ -127,13 +127,13 @@ class PairGradients(RowGradients):
         residual: Tensor,
         scale: float,
         widths: list[int],
-        b_dec: Tensor,
+        others: Mapping[str, Tensor],
         features: Tensor,
         extra: Mapping[str, Tensor],
         scratch: Scratch,
     ) -> None:
         super().__init__(sae)
-        self.pairs, self.x, self.residual, self.scale, self.b_dec = pairs, x, residual, scale, b_dec
+        self.pairs, self.x, self.residual, self.scale, self.others = pairs, x, residual, scale, others
         self.widths, self.features, self.extra, self.scratch = widths, features, extra, scratch
 
     @property
@@ -146,25 +146,29 @@ class PairGradients(RowGradients):
 
     def _summed(self, scratch: Scratch, W_enc: Tensor, unit: bool) -> SummedGradients:
         """The sums, in the scratch memory."""
-        d_sae, d = self.sae.W_dec.shape
-        grads = {name: scratch(f"d{name}", d_sae, *([] if name == self.bias else [d])) for name in self.rows}
+        shapes = self._shapes(self.sae.config.d_sae)
+        grads = {name: scratch(f"d{name}", *shape) for name, shape in shapes.items()}
         weights = [W_enc.numpy(), self.sae.W_dec.detach().numpy()]
         inputs, into = self._inputs(), [tensor.numpy() for tensor in grads.values()]
 
         def task(first: int, last: int) -> tuple[float, Tensor]:
-            through = torch.empty(d)
+            through = torch.empty(self.sae.config.d_in)
             squares = update_kernels().sum_features(first, last, *inputs, *weights, unit, *into, through.numpy())
             return squares, through
 
-        squares, through = zip(*share(task, d_sae, CHUNK_FEATURES), strict=True)
-        return SummedGradients(self.sae, grads | {"b_dec": self._b_dec(through)}, sum(squares))
+        squares, through = zip(*share(task, self.sae.config.d_sae, CHUNK_FEATURES), strict=True)
+        return SummedGradients(self.sae, grads | self._others(through), sum(squares))
+
+    def _shapes(self, features: int) -> dict[str, tuple[int, ...]]:
+        """Of the gradients of so many features."""
+        d_in, d_out = self.sae.config.d_in, self.sae.config.d_out
+        return {"W_enc": (features, d_in), self.bias: (features,), "W_dec": (features, d_out)}
 
     def _inputs(self) -> tuple[Any, ...]:
-        d_sae, d = self.sae.W_dec.shape
-        place = torch.full((d_sae,), -1, dtype=torch.int32)
+        place = torch.full((self.sae.config.d_sae,), -1, dtype=torch.int32)
         if self.extra:
             place[self.features] = torch.arange(len(self.features), dtype=torch.int32)
-        nothing = {name: torch.empty(0, *([] if name == self.bias else [d])) for name in self.rows}
+        extra = self.extra or {name: torch.empty(shape) for name, shape in self._shapes(0).items()}
         return (
             *(part.numpy() for part in self.pairs),
             *as_both(self.x, self.residual),
@@ -172,25 +176,32 @@ class PairGradients(RowGradients):
             self.scale,
             np.array(self.widths),
             place.numpy(),
-            *((self.extra or nothing)[name].contiguous().numpy() for name in self.rows),
+            *(extra[name].contiguous().numpy() for name in self.rows),
         )
 
-    def _b_dec(self, through: tuple[Tensor, ...]) -> Tensor:
-        return self.b_dec - torch.stack(through).sum(0) if self.sae.config.apply_b_dec_to_input else self.b_dec
+    def _others(self, through: Iterable[Tensor]) -> dict[str, Tensor]:
+        """`others`, with what reaches b_dec through the encoder's input."""
+        if not self.sae.config.apply_b_dec_to_input:
+            return {**self.others}
+        return {**self.others, "b_dec": self.others["b_dec"] - torch.stack([*through]).sum(0)}
 
     def update(self, targets: Targets, rates: Rates, clip: float | None) -> tuple[dict[str, Tensor], float]:
         if clip is not None:
             summed = self._summed(self.scratch, targets.tensors["W_enc"], targets.unit)
             return summed.update(targets, rates, clip)
-        d_sae, d = self.sae.W_dec.shape
         inputs, state = self._inputs(), targets.arrays(self.rows)
 
         def task(first: int, last: int) -> Tensor:
-            through = torch.empty(d)
+            through = torch.empty(self.sae.config.d_in)
             update_kernels().update_features(first, last, *inputs, *state, targets.unit, *rates, through.numpy())
             return through
 
-        return {"b_dec": self._b_dec(tuple(share(task, d_sae, CHUNK_FEATURES)))}, 1.0
+        return self._others(share(task, self.sae.config.d_sae, CHUNK_FEATURES)), 1.0
+
+
+def square_sum(tensor: Tensor) -> float:
+    """The sum of the squares, in a fixed order: torch's own depends on the number of threads."""
+    return float(update_kernels().square_sum(tensor.contiguous().view(-1).numpy()))
 
 
 def remove_parallel(grad: Tensor, W_dec: Tensor) -> Tensor:

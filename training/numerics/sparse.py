@@ -19,11 +19,14 @@ from torch import Tensor
 
 from saes.numerics.sae import SAE
 from saes.numerics.topk import ByNorm
+from saes.numerics.transcoders import Skip
 from training.numerics.ranks import ALONE, Ranks
+from training.numerics.transcoding import codes_goal, sides
 
 CHUNK_ROWS = 256  # whose pre-activations stay in a core's second cache between the product and the choice
 TOPK_ROWS = 512
 CHUNK_FEATURES = 256
+SKIP_ROWS = 128  # of W_skip
 BELOW = 0.95  # of the last batch's smallest code: few batches end below it
 ROOM = 4  # times the mean number of codes of a run of rows
 
@@ -345,27 +348,40 @@ class Decoded(NamedTuple):
     dz: Tensor
 
 
-def decode(sae: SAE, x: Tensor, pairs: Pairs, widths: list[int], scale: float, fast: bool, scratch: Scratch) -> Decoded:
-    """The reconstructions of x (n, d) by the first w features for each of `widths`, and what each pair's code gets of
-    them: dz = scale * residual . W_dec[i]. When `fast`, `close` is rounded."""
-    parts, n = len(widths), len(x)
-    residual, dz = scratch("residual", parts, *x.shape), scratch("dz", len(pairs.values))
-    close = scratch("rounded", parts, *x.shape, dtype=torch.bfloat16) if fast else residual
+def decode(
+    sae: SAE, rows: Tensor, pairs: Pairs, widths: list[int], scale: float, fast: bool, scratch: Scratch
+) -> Decoded:
+    """The reconstructions of n training rows by the first w features for each of `widths`, and what each pair's code gets
+    of them: dz = scale * residual . W_dec[i]. When `fast`, `close` is rounded."""
+    parts, n, d = len(widths), len(rows), sae.config.d_out
+    residual, dz = scratch("residual", parts, n, d), scratch("dz", len(pairs.values))
+    close = scratch("rounded", parts, n, d, dtype=torch.bfloat16) if fast else residual
     weights = _numpy(sae.W_dec.detach(), sae.b_dec.detach(), torch.tensor(widths))
 
     def task(first: int, last: int) -> tuple[Tensor, Tensor]:
-        rows = slice(first, last)
-        slots = _numpy(pairs.starts[rows], pairs.counts[rows], pairs.cols, pairs.values)
+        run = slice(first, last)
+        goal = codes_goal(sae, rows[run]).contiguous().numpy()
+        slots = _numpy(pairs.starts[run], pairs.counts[run], pairs.cols, pairs.values)
         errors = torch.empty(parts, dtype=torch.float64)
         if parts > 1:
             kernels().sort_rows(*slots)
-        kernels().decode(x[rows].numpy(), *weights, *slots, scale, first, *_numpy(residual, dz, errors))
+        kernels().decode(goal, *weights, *slots, scale, first, *_numpy(residual, dz, errors))
         if fast:
-            close[:, rows].copy_(residual[:, rows])
-        return errors, residual[:, rows].sum(1)
+            close[:, run].copy_(residual[:, run])
+        return errors, residual[:, run].sum(1)
 
     errors, totals = zip(*share(task, n, CHUNK_ROWS), strict=True)
     return Decoded(residual, close, torch.stack(totals).sum(0), torch.stack(errors).sum(0) / n, dz)
+
+
+def skip_gradient(sae: SAE, rows: Tensor, residual: Tensor, scale: float, scratch: Scratch) -> dict[str, Tensor]:
+    """{"W_skip": scale * residual^T @ x (d_out, d_in)} of training rows, where x_hat - goal is residual (n, d_out) and
+    dL/dx_hat is scale times that; {} without a skip."""
+    if not isinstance(sae, Skip):
+        return {}
+    x, grad = sides(sae, rows)[0], scratch("W_skip", *sae.W_skip.shape)
+    share(lambda i, j: torch.mm(residual[:, i:j].t(), x, out=grad[i:j]).mul_(scale), len(grad), SKIP_ROWS)
+    return {"W_skip": grad}
 
 
 def by_feature(pairs: Pairs, dz: Tensor, d_sae: int, scratch: Scratch) -> tuple[Tensor, ...]:

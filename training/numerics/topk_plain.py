@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saes.numerics.topk import TopKSAE
+from saes.numerics.transcoders import Skip
 from training.numerics.dead_features import dead_gradients
 from training.numerics.losses import Outcome, Terms, centre
+from training.numerics.transcoding import codes_goal, sides
 
 CHUNK_ROWS = 512  # rows of x whose pre-activations stay in the processor's cache between the product and the choice
 
@@ -19,14 +21,14 @@ def topk_gradients(sae: TopKSAE, x: Tensor, terms: Terms) -> Outcome:
     i_bj = i; dL/dW_enc[:, i] the same sum of dL/dz_bj x_b. The sums run over the pairs sorted by feature, as one
     embedding_bag a gradient, with a bag for each feature: no atomics, so the result is reproducible.
     """
-    n, k = len(x), sae.k
+    rows, x, n, k = x, sides(sae, x)[0], len(x), sae.k
     centred = centre(sae, x)
     values, indices = topk_codes(centred, sae.W_enc, sae.b_enc, k)
     acts = values.relu()
     with torch.enable_grad():
         acts.requires_grad_()
         bags = F.embedding_bag(indices, sae.W_dec.detach(), per_sample_weights=acts, mode="sum")
-        residual = (bags + sae.b_dec - x).detach()
+        residual = (bags + sae.b_dec - codes_goal(sae, rows)).detach()
         g = residual * (2 / (n * terms.variance))
         dz = torch.autograd.grad(bags, acts, g)[0] * (values > 0)
     acts = acts.detach()
@@ -35,16 +37,18 @@ def topk_gradients(sae: TopKSAE, x: Tensor, terms: Terms) -> Outcome:
     by_feature = flat.to(torch.int32).argsort(stable=True)
     used = torch.bincount(flat, minlength=sae.config.d_sae)
     starts = used.cumsum(0) - used
-    rows = by_feature // k
+    sources = by_feature // k
 
     def sums(vectors: Tensor, weights: Tensor) -> Tensor:
-        return F.embedding_bag(rows, vectors, starts, mode="sum", per_sample_weights=weights.flatten()[by_feature])
+        return F.embedding_bag(sources, vectors, starts, mode="sum", per_sample_weights=weights.flatten()[by_feature])
 
     grads = {"W_enc": sums(centred, dz), "W_dec": sums(g, acts)}
     grads["b_enc"] = sums(dz.new_ones(n, 1), dz).flatten()
     grads["b_dec"] = g.sum(0)
     if sae.config.apply_b_dec_to_input:
         grads["b_dec"] -= sae.W_enc @ grads["b_enc"]
+    if isinstance(sae, Skip):
+        grads["W_skip"] = (g.t() @ x).to(g.dtype)  # autocast rounds it
     error = float(residual.square().sum(-1).mean())
     parts = {"fvu": error / terms.variance}
     if len(terms.dead) and terms.aux:

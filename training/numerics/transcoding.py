@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from saes.numerics.sae import SAE
@@ -23,6 +24,12 @@ def sides(sae: SAE, rows: Tensor) -> tuple[Tensor, Tensor]:
         return rows, rows
     x, goal = rows.split([sae.config.d_in, sae.config.d_out], dim=-1)
     return x, goal
+
+
+def codes_goal(sae: SAE, rows: Tensor) -> Tensor:
+    """What the codes of training rows are to make with b_dec, (n, d_out): the goal, less what a skip makes of x."""
+    x, goal = sides(sae, rows)
+    return goal - F.linear(x, sae.W_skip.detach()) if isinstance(sae, Skip) else goal
 
 
 def row_width(sae: SAE) -> int:

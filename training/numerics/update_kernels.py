@@ -5,7 +5,7 @@ step; see kernels.py, whose words and rules hold here too."""
 import numpy as np
 from numba import njit
 
-from training.numerics.kernels import _wide, kernel
+from training.numerics.kernels import _add_rows, _wide, kernel
 
 PAIRS = (  # bounds, rows, values, dz; x and residual as bfloat16 and as float32; exact, scale, widths
     "int64[::1], int32[::1], float32[::1], float32[::1], uint16[:,::1], uint16[:,:,::1], float32[:,::1],"
@@ -29,38 +29,37 @@ def _part(widths, i):
 
 
 @njit(inline="always")
+def _add_bfloat16_rows(first, last, rows, factors, matrix, out):
+    """kernels._add_rows of a matrix in bfloat16."""
+    p = first
+    while p + 4 <= last:
+        f0, f1, f2, f3 = factors[p], factors[p + 1], factors[p + 2], factors[p + 3]
+        w0, w1, w2, w3 = matrix[rows[p]], matrix[rows[p + 1]], matrix[rows[p + 2]], matrix[rows[p + 3]]
+        for c in range(len(out)):
+            out[c] += f0 * _wide(w0[c]) + f1 * _wide(w1[c]) + f2 * _wide(w2[c]) + f3 * _wide(w3[c])
+        p += 4
+    for q in range(p, last):
+        f0, w0 = factors[q], matrix[rows[q]]
+        for c in range(len(out)):
+            out[c] += f0 * _wide(w0[c])
+
+
+@njit(inline="always")
 def _sum_pairs(first, last, rows, values, dz, x16, r16, x32, r32, exact, q, to_enc, to_dec):
     """to_enc = sum of dz x_b, to_dec = sum of f residual_qb over the pairs of one feature; returns sum of dz."""
-    d = len(to_enc)
-    for c in range(d):
+    for c in range(len(to_enc)):
         to_enc[c] = 0
+    for c in range(len(to_dec)):
         to_dec[c] = 0
+    if exact:
+        _add_rows(first, last, rows, dz, x32, to_enc)
+        _add_rows(first, last, rows, values, r32[q], to_dec)
+    else:
+        _add_bfloat16_rows(first, last, rows, dz, x16, to_enc)
+        _add_bfloat16_rows(first, last, rows, values, r16[q], to_dec)
     total = np.float32(0)
-    p = first
-    while p + 2 <= last:
-        f0, f1, d0, d1 = values[p], values[p + 1], dz[p], dz[p + 1]
-        b0, b1 = rows[p], rows[p + 1]
-        total += d0 + d1
-        if exact:
-            for c in range(d):
-                to_enc[c] += d0 * x32[b0, c] + d1 * x32[b1, c]
-                to_dec[c] += f0 * r32[q, b0, c] + f1 * r32[q, b1, c]
-        else:
-            for c in range(d):
-                to_enc[c] += d0 * _wide(x16[b0, c]) + d1 * _wide(x16[b1, c])
-                to_dec[c] += f0 * _wide(r16[q, b0, c]) + f1 * _wide(r16[q, b1, c])
-        p += 2
-    if p < last:
-        f0, d0, b0 = values[p], dz[p], rows[p]
-        total += d0
-        if exact:
-            for c in range(d):
-                to_enc[c] += d0 * x32[b0, c]
-                to_dec[c] += f0 * r32[q, b0, c]
-        else:
-            for c in range(d):
-                to_enc[c] += d0 * _wide(x16[b0, c])
-                to_dec[c] += f0 * _wide(r16[q, b0, c])
+    for p in range(first, last):
+        total += dz[p]
     return total
 
 
@@ -83,12 +82,14 @@ def _gradient(
     q = _part(widths, i)
     bias = _sum_pairs(bounds[i], bounds[i + 1], rows, values, dz, x16, r16, x32, r32, exact, q, to_enc, to_dec)
     for c in range(len(to_enc)):
-        to_dec[c] *= scale
         through[c] += bias * W_enc[i, c]
+    for c in range(len(to_dec)):
+        to_dec[c] *= scale
     if place[i] >= 0:
         bias += add_b_enc[place[i]]
         for c in range(len(to_enc)):
             to_enc[c] += add_W_enc[place[i], c]
+        for c in range(len(to_dec)):
             to_dec[c] += add_W_dec[place[i], c]
     if unit:
         _remove_parallel(to_dec, W_dec[i])
@@ -173,8 +174,8 @@ def update_features(
 ):  # fmt: skip
     """`sum_features` and Adam's step of each feature in one go: the gradients of one feature never leave the processor's
     first cache. As optim.Optimizer.step; `unit` as in `_step`."""
-    d = W_enc.shape[1]
-    to_enc, to_bias, to_dec = np.empty(d, np.float32), np.empty(1, np.float32), np.empty(d, np.float32)
+    to_enc, to_dec = np.empty(W_enc.shape[1], np.float32), np.empty(W_dec.shape[1], np.float32)
+    to_bias = np.empty(1, np.float32)
     through[:] = 0
     for i in range(first, last):
         to_bias[0] = _gradient(
@@ -213,12 +214,12 @@ def update_vector(w, g, factor, m, v, lr, beta1, beta2, root, eps):
     _adam(w, g, factor, m, v, lr, beta1, beta2, root, eps)
 
 
-@kernel("float64(float32[:,::1], float32[::1], float32[:,::1])")
-def squares(W_enc, b_enc, W_dec):
-    """The sum of the squares of some features' gradients."""
+@kernel("float64(float32[::1])")
+def square_sum(vector):
+    """The sum of the squares of a vector."""
     total = np.float64(0)
-    for i in range(len(b_enc)):
-        total += np.float64(_square(W_enc[i])) + np.float64(_square(W_dec[i])) + np.float64(b_enc[i] * b_enc[i])
+    for c in range(len(vector)):
+        total += np.float64(vector[c]) * np.float64(vector[c])
     return total
 
 
@@ -233,17 +234,17 @@ def widen_rows(enc16, dec16, more16, to_z, along, scale, W_enc, W_dec, to_W_enc,
 
     more16 may be empty. `through` becomes the sum of to_z[i] W_enc[i].
     """
-    n, d = W_dec.shape
     total = np.float64(0)
     through[:] = 0
-    for i in range(n):
+    for i in range(len(to_z)):
         weight = along[i] / _square(W_dec[i]) if along[i] != 0 else np.float32(0)
-        for c in range(d):
+        for c in range(len(through)):
             to_W_enc[i, c] = _wide(enc16[i, c])
-            to_W_dec[i, c] = scale * _wide(dec16[i, c]) + weight * W_dec[i, c]
             through[c] += to_z[i] * W_enc[i, c]
+        for c in range(W_dec.shape[1]):
+            to_W_dec[i, c] = scale * _wide(dec16[i, c]) + weight * W_dec[i, c]
         if len(more16):
-            for c in range(d):
+            for c in range(W_dec.shape[1]):
                 to_W_dec[i, c] += scale * _wide(more16[i, c])
         total += np.float64(_square(to_W_enc[i])) + np.float64(_square(to_W_dec[i]))
     return total

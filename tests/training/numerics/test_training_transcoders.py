@@ -1,4 +1,5 @@
-"""Training of transcoders: losses against second implementations, what they learn, their units, resuming, saving."""
+"""Training of transcoders: losses against second implementations, the kernels against autograd, what they learn, their
+units, resuming, saving."""
 
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from saes.numerics.architectures import build_sae
 from saes.numerics.formats import load_sae, save_sae
 from saes.numerics.sae import SAE, SAEConfig
 from training.numerics.checkpoint import TrainingError
-from training.numerics.gradients import autograd_gradients
+from training.numerics.gradients import autograd_gradients, gradients
 from training.numerics.losses import Terms
+from training.numerics.optim import matmul_precision
 from training.numerics.reconstruction import ExplainedVariance
+from training.numerics.row_gradients import PairGradients, SummedGradients
 from training.numerics.shards import CaptureError
 from training.numerics.stream import StreamedCapture
+from training.numerics.topk_plain import topk_gradients
 from training.numerics.train import TrainConfig, train
 from training.numerics.transcoding import Units, sides
 
@@ -77,6 +81,101 @@ def test_loss_and_gradients_are_those_of_sparsify_and_saelens(kind):
     for name, grad in outcome.grads.items():
         expected = golden[f"grad.{name}"].t() if name == "W_enc" else golden[f"grad.{name}"]
         assert expected.norm() > 0 and (grad - expected).norm() < 1e-5 * expected.norm(), name
+
+
+def near(found, expected, most: float) -> None:
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert tensor.norm() > 0 and (found[name] - tensor).norm() < most * tensor.norm(), name
+
+
+@pytest.mark.parametrize("kind", ["topk_transcoder", "topk_skip_transcoder"])
+@pytest.mark.parametrize("d_out", [D_OUT, D, 21])
+@pytest.mark.parametrize("dead", [[], [3, 4, 17, 60]], ids=["none dead", "some dead"])
+def test_sparse_gradients_are_autograd_s(kind, d_out, dead):
+    sae, x = made(kind, d_out=d_out), torch.randn(600, D + d_out, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        for name, tensor in sae.named_parameters():
+            if name in ("b_enc", "b_dec", "W_skip"):
+                tensor.copy_(0.3 * torch.rand(tensor.shape, generator=torch.Generator().manual_seed(5)))
+    terms = Terms(torch.tensor(dead, dtype=torch.int64), variance=20.0, aux=1 / 32)
+    exact = autograd_gradients(sae, x, terms)
+    for found in (gradients(sae, x, terms), topk_gradients(sae, x, terms)):
+        assert found.parts == pytest.approx(exact.parts, rel=1e-5) and ("aux" in found.parts) == bool(dead)
+        assert torch.equal(found.fired, exact.fired)
+        assert found.squared_error == pytest.approx(exact.squared_error, rel=1e-5)
+        near(found.grads, exact.grads, 1e-5)
+    assert isinstance(gradients(sae, x, terms).grads, PairGradients)
+
+
+def small(kind: str, seed: int) -> tuple[SAE, torch.Tensor]:
+    """A JumpReLU transcoder and rows of small numbers, which bfloat16 holds as they are, and so their few products."""
+    generator = torch.Generator().manual_seed(seed)
+    sae = made(kind)
+
+    def signs(shape: tuple[int, ...], share: float) -> torch.Tensor:
+        kept = torch.rand(shape, generator=generator) < share
+        return kept * (2.0 * torch.randint(0, 2, shape, generator=generator) - 1)
+
+    with torch.no_grad():
+        for name, share in {"W_enc": 0.3, "b_enc": 0.5, "W_dec": 0.1, "b_dec": 0.5, "W_skip": 0.1}.items():
+            if name in dict(sae.named_parameters()):
+                sae.tensor(name).copy_(signs(tuple(sae.tensor(name).shape), share))
+        sae.tensor("threshold").copy_(1.5 + torch.randint(0, 2, (D_SAE,), generator=generator))
+    return sae, signs((8, D + D_OUT), 0.2)
+
+
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="no bfloat16 products here")
+@pytest.mark.parametrize("kind", ["jumprelu_transcoder", "jumprelu_skip_transcoder"])
+@pytest.mark.parametrize("target", [None, 4.0])
+def test_dense_gradients_are_autograd_s(kind, target):
+    """To 1e-5, although products are in bfloat16: of numbers that it can hold."""
+    sae, x = small(kind, 0)
+    terms = Terms(torch.empty(0, dtype=torch.int64), l0=0.5, bandwidth=2.0, target_l0=target)
+    exact = autograd_gradients(sae, x, terms)
+    with matmul_precision("fast"):
+        found = gradients(sae, x, terms)
+    assert isinstance(found.grads, SummedGradients) and torch.equal(found.fired, exact.fired)
+    assert found.parts == pytest.approx(exact.parts, rel=1e-5) and set(found.parts) == {"mse", "l0"}
+    near(found.grads, exact.grads, 1e-5)
+
+
+def trained(kind: str, precision: str = "fast", **changes) -> dict[str, torch.Tensor]:
+    """The weights after a few steps in which features are dead and the gradient's norm is bounded."""
+    sae, x = made(kind), rows(256 * 8)
+    with torch.no_grad():
+        sae.b_enc[:5] = -10.0
+    settings = {"steps": 8, "batch_size": 256, "dead_after_tokens": 256, "precision": precision, "l0_coefficient": 0.5}
+    result = train(sae, iter(x.split(256)), TrainConfig(**{"lr": 3e-3, "log_every": 1, **settings, **changes}))
+    assert any("aux" in report.parts for report in result.history)
+    return dict(sae.state_dict())
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_steps_of_the_kernels_are_those_of_autograd(kind, clip, monkeypatch):
+    """TopK's kernels in float32; JumpReLU's, which are for rounded products alone, stay as near as rounding lets them."""
+    topk = kind.startswith("topk")
+    found = trained(kind, "float32" if topk else "fast", clip=clip)
+    monkeypatch.setattr("training.numerics.gradients.kernels", lambda: None)
+    plain = trained(kind, "float32", clip=clip)
+    monkeypatch.setattr("training.numerics.gradients.topk_gradients", autograd_gradients)
+    expected = trained(kind, "float32", clip=clip)
+    near(found, expected, 1e-3 if topk else 0.1)
+    near(plain, expected, 1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_any_number_of_threads_gives_the_same_weights_to_the_bit(kind, clip):
+    before, made = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            made.append(trained(kind, clip=clip))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(made[0][name], other[name]) for other in made[1:] for name in made[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
