@@ -16,8 +16,13 @@ run mean something. All learn with Adam at 1e-3 from rows scaled to mean norm sq
 weights. Their held-out FVU and L0 after the same rows are printed: speed must not be bought with quality.
 With --random the rows are random and quality means nothing.
 
-With --quality ours and one peer (sparsify for TopK, else SAELens; or --only) make --steps steps without pauses from each
-of several seeds, which choose rows, their order and the first weights; FVU's mean and range over seeds are printed.
+Transcoders (--architecture topk_transcoder, ...) learn from a capture of two hook points of one width, both sides in the
+units that ours are trained in. sparsify trains TopK transcoders, with and without a skip; no peer trains JumpReLU ones,
+whose ratio is to our own gradients by autograd.
+
+With --quality ours and one other (sparsify for TopK, autograd for JumpReLU transcoders, else SAELens; or --only) make
+--steps steps without pauses from each of several seeds, which choose rows, their order and the first weights; FVU's mean
+and range over seeds are printed.
 """
 
 import argparse
@@ -39,19 +44,27 @@ from torch import Tensor
 LR = 1e-3
 PAUSE = 0.03  # seconds; OpenMP's threads spin for up to about half of it after their last work
 OPTIONS = {"standard": {"l1": 2.0}, "gated": {"l1": 2.0}, "jumprelu": {"l0": 1.0}}  # coefficients, in units of SAELens
+SPARSIFY = ("topk", "topk_transcoder", "topk_skip_transcoder")
+TRANSCODERS = (*SPARSIFY[1:], "jumprelu_transcoder", "jumprelu_skip_transcoder")
 CONTENDERS = {  # name -> architectures
-    "ours": ("topk", "batchtopk", "matryoshka", "jumprelu", "standard", "gated"),
-    "ours, float32": ("topk", "batchtopk"),
-    "ours, plain torch": ("topk", "batchtopk", "jumprelu", "standard", "gated", "matryoshka"),
-    "sparsify": ("topk",),
-    "sparsify, autocast": ("topk",),
+    "ours": ("topk", "batchtopk", "matryoshka", "jumprelu", "standard", "gated", *TRANSCODERS),
+    "ours, float32": ("topk", "batchtopk", *SPARSIFY[1:]),
+    "ours, plain torch": ("topk", "batchtopk", "jumprelu", "standard", "gated", "matryoshka", *SPARSIFY[1:]),
+    "ours, autograd": TRANSCODERS,
+    "sparsify": SPARSIFY,
+    "sparsify, autocast": SPARSIFY,
     "dictionary-learning": ("topk", "batchtopk"),
     "sae-lens": ("topk", "batchtopk", "matryoshka", "jumprelu", "standard", "gated"),
     "sae-lens, autocast": ("topk", "batchtopk", "matryoshka", "jumprelu", "standard", "gated"),
 }
 
 Step = Callable[[Tensor], object]
-Look = Callable[[Tensor], tuple[Tensor, Tensor]]  # rows (n, d) -> x_hat (n, d), how many features fired (n,)
+Look = Callable[[Tensor], tuple[Tensor, Tensor]]  # rows -> x_hat (n, d), how many features fired (n,)
+
+
+def goal_of(args: argparse.Namespace, rows: Tensor) -> Tensor:
+    """What x_hat is to be: the second side of a transcoder's rows (n, 2 d), else the rows (n, d) themselves."""
+    return rows[:, -args.d :]
 
 
 # ---------------------------------------------------------------------------------------------------- the contenders
@@ -65,17 +78,19 @@ def ours(name: str, args: argparse.Namespace, first: Tensor, start: dict[str, Te
     from training.numerics.sparse import Scratch
     from training.numerics.train import TrainConfig, follow_codes
 
-    if name == "ours, plain torch":
+    if name in ("ours, plain torch", "ours, autograd"):
         ways.kernels = lambda: None  # as where numba is not installed
+    if name == "ours, autograd":
+        ways.topk_gradients = ways.autograd_gradients
     sae = our_sae(args)
     sae.load_state_dict(sae.state_dict() | start)
     method, scratch = TrainConfig(), Scratch()
     optimizer = Optimizer(sae, (0.9, 0.999), 1.0, method.unit_decoder(sae.config.architecture))
     terms = Terms(
         torch.empty(0, dtype=torch.int64),
-        variance=float(first.var(0).sum()),
+        variance=float(goal_of(args, first).var(0).sum()),
         aux=1 / 32,
-        **OPTIONS.get(args.architecture, {}),
+        **OPTIONS.get(args.architecture.partition("_")[0], {}),
     )
     precision = "float32" if name == "ours, float32" else "fast"
     steps = 0
@@ -89,8 +104,9 @@ def ours(name: str, args: argparse.Namespace, first: Tensor, start: dict[str, Te
         steps += 1
 
     def look(x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x[:, : args.d]
         acts = sae.encode(x)
-        return sae.decode(acts), (acts > 0).sum(-1)
+        return sae.decode(acts, x), (acts > 0).sum(-1)
 
     return step, look
 
@@ -105,7 +121,8 @@ def our_sae(args: argparse.Namespace) -> Any:
             "batchtopk" if nested else args.architecture,
             args.d,
             args.d_sae,
-            k=args.k if args.architecture in ("topk", "batchtopk", "matryoshka") else None,
+            k=args.k if args.architecture in ("batchtopk", "matryoshka", *SPARSIFY) else None,
+            apply_b_dec_to_input=args.architecture not in TRANSCODERS,
             options={"matryoshka_widths": widths(args.d_sae)} if nested else {},
         ),
         seed=args.seed,
@@ -120,21 +137,28 @@ def sparsify(name: str, args: argparse.Namespace, first: Tensor, start: dict[str
     """Its own forward, loss and constraint, with torch's Adam as its trainer uses it."""
     from sparsify import SparseCoder, SparseCoderConfig
 
-    coder = SparseCoder(args.d, SparseCoderConfig(num_latents=args.d_sae, k=args.k))
-    coder.b_dec.data = first.mean(0)
+    transcodes, skips = args.architecture in TRANSCODERS, "skip" in args.architecture
+    coder = SparseCoder(
+        args.d, SparseCoderConfig(num_latents=args.d_sae, k=args.k, transcode=transcodes, skip_connection=skips)
+    )
+    coder.b_dec.data = goal_of(args, first).mean(0)
+    if transcodes:
+        coder.encoder.bias.data = -first[:, : args.d].mean(0) @ coder.encoder.weight.data.T
     adam = torch.optim.Adam(coder.parameters(), lr=LR)
 
     def step(x: Tensor) -> None:
-        coder.set_decoder_norm_to_unit_norm()
+        if not transcodes:
+            coder.set_decoder_norm_to_unit_norm()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=name.endswith("autocast")):
-            loss = coder(x).fvu
+            loss = coder(x[:, : args.d], goal_of(args, x)).fvu
         loss.backward()
-        coder.remove_gradient_parallel_to_decoder_directions()
+        if not transcodes:
+            coder.remove_gradient_parallel_to_decoder_directions()
         adam.step()
         adam.zero_grad()
 
     def look(x: Tensor) -> tuple[Tensor, Tensor]:
-        out = coder(x)
+        out = coder(x[:, : args.d])
         return out.sae_out, (out.latent_acts > 0).sum(-1)
 
     return step, look
@@ -240,8 +264,9 @@ def contend(name: str, args: argparse.Namespace) -> None:
     with torch.no_grad():
         for x in held_out.split(args.batch):
             x_hat, l0 = look(x)
-            errors += float((x_hat - x).double().square().sum())
-            total += float((x - held_out.mean(0)).double().square().sum())
+            goal = goal_of(args, x)
+            errors += float((x_hat - goal).double().square().sum())
+            total += float((goal - goal_of(args, held_out).mean(0)).double().square().sum())
             fired += float(l0.sum())
     print(json.dumps({"fvu": errors / total, "l0": fired / len(held_out)}), file=answers, flush=True)
 
@@ -253,11 +278,12 @@ def write_rows(args: argparse.Namespace, folder: Path) -> None:
     """The same rows, in the same order, and the same start for everyone: rows.npy, held_out.npy, start.pt."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from training.numerics.shards import open_capture
+    from training.numerics.transcoding import Units
 
-    wanted = args.rounds * args.batch
+    transcodes, wanted = args.architecture in TRANSCODERS, args.rounds * args.batch
     if args.capture:
         capture = open_capture(args.capture)
-        hook = capture.hook_names[0]
+        hook = tuple(capture.hook_names[:2]) if transcodes else capture.hook_names[0]
         wanted = min(
             wanted, capture.split_rows("train") // args.batch * args.batch
         )  # more are taken from the first again
@@ -265,22 +291,30 @@ def write_rows(args: argparse.Namespace, folder: Path) -> None:
         rows = torch.cat(list(stream))
         held_out = torch.cat(list(capture.batches(hook, 4096, split="held_out", shuffle=False)))
     else:
-        rows, held_out = (torch.randn(n, args.d) + 1 for n in (min(wanted, 32 * args.batch), args.batch))
-    args.d = rows.shape[1]
-    scale = args.d**0.5 / rows[:100_000].norm(dim=1).mean()
-    rows, held_out = rows[: len(rows) // args.batch * args.batch] * scale, held_out * scale
+        width = args.d * (2 if transcodes else 1)
+        rows, held_out = (torch.randn(n, width) + 1 for n in (min(wanted, 32 * args.batch), args.batch))
+    args.d = rows.shape[1] // (2 if transcodes else 1)
+    rows = rows[: len(rows) // args.batch * args.batch]
+    sae = our_sae(args)
+    if transcodes:
+        units = Units.of(sae, rows[: args.batch])
+        rows, held_out = units.apply(sae, rows), units.apply(sae, held_out)
+        sae.b_dec.data.copy_(goal_of(args, rows[: args.batch]).mean(0))
+    else:
+        scale = args.d**0.5 / rows[:100_000].norm(dim=1).mean()
+        rows, held_out = rows * scale, held_out * scale
+        sae.init_b_dec(rows[: args.batch])
     np.save(folder / "rows.npy", rows.numpy())
     np.save(folder / "held_out.npy", held_out.numpy())
-    sae = our_sae(args)
-    sae.init_b_dec(rows[: args.batch])
     start = {name: tensor.detach().contiguous() for name, tensor in sae.named_parameters()}
-    if args.architecture == "jumprelu":
+    if args.architecture.startswith("jumprelu"):
         start["threshold"].fill_(0.01)
     torch.save(start, folder / "start.pt")
 
 
 class Result(NamedTuple):
-    """What a contender reached: rows a second, its speed relative to the fastest peer, held-out FVU and L0."""
+    """What a contender reached: rows a second, its speed relative to the fastest peer (without one to our autograd, where
+    that takes part), held-out FVU and L0."""
 
     rows: float
     ratio: float | None
@@ -306,7 +340,7 @@ def run(args: argparse.Namespace, folder: Path, pause: float = PAUSE) -> dict[st
                 seconds[name] += [taken] if step or args.turn == 1 else []
     medians = {name: statistics.median(taken[2:] or taken) for name, taken in seconds.items()}
     peers = [name for name in names if "ours" not in name]
-    compared = [name for name in peers if name in STOCK] or peers
+    compared = [name for name in peers if name in STOCK] or peers or [name for name in names if "autograd" in name]
     fastest = min((medians[name] for name in compared), default=None)
     results = {}
     for name, child in children.items():
@@ -348,7 +382,8 @@ def speed(args: argparse.Namespace) -> dict[str, Result]:
         write_rows(args, Path(folder))
         results = run(args, Path(folder))
     print(f"{title(args)}, seed {args.seed}")
-    fastest = "the fastest stock peer" if set(STOCK) & results.keys() else "the fastest peer"
+    peers = [name for name in results if "ours" not in name]
+    fastest = "the fastest stock peer" if set(STOCK) & set(peers) else "the fastest peer" if peers else "autograd"
     for name, made in results.items():
         ratio = f"{made.ratio:6.2f} x {fastest}" if made.ratio else ""
         print(f"{name:20} {made.rows:9,.0f} rows/s {ratio}   FVU {made.fvu:.4f}  L0 {made.l0:.1f}", flush=True)
@@ -376,7 +411,8 @@ def grid(args: argparse.Namespace, widths: list[int], batches: list[int]) -> Non
 
 def quality(args: argparse.Namespace) -> None:
     """Held-out FVU and L0 of each seed, and their mean and range."""
-    args.only = args.only or ["ours", "sparsify" if args.architecture == "topk" else "sae-lens"]
+    other = "sparsify" if args.architecture in SPARSIFY else "sae-lens"
+    args.only = args.only or ["ours", "ours, autograd" if args.architecture in TRANSCODERS[2:] else other]
     found: dict[str, list[Result]] = {}
     for seed in range(args.seed, args.seed + args.seeds):
         own = argparse.Namespace(**vars(args) | {"seed": seed})
