@@ -32,8 +32,9 @@ from inference.numerics.quality import DEFINITIONS, PlainReading, plain_reading,
 from inference.numerics.steer import SCOPES, Edit, Steering
 from inference.numerics.sweep import sweep as sweep_strengths
 from inference.numerics.table import new_table
-from inference.numerics.warm import TooLarge, Warm, gigabytes, memory_ran_out, size_of
+from inference.numerics.warm import TooLarge, Warm, gigabytes, size_of
 from inference.residency import publish
+from saehub.causes import memory_ran_out
 from saehub.jobs.progress import JobError, Progress
 from saes.models import SAE, LanguageModel
 from saes.numerics.folders import whole_folder

@@ -11,11 +11,12 @@ from typing import Any
 
 from django.conf import settings
 
+from saehub.causes import disk_is_full
 from saehub.jobs.progress import JobError, Progress
 from saes.adopt import FACTS, outputs, probe_batch, proof_of, second_name
 from saes.card import model_card
 from saes.models import SAE
-from saes.numerics.folders import FolderError, disk_is_full
+from saes.numerics.folders import FolderError
 from saes.numerics.formats import load_sae, save_sae
 from saes.sharing import AS_IS, FORMATS
 

@@ -21,8 +21,8 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, set_client_factory
 from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_headers
 
+from saehub.causes import chain_of
 from saehub.jobs.progress import JobError
-from saes.numerics.causes import chain_of
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0  # between two pieces of an answer

@@ -12,13 +12,13 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, errors
 from saehub.accounts.access import OTHERS
 from saehub.accounts.hub_tokens import hub_token
 from saehub.accounts.models import HubToken
+from saehub.causes import chain_of
 from saehub.jobs.progress import Cancelled, JobError, LeaseLost, Progress
 from saes import hub
 from saes.exporting import work_folder, write_files
 from saes.history import note
 from saes.hub_client import HubError, explain
 from saes.models import SAE
-from saes.numerics.causes import chain_of
 
 CARD = "README.md"
 

@@ -33,7 +33,7 @@ from concepts.featurefile import FACTS, HISTOGRAM_BINS, VERSION
 from concepts.numerics.code_files import SCRATCH, Encoding, HarvestError, noted, parts
 from concepts.numerics.feature_columns import Columns, collect
 from concepts.numerics.token_text import vocabulary_texts
-from saes.numerics.folders import disk_is_full
+from saehub.causes import disk_is_full
 from saes.numerics.sae import SAE
 from training.numerics.shards import Capture, Split, write_json
 from training.numerics.tokens import special_ids

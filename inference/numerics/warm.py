@@ -84,11 +84,6 @@ def _give_back() -> None:
         torch.cuda.empty_cache()
 
 
-def memory_ran_out(error: BaseException) -> bool:
-    """Whether an exception says so; torch's allocator of the main memory says it only in its text."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
 def size_of(thing: Any) -> int:
     """Bytes of the tensors of a module, or of an LM's model; 0 for what holds none."""
     module = getattr(thing, "model", thing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -17,13 +16,13 @@ from typing import Any
 from django.conf import settings
 from django.db import connection
 
+from saehub.causes import disk_is_full, memory_ran_out
 from saehub.jobs.models import Job, State, ended_early, lease
 from saehub.jobs.processes import name_process
 from saehub.jobs.progress import Cancelled, LeaseLost, Progress
 from saehub.jobs.server import LOST, JobProcess
 
 log = logging.getLogger(__name__)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the owner's quota, the largest file allowed
 CANCEL_GRACE = 2.0  # seconds a cancelled child has to tidy up before it is killed
 
 
@@ -118,9 +117,9 @@ def heartbeat(job: Job) -> Iterator[None]:
 
 def sentence(error: BaseException) -> str:
     """One plain sentence for the card. Errors of ours carry one; the others are named by type."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
+    if disk_is_full(error):
         return "The disk is full."
-    if _is_out_of_memory(error):
+    if memory_ran_out(error):
         return "Memory ran out."
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if isinstance(error, ValueError | OSError) or hasattr(error, "hint"):
@@ -129,17 +128,11 @@ def sentence(error: BaseException) -> str:
 
 
 def hint(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
+    if disk_is_full(error):
         return "Free some space under the data folder, then press Retry."
-    if _is_out_of_memory(error):
+    if memory_ran_out(error):
         return "Choose a smaller batch, a smaller model or fewer features, then press Retry."
     return str(getattr(error, "hint", ""))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """As Python, a GPU's torch or a CPU's torch says it."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
 
 
 def sweep() -> int:

@@ -3,6 +3,7 @@
 import torch
 from torch.nn.functional import normalize
 
+from saehub.causes import memory_ran_out
 from saes.numerics import several, temporal, topk, transcoders
 from saes.numerics.gated import GatedSAE
 from saes.numerics.jumprelu import JumpReLUSAE
@@ -85,7 +86,7 @@ def build_sae(
         )
         sae.W_enc.copy_(ENCODER_NORM * encoder.T)
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in str(error):
+        if memory_ran_out(error):
             raise SAEError(
                 f"An SAE of {config.d_in} x {config.d_sae} does not fit into the memory of {device}; "
                 "choose fewer features."

@@ -1,12 +1,12 @@
 """Write a folder whole or not at all."""
 
-import errno
-import re
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+from saehub.causes import disk_is_full
 
 
 class FolderError(ValueError):
@@ -37,22 +37,6 @@ def whole_folder(target: Path, *, replaces: Collection[str] = ()) -> Iterator[Pa
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the owner's quota, the largest file allowed
-
-
-def disk_is_full(error: BaseException) -> bool:
-    """Whether an exception says that there is no room for what is written."""
-    return system_error(error) in FULL or "No space left" in str(error)
-
-
-def system_error(error: BaseException) -> int | None:
-    """The errno behind an exception; safetensors says it only in its text."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
 
 
 def _refuse_strangers(target: Path, replaces: Collection[str]) -> None:

@@ -17,8 +17,8 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from saehub.causes import chain_of, disk_is_full, memory_ran_out
 from saes.numerics import hooks
-from saes.numerics.causes import chain_of
 from saes.numerics.folders import whole_folder
 from saes.numerics.hooks import Hook, HookPoint, LMError, UnknownHookPoint
 
@@ -300,8 +300,6 @@ def plain_errors(name: str, missing: str = "model") -> Iterator[None]:
         raise LMError(_sentence(name, error, missing)) from error
 
 
-_DOES_NOT_FIT = "{name} does not fit into memory; choose a smaller model, a half-precision dtype or another device."
-
 # What an exception means to a person: the first kind found among it and its causes, or else the first words in their
 # texts (transformers tells many things only by a plain ValueError or OSError).
 _BY_KIND: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
@@ -316,11 +314,15 @@ _BY_KIND: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
         "{name} is not on this machine and the Hugging Face Hub cannot be reached; "
         "check the network, or give a local folder.",
     ),
-    ((MemoryError, torch.OutOfMemoryError), _DOES_NOT_FIT),
+)
+_BY_CAUSE = (
+    (
+        memory_ran_out,
+        "{name} does not fit into memory; choose a smaller model, a half-precision dtype or another device.",
+    ),
+    (disk_is_full, "The disk is full, so {name} could not be stored; free some space and try again."),
 )
 _BY_TEXT = (
-    ("can't allocate memory", _DOES_NOT_FIT),
-    ("No space left", "The disk is full, so {name} could not be stored; free some space and try again."),
     ("trust_remote_code", "{name} needs program code from its own repository, which is not run here."),
     ("Unrecognized configuration class", "{name} is not a causal language model that transformers can load."),
 )
@@ -330,6 +332,9 @@ def _sentence(name: str, error: Exception, missing: str) -> str:
     causes = list(chain_of(error))
     for kinds, sentence in _BY_KIND:
         if any(isinstance(cause, kinds) for cause in causes):
+            return sentence.format(name=name)
+    for says, sentence in _BY_CAUSE:
+        if any(says(cause) for cause in causes):
             return sentence.format(name=name)
     for words, sentence in _BY_TEXT:
         if any(words in str(cause) for cause in causes):

@@ -55,8 +55,9 @@ def test_an_unexpected_error_names_its_type(run_job: Any, monkeypatch: pytest.Mo
 
 
 def test_a_full_disk_is_said_in_plain_words() -> None:
-    for number in (errno.ENOSPC, errno.EDQUOT):
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         assert sentence(OSError(number, os.strerror(number))) == "The disk is full."
+    assert sentence(RuntimeError("Error while serializing: I/O error (os error 28)")) == "The disk is full."
 
 
 def test_torch_without_memory_is_said_in_plain_words() -> None:

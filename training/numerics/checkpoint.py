@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from saes.numerics.folders import disk_is_full
+from saehub.causes import disk_is_full
 from training.numerics.shards import write_tensors
 
 FILE = "checkpoint.safetensors"

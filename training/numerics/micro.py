@@ -42,8 +42,3 @@ def accumulate(sae: SAE, x: Tensor, terms: Terms, scratch: Scratch, rows: int) -
 
 def _least(values: Iterable[float | None]) -> float | None:
     return min((value for value in values if value is not None), default=None)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether numpy, torch on a CPU or torch on a GPU says so."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

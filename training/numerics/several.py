@@ -19,8 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from saehub.causes import memory_ran_out
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAEConfig
 from training.numerics.checkpoint import TrainingError
@@ -178,11 +177,11 @@ def main(folder: Path, processes: int | None = None) -> None:
         return
     try:
         work(folder)
-    except ValueError as error:  # a sentence for a person
-        _write_first(folder / ERROR, str(error))
-        raise
-    except torch.OutOfMemoryError:
-        _write_first(folder / ERROR, "Memory ran out in one of the run's processes; choose a smaller batch.")
+    except Exception as error:
+        if isinstance(error, ValueError):  # a sentence for a person
+            _write_first(folder / ERROR, str(error))
+        elif memory_ran_out(error):
+            _write_first(folder / ERROR, "Memory ran out in one of the run's processes; choose a smaller batch.")
         raise
     # All is written. Threads of gloo's connections that still live abort an interpreter that takes itself down, now and then
     # ("terminate called without an active exception"), and a finished run would count as killed.

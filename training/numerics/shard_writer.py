@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saes.numerics.folders import disk_is_full
+from saehub.causes import disk_is_full
 from training.numerics.documents import CorpusError
 from training.numerics.shards import (
     DTYPES,

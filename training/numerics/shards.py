@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saes.numerics.folders import system_error
+from saehub.causes import system_error
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"  # stands in for the manifest while shards are being written

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saehub.causes import memory_ran_out
 from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.sae import SAE
 from training.numerics.checkpoint import FILE as CHECKPOINT
@@ -18,7 +19,7 @@ from training.numerics.checkpoint import Claim, TrainingError, load_checkpoint, 
 from training.numerics.initial import begin, first_b_dec, first_threshold
 from training.numerics.live import look, memory_used
 from training.numerics.losses import LOSSES, Outcome, Terms, variance
-from training.numerics.micro import MICRO_ROWS, accumulate, is_out_of_memory
+from training.numerics.micro import MICRO_ROWS, accumulate
 from training.numerics.optim import Optimizer, fold_norms, matmul_precision, ramp
 from training.numerics.ranks import ALONE, Ranks
 from training.numerics.shards import Capture, Hooks
@@ -242,7 +243,7 @@ class Training:
                 outcome = accumulate(self.sae, share, terms, self._scratch, self.micro_rows or len(share))
                 break
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or self.ranks.size > 1:  # ranks take every step together, or none
+                if not memory_ran_out(error) or self.ranks.size > 1:  # ranks take every step together, or none
                     raise
                 self._halve(len(share))
         outcome = self.ranks.sum(outcome)
