@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
+
+from saehub.error_pages import refusal
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -36,13 +37,10 @@ class BodyLimit:
         await self.app(scope, counted, send)
 
     async def _refuse(self, scope: dict[str, Any], send: Send) -> None:
-        text = (
-            f"This is larger than the {self.limit // 2**20:,} MB a page takes; put it on the server and give its path."
-        )
-        kind, body = b"text/plain; charset=utf-8", f"{text}\n"
-        if scope.get("path", "").startswith("/api/"):
-            told = {"type": "about:blank", "title": "Content Too Large", "status": 413, "detail": text}
-            kind, body = b"application/problem+json", json.dumps(told)
-        headers = [(b"content-type", kind), (b"connection", b"close")]
+        most = self.limit // 2**20
+        text = f"This is larger than the {most:,} MB a page takes; put it on the server and give its path."
+        accept = dict(scope.get("headers", ())).get(b"accept", b"").decode("latin-1")
+        kind, body = refusal(413, text, accept)
+        headers = [(b"content-type", kind.encode()), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": body.encode()})
+        await send({"type": "http.response.body", "body": body})

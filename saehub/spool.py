@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable
-from html import escape
+from http import HTTPStatus
 from typing import IO, Any
 
 import daphne.http_protocol
@@ -23,12 +22,10 @@ from daphne.http_protocol import WebRequest
 from daphne.server import Server
 from django.conf import settings
 
-PAGE = (
-    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Too large · SAEHub</title>'
-    '<meta name="color-scheme" content="light dark"><h1>This is too large to be sent</h1><p>{}</p><p><a href="/">Home</a></p>'
-)
+from saehub import error_pages
+
 HEADERS = (  # Django's middleware, which adds them to every other answer, is not asked
-    "Content-Security-Policy: default-src 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy: default-src 'none'; style-src 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options: nosniff",
     "Connection: close",
 )
@@ -112,11 +109,14 @@ class LimitedRequest(WebRequest):  # type: ignore[misc]
     def _refuse(self, status: int, sentence: str) -> None:
         self.refused = True
         self.content = Sink()
-        browser = any(b"text/html" in value for value in self.requestHeaders.getRawHeaders(b"accept", []))
-        kind = "text/html; charset=utf-8" if browser else "application/problem+json"
-        body = (PAGE.format(escape(sentence)) if browser else json.dumps({"detail": sentence})).encode()
-        reason = "Content Too Large" if status == 413 else "Insufficient Storage"
-        head = [f"HTTP/1.1 {status} {reason}", f"Content-Type: {kind}", f"Content-Length: {len(body)}", *HEADERS]
+        accept = b",".join(self.requestHeaders.getRawHeaders(b"accept", [])).decode("latin-1")
+        kind, body = error_pages.refusal(status, sentence, accept)
+        head = [
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+            f"Content-Type: {kind}",
+            f"Content-Length: {len(body)}",
+            *HEADERS,
+        ]
         self.channel.transport.write("\r\n".join([*head, "", ""]).encode() + body)
 
 

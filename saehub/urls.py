@@ -7,6 +7,7 @@ from saehub import views
 from saehub.accounts.access import LOGIN, PUBLIC, needs
 from saehub.api import api
 
+handler400 = "saehub.error_pages.bad_request"
 urlpatterns = [
     path("", views.home, name="home"),
     path("search/", views.search, name="search"),

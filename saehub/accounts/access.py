@@ -94,9 +94,13 @@ class AccessMiddleware:
 
 
 def _to_login(request: HttpRequest) -> HttpResponse:
-    """The login page, and back. A fragment request is answered so that htmx moves the whole page, not the fragment."""
+    """The login page, and back. A fragment request is answered so that htmx moves the whole page, not the fragment.
+
+    What a form sent leads back to the form's page: its own address need not be one. The login checks that it is ours.
+    """
     if not getattr(request, "htmx", False):
-        return redirect_to_login(request.get_full_path())
+        looked = request.method in ("GET", "HEAD")
+        return redirect_to_login(request.get_full_path() if looked else request.headers.get("Referer") or "/")
     current = request.htmx.current_url_abs_path or "/"  # type: ignore[attr-defined]
     response = HttpResponse(status=204)
     response["HX-Redirect"] = f"{reverse('login')}?{urlencode({'next': current})}"

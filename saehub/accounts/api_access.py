@@ -49,10 +49,13 @@ class Problem(Exception):
         self.status, self.detail, self.more = status, detail, more
 
 
-def problem(status: int, detail: str, **more: Any) -> HttpResponse:
+def problem_body(status: int, detail: str, **more: Any) -> dict[str, Any]:
     """RFC 9457."""
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
-    answer = JsonResponse(body, status=status, content_type=PROBLEM)
+    return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
+
+
+def problem(status: int, detail: str, **more: Any) -> HttpResponse:
+    answer = JsonResponse(problem_body(status, detail, **more), status=status, content_type=PROBLEM)
     if "retry_after" in more:
         answer["Retry-After"] = str(more["retry_after"])
     return answer
