@@ -87,4 +87,6 @@ def test_what_a_server_refuses_by_itself() -> None:
     kind, body = refusal(413, "It is <large>.", "text/html,*/*")
     assert kind.startswith("text/html") and b"css/base.css" in body and b"It is &lt;large&gt;." in body
     kind, body = refusal(507, "It is full.", "*/*")
-    assert kind == "application/problem+json" and b'"status": 507' in body and b'"title": "Insufficient Storage"' in body
+    assert (
+        kind == "application/problem+json" and b'"status": 507' in body and b'"title": "Insufficient Storage"' in body
+    )

@@ -52,9 +52,19 @@ def spoken(port: int, head: str, body: bytes = b"") -> bytes:
 
 def test_what_says_it_is_too_large_is_refused_before_it_is_sent(port: int) -> None:
     said = spoken(port, f"Content-Length: {100 * 2**30}\r\n")
-    assert said.startswith(b"HTTP/1.1 413 ") and b"problem+json" in said and b'"status": 413' in said and b"larger than the 17 MB" in said
+    assert (
+        said.startswith(b"HTTP/1.1 413 ")
+        and b"problem+json" in said
+        and b'"status": 413' in said
+        and b"larger than the 17 MB" in said
+    )
     said = spoken(port, f"Accept: text/html,*/*\r\nContent-Length: {100 * 2**30}\r\n", b"x" * 1000)
-    assert said.startswith(b"HTTP/1.1 413 ") and b"<h1>This is too large" in said and b"base.css" in said and b"give its path" in said
+    assert (
+        said.startswith(b"HTTP/1.1 413 ")
+        and b"<h1>This is too large" in said
+        and b"base.css" in said
+        and b"give its path" in said
+    )
     assert b"Content-Security-Policy: default-src 'none'" in said and b"X-Content-Type-Options: nosniff" in said
 
 
