@@ -24,6 +24,7 @@ from concepts.dictionary_views import moved
 from concepts.models import Concept, ConceptConfig
 from saehub.accounts.access import check, needs
 from saehub.fragments import part
+from saehub.typed import row_number
 from saes.listing import Column, listing
 from saes.models import SAE
 
@@ -109,28 +110,24 @@ def _from(request: HttpRequest) -> ConceptConfig | None:
     text = request.GET.get("from", "")
     if not text:
         return None
-    return get_object_or_404(ConceptConfig.objects.select_related("sae__model"), pk=_pk(text))
+    return get_object_or_404(ConceptConfig.objects.select_related("sae__model"), pk=row_number(text))
 
 
 def _sae(request: HttpRequest) -> SAE | None:
     text = request.GET.get("sae", "")
     if not text:
         return None
-    sae = get_object_or_404(SAE.objects.select_related("model"), pk=_pk(text))
+    sae = get_object_or_404(SAE.objects.select_related("model"), pk=row_number(text))
     if not sae.n_features:
         raise Http404(f"How many features {sae.name} has is not known yet.")
     return sae
-
-
-def _pk(text: str) -> int:
-    return int(text) if text.isdecimal() and len(text) < 12 else -1
 
 
 def _initial(request: HttpRequest, old: ConceptConfig | None) -> list[dict[str, Any]]:
     if old is not None:
         return [{"target": target_of(e), "mode": e["mode"], "value": e["value"]} for e in old.edits[:MAX_ROWS]]
     concept = request.GET.get("concept", "")
-    found = Concept.objects.select_related("dictionary").filter(pk=_pk(concept)).first() if concept else None
+    found = Concept.objects.select_related("dictionary").filter(pk=row_number(concept)).first() if concept else None
     named = [f"{found.dictionary.name}/{found.name}"] if found else []
     targets = named + [text[:12] for text in request.GET.getlist("feature")]
     mode, value = request.GET.get("mode", "add"), request.GET.get("value", "")[:30]

@@ -22,6 +22,7 @@ from concepts.snippets import Snippet, snippet
 from saehub.accounts.access import check, needs
 from saehub.fragments import part
 from saehub.streaming import attachment
+from saehub.typed import whole_number
 from saes.listing import Column, listing
 from saes.models import SAE
 
@@ -148,9 +149,10 @@ def _revert(request: HttpRequest, dictionary: ConceptDictionary) -> HttpResponse
 
 
 def _number(text: str) -> int:
-    if not (text.isdecimal() and len(text) < 10):
+    number = whole_number(text)
+    if number is None:
         raise Http404(f"There is no revision {text[:20]}.")
-    return int(text)
+    return number
 
 
 @needs("concepts.view_conceptdictionary")

@@ -11,6 +11,7 @@ from django.shortcuts import render
 from concepts.models import FeatureView
 from concepts.search import SearchError, alike, alike_in, by_label, by_promoted, comparable
 from saehub.accounts.access import needs
+from saehub.typed import row_number, whole_number
 from saes.models import SAE
 
 PAGE = 25
@@ -44,8 +45,8 @@ def feature_search(request: HttpRequest) -> HttpResponse:
 
 
 def _sae(request: HttpRequest) -> SAE | None:
-    pk = request.GET.get("sae", "")
-    return SAE.objects.filter(pk=int(pk)).first() if pk.isdecimal() and len(pk) < 10 else None
+    pk = row_number(request.GET.get("sae", ""))
+    return SAE.objects.filter(pk=pk).first() if pk else None
 
 
 def _found(request: HttpRequest, way: str, text: str, sae: SAE | None) -> dict[str, Any]:
@@ -60,9 +61,10 @@ def _found(request: HttpRequest, way: str, text: str, sae: SAE | None) -> dict[s
         raise SearchError(
             f"There is no SAE {name[:60]} here." if name else "Choose the SAE, or write the feature as SAE/number."
         )
-    if not (index.isdecimal() and len(index) < 10):
+    feature = whole_number(index)
+    if feature is None:
         raise SearchError("Write the feature's number, or SAE/number.")
-    return _alike(request, chosen, int(index))
+    return _alike(request, chosen, feature)
 
 
 def _alike(request: HttpRequest, sae: SAE, index: int) -> dict[str, Any]:
@@ -79,5 +81,4 @@ def _alike(request: HttpRequest, sae: SAE, index: int) -> dict[str, Any]:
 
 
 def _named(name: str) -> SAE | None:
-    by_number = SAE.objects.filter(pk=int(name)).first() if name.isdecimal() and len(name) < 10 else None
-    return by_number or SAE.objects.filter(name__iexact=name.strip()).first()
+    return SAE.objects.filter(pk=row_number(name)).first() or SAE.objects.filter(name__iexact=name.strip()).first()

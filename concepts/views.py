@@ -19,6 +19,7 @@ from saehub.accounts.access import check, needs
 from saehub.charts import Chart, density_histogram
 from saehub.fragments import part
 from saehub.streaming import attachment
+from saehub.typed import whole_number
 from saes.listing import Column, Header
 from saes.models import SAE
 
@@ -77,9 +78,10 @@ def _harvest(request: HttpRequest, sae: SAE) -> HttpResponse:
 def _jump(request: HttpRequest, sae: SAE) -> HttpResponse:
     """The jump-to form: any index, answered by that feature's page or the 404 that names the range."""
     text = request.GET["feature"].strip().replace(",", "")
-    if not (text.isdecimal() and len(text) < 12):
+    feature = whole_number(text)
+    if feature is None:
         raise Http404(no_feature(sae, text[:40]))
-    return redirect(feature_url(sae, int(text), kept(request)))
+    return redirect(feature_url(sae, feature, kept(request)))
 
 
 @needs("concepts.view_featureview")
@@ -101,12 +103,12 @@ def feature_export(request: HttpRequest, pk: int) -> HttpResponseBase:
 
 
 def _chosen_features(request: HttpRequest, sae: SAE, columns: featurefile.FeatureView) -> list[int]:
-    given = request.GET.getlist("feature")
-    wrong = [text for text in given if not (text.isdecimal() and len(text) < 12 and int(text) < columns.n_features)]
-    if wrong:
+    given = {text: whole_number(text) for text in request.GET.getlist("feature")}
+    chosen = {number for number in given.values() if number is not None and number < columns.n_features}
+    if wrong := [text for text, number in given.items() if number not in chosen]:
         raise Http404(no_feature(sae, wrong[0][:40]))
-    if given:
-        return sorted({int(text) for text in given})
+    if chosen:
+        return sorted(chosen)
     found: list[int] = _ordered(request, sae, columns)[1].tolist()
     return found
 

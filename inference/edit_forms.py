@@ -12,6 +12,7 @@ from concepts import compile as compiler
 from concepts.models import Concept, ConceptConfig, Label
 from inference.choices import Able, Select
 from inference.models import Mode, Scope
+from saehub.typed import whole_number
 from saes.models import SAE
 
 MAX_EDITS = 24
@@ -65,8 +66,8 @@ class EditForm(forms.Form):
         text: str = self.cleaned_data["feature"].strip()
         if not text:
             return None
-        if text.isascii() and text.isdecimal() and len(text) < 12:
-            return int(text)
+        if (number := whole_number(text)) is not None:
+            return number
         if text.startswith("-") and text[1:].isdecimal():
             raise forms.ValidationError("Features are counted from 0.")
         if NUMBER.fullmatch(text):

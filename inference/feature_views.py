@@ -17,6 +17,7 @@ from inference.models import Inference
 from inference.own_text import asked_reading, asked_text, link_to, policy_of, reading_of, text_form
 from saehub.accounts.access import needs
 from saehub.fragments import part
+from saehub.typed import whole_number
 from saes.models import SAE
 
 
@@ -56,8 +57,8 @@ def _carried(request: HttpRequest, row: Inference) -> bool:
 def _view(request: HttpRequest, sae: SAE) -> FeatureView | None:
     """The view the page looks at: its maximum is the scale, and its policy that of the text."""
     views = FeatureView.objects.ready().filter(sae=sae).largest_first().select_related("capture__model", "sae__model")
-    wanted = request.GET.get("view", "")
-    return views.filter(pk=int(wanted)).first() if wanted.isdecimal() and len(wanted) < 12 else views.first()
+    wanted = whole_number(request.GET.get("view", ""))
+    return views.first() if wanted is None else views.filter(pk=wanted).first()
 
 
 def _view_in(view: FeatureView | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from inference.residency import residency
 from saehub.accounts.access import check, needs
 from saehub.fragments import part
 from saehub.jobs.made import Made
+from saehub.typed import row_number, whole_number
 from saes.listing import Column, listing
 from training.links import given
 
@@ -65,7 +66,7 @@ def _fork(request: HttpRequest) -> Inference | None:
     pk = request.GET.get("fork", "")
     if not pk:
         return None
-    return get_object_or_404(Inference, pk=int(pk) if pk.isdecimal() and len(pk) < 12 else -1)
+    return get_object_or_404(Inference, pk=row_number(pk))
 
 
 def _of(row: Inference) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def _of(row: Inference) -> dict[str, Any]:
 
 def _prefill(request: HttpRequest) -> dict[str, Any]:
     """From `?prompt=&sae=&sae=`; without an SAE, the newest that can read."""
-    saes = [int(pk) for pk in request.GET.getlist("sae") if pk.isdecimal() and len(pk) < 12]
+    saes = [pk for text in request.GET.getlist("sae") if (pk := whole_number(text)) is not None]
     if not saes:
         newest = InferenceForm().able.first
         saes = [newest.pk] if newest else []

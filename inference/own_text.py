@@ -14,6 +14,7 @@ from django.http import HttpRequest
 from concepts.models import FeatureView
 from inference.infer_forms import MAX_SAES, InferenceForm
 from inference.models import Inference
+from saehub.typed import row_number
 from saes.models import SAE
 
 LONGEST_IN_LINK = 2000  # characters; a longer text is linked by the number of its reading
@@ -27,10 +28,10 @@ def asked_text(request: HttpRequest) -> str:
 
 def asked_reading(request: HttpRequest, saes: Sequence[SAE]) -> Inference | None:
     """The reading of `?reading=`, where all of these SAEs read along."""
-    pk = request.GET.get("reading", "")
-    if not (pk.isdecimal() and len(pk) < 12):
+    pk = row_number(request.GET.get("reading", ""))
+    if not pk:
         return None
-    row = Inference.objects.select_related("job", "model").prefetch_related("saes").filter(pk=int(pk)).first()
+    row = Inference.objects.select_related("job", "model").prefetch_related("saes").filter(pk=pk).first()
     return row if row is not None and _serves(row, saes) else None
 
 

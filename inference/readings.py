@@ -20,6 +20,7 @@ from inference.models import Inference
 from inference.neurons import open_files
 from saehub.figures import fig_text, level, token_markup
 from saehub.spreadsheets import neutralised
+from saehub.typed import whole_number
 
 FEATURES = 15  # of the text, and of a token
 GRID_FEATURES = 12
@@ -210,8 +211,8 @@ def css_of(value: float, maximum: float) -> str:
 
 
 def _number(text: str | None, end: int) -> int | None:
-    number = int(text) if text and text.isdecimal() and len(text) < 12 else -1
-    return number if 0 <= number < end else None
+    number = whole_number(text)
+    return number if number is not None and number < end else None
 
 
 def _finite(value: Any) -> float | None:

@@ -16,6 +16,7 @@ from inference.own_text import asked_reading, asked_text, link_to, reading_of, t
 from inference.text_search import ORDERS, rankings
 from saehub.accounts.access import needs
 from saehub.fragments import part
+from saehub.typed import whole_number
 from saes.models import SAE
 
 PREPEND_BOS = True  # as captures do by default
@@ -53,10 +54,8 @@ def _readers(request: HttpRequest) -> tuple[dict[int, str], int | None, list[SAE
     able = Able("harvest")
     rows = [sae for sae in able.rows if not able.reasons[sae.pk] and sae.model]
     models = {sae.model_id: sae.model.name for sae in rows if sae.model_id and sae.model}
-    wanted = request.POST.get("model") or request.GET.get("model", "")
-    chosen = (
-        int(wanted) if wanted.isdecimal() and len(wanted) < 10 and int(wanted) in models else next(iter(models), None)
-    )
+    wanted = whole_number(request.POST.get("model") or request.GET.get("model", ""))
+    chosen = wanted if wanted in models else next(iter(models), None)
     mine = [sae for sae in rows if sae.model_id == chosen][:MOST_SEARCHED]
     return models, chosen, sorted(mine, key=lambda sae: (-1 if sae.layer is None else sae.layer, sae.pk))
 
@@ -66,8 +65,8 @@ def _found(request: HttpRequest, row: Inference, context: dict[str, Any]) -> dic
         return {}
     try:
         file = CodesFile(row.folder)
-        wanted = request.GET.get("token", "")
-        token = int(wanted) if wanted.isdecimal() and len(wanted) < 9 and int(wanted) < len(file) else None
+        token = whole_number(request.GET.get("token", ""))
+        token = token if token is not None and token < len(file) else None
         found = rankings(row, order=context["order"], token=token, density_max=_share(context["density"]))
     except CodesError as error:
         return {"errors": [str(error)]}

@@ -22,6 +22,7 @@ from inference.sides import sides
 from inference.sweeps import charts_of, shown_points, sweep_record
 from saehub.accounts.access import needs
 from saehub.fragments import part
+from saehub.typed import row_number, whole_number
 from saes.listing import Column, listing
 from saes.models import SAE
 
@@ -104,14 +105,14 @@ def _valid(form: GenerationForm, rows: EditRows) -> bool:
 
 def _why_not(form: GenerationForm) -> str:
     """Why the SAE that the URL asks for cannot steer: the list shows it, but a browser chooses another."""
-    chosen = next((sae for sae in form.able.rows if sae.pk == _index(form["sae"].value())), None)
+    chosen = next((sae for sae in form.able.rows if sae.pk == row_number(form["sae"].value())), None)
     reason = form.able.reasons.get(chosen.pk, "") if chosen and not form.is_bound else ""
     return f"{chosen.name} cannot steer. {reason}" if chosen and reason else ""
 
 
 def _fork(request: HttpRequest) -> Generation | None:
     fork = request.GET.get("fork", "")
-    return get_object_or_404(Generation, pk=_index(fork)) if fork else None
+    return get_object_or_404(Generation, pk=row_number(fork)) if fork else None
 
 
 def _of(row: Generation) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -140,7 +141,7 @@ def _prefill(request: HttpRequest, able: Able) -> tuple[dict[str, Any], list[dic
 
 def _concept(request: HttpRequest) -> Concept | None:
     text = request.GET.get("concept", "")
-    return get_object_or_404(Concept.objects.select_related("dictionary"), pk=_index(text)) if text else None
+    return get_object_or_404(Concept.objects.select_related("dictionary"), pk=row_number(text)) if text else None
 
 
 def _edit_of(concept: Concept, main: Any, strength: str) -> dict[str, Any]:
@@ -158,39 +159,40 @@ def _edit_of(concept: Concept, main: Any, strength: str) -> dict[str, Any]:
 
 def _config(request: HttpRequest) -> ConceptConfig | None:
     text = request.GET.get("config", "")
-    return get_object_or_404(ConceptConfig.objects.select_related("sae__model"), pk=_index(text)) if text else None
+    return get_object_or_404(ConceptConfig.objects.select_related("sae__model"), pk=row_number(text)) if text else None
 
 
-Place = tuple[int, int]  # an SAE and one of its features
+Place = tuple[int, int | None]  # an SAE and one of its features, if that is known
 
 
 def _feature_of(form: GenerationForm, row: Any) -> Place:
     """What a row names as it stands, right or wrong."""
     main = form["sae"].value()
-    return _index(row["sae"].value() or getattr(main, "pk", main)), _index(row["feature"].value())
+    return row_number(row["sae"].value() or getattr(main, "pk", main)), whole_number(row["feature"].value())
+
+
+def _features_of(saes: Mapping[int, SAE], places: Iterable[Place]) -> dict[int, set[int]]:
+    """The features that are named, by SAE, so that each SAE is asked once."""
+    found: dict[int, set[int]] = {}
+    for pk, feature in places:
+        if pk in saes and feature is not None and feature >= 0:
+            found.setdefault(pk, set()).add(feature)
+    return found
 
 
 def known_places(saes: Mapping[int, SAE], places: Iterable[Place]) -> dict[Place, Known]:
-    wanted: dict[int, set[int]] = {}
-    for pk, feature in places:
-        if pk in saes and feature >= 0:
-            wanted.setdefault(pk, set()).add(feature)
     return {
         (pk, feature): known
-        for pk, features in wanted.items()
+        for pk, features in _features_of(saes, places).items()
         for feature, known in known_features(saes[pk], features).items()
     }
 
 
 def labels_of(saes: Mapping[int, SAE], places: Iterable[Place]) -> dict[Place, str]:
-    """The accepted labels of these features, with one query for each SAE."""
-    wanted: dict[int, set[int]] = {}
-    for pk, feature in places:
-        if pk in saes and feature >= 0:
-            wanted.setdefault(pk, set()).add(feature)
+    """The accepted labels of these features."""
     return {
         (pk, feature): text
-        for pk, features in wanted.items()
+        for pk, features in _features_of(saes, places).items()
         for feature, text in Label.objects.accepted_of(saes[pk], features).items()
     }
 
@@ -202,7 +204,7 @@ SUGGESTED = 12
 def edit_suggest(request: HttpRequest) -> JsonResponse:
     """What can be edited of an SAE whose label or name holds `?q=`: [{value, text}], value being what the row takes."""
     words = request.GET.get("q", "").replace("\0", "").strip()[:100]
-    sae = SAE.objects.ready().filter(pk=_index(request.GET.get("sae", ""))).first()
+    sae = SAE.objects.ready().filter(pk=row_number(request.GET.get("sae", ""))).first()
     if sae is None or not words:
         return JsonResponse({"found": []})
     labels = Label.objects.filter(sae=sae, accepted=True, text__icontains=words).order_by("text", "feature")[:SUGGESTED]
@@ -213,12 +215,6 @@ def edit_suggest(request: HttpRequest) -> JsonResponse:
         for concept in concepts.order_by("name", "-pk")[:SUGGESTED]
     ]
     return JsonResponse({"found": found})
-
-
-def _index(value: Any) -> int:
-    """A row's number or feature as typed; -1 for what is none."""
-    text = str(value).strip()
-    return int(text) if text.isdecimal() and len(text) < 12 else -1
 
 
 @needs("inference.view_generation")

@@ -1,6 +1,6 @@
 """Typed readers of environment variables that fail loudly.
 
-Every knob SAEHub has is read here once, by `settings.py`; `KNOBS` collects them for `manage.py knobs` and the docs.
+Every knob SAEHub has is read here once, by `settings.py`; `KNOBS` collects them, and a test holds README's table against it.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from saehub.accounts.access import LOGIN, PUBLIC, allowed, needs
 from saehub.fragments import part
 from saehub.jobs.models import Job
 from saehub.styleguide import samples
+from saehub.typed import row_number, whole_number
 from saes.filters import search_query
 from saes.models import SAE, LanguageModel
 from saes.resolve import Resolution, resolve
@@ -148,11 +149,12 @@ def _opened(request: HttpRequest, sae: SAE, meant: Resolution) -> HttpResponse:
 def _feature_named(text: str) -> str:
     """Address of the feature that `<SAE id or name>/<index>` names, or ""."""
     name, slash, index = text.rpartition("/")
-    if not (slash and index.isdecimal() and len(index) < 10):
+    feature = whole_number(index)
+    if not slash or feature is None:
         return ""
-    match = Q(name__iexact=name.strip()) | (Q(pk=int(name)) if name.isdecimal() and len(name) < 10 else Q())
+    match = Q(name__iexact=name.strip()) | Q(pk=row_number(name))
     sae = SAE.objects.ready().filter(match).first() if name.strip() else None
-    return reverse("concepts:feature_detail", args=[sae.pk, int(index)]) if sae else ""
+    return reverse("concepts:feature_detail", args=[sae.pk, feature]) if sae else ""
 
 
 @needs(PUBLIC)

@@ -17,6 +17,7 @@ from django.utils.html import format_html
 
 from saehub.accounts.admin import HouseAdmin, MadeByJobs
 from saehub.jobs.models import State
+from saehub.typed import row_number
 from saes.dependents import users
 from saes.facets import FACET_FIELDS, SEPARATOR
 from saes.filters import search_query
@@ -52,7 +53,7 @@ class ReleaseFilter(admin.RelatedFieldListFilter):
     def field_choices(self, field: Any, request: HttpRequest, model_admin: Any) -> list[Any]:
         chosen: Any = self.lookup_val
         chosen = chosen[0] if isinstance(chosen, list) else chosen
-        row = Release.objects.filter(pk=int(chosen)).first() if str(chosen or "").isdecimal() else None
+        row = Release.objects.filter(pk=row_number(chosen)).first()
         return [(row.pk, row.name)] if row else []
 
     def has_output(self) -> bool:

@@ -17,6 +17,7 @@ from saehub.accounts.hub_tokens import HubTokenError, hub_token
 from saehub.fragments import part
 from saehub.jobs.models import enqueue
 from saehub.jobs.progress import JobError
+from saehub.typed import whole_number
 from saes import gemma_scope
 from saes.basket import MOST, basket_of, put_in, take_out
 from saes.batch import BatchSpec
@@ -228,7 +229,7 @@ def _spec(rows: list[SAE]) -> str:
 
 def _change_basket(request: HttpRequest) -> HttpResponseBase:
     action, back = request.POST.get("action", ""), request.POST.get("next", "")
-    keys = [int(text) for text in request.POST.getlist("sae") if text.isdecimal() and len(text) < 19][:MOST]
+    keys = [pk for text in request.POST.getlist("sae") if (pk := whole_number(text)) is not None][:MOST]
     if action == "add_all":  # what the list's filters find, on all of its pages
         keys = list(
             Filters.of(QueryDict(request.POST.get("query", "")))

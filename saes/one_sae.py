@@ -19,6 +19,7 @@ from saehub.accounts.access import OTHERS, check, needs
 from saehub.fragments import part
 from saehub.jobs.kinds import KINDS
 from saehub.jobs.models import Job, State, enqueue
+from saehub.typed import row_number
 from saes.abilities import abilities
 from saes.card import model_card
 from saes.claims import claims
@@ -110,7 +111,8 @@ def _overview(sae: SAE) -> dict[str, Any]:
 
 def _measured(sae: SAE, evaluation: str) -> dict[str, Any]:
     """The figures of the newest evaluation, or of the one that the address names."""
-    chosen = sae.evaluations.ready().filter(pk=evaluation).first() if evaluation.isdecimal() else None
+    pk = row_number(evaluation)
+    chosen = sae.evaluations.ready().filter(pk=pk).first() if pk else None
     metrics = chosen.metrics if chosen else sae.metrics
     return {"chosen": chosen, "metrics": grouped(metrics), "density": density_chart(metrics)}
 

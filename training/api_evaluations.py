@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 from saehub.accounts.api_access import Needs, Problem
 from saehub.accounts.api_pages import LIMIT, OFFSET, Page, like, page
 from saehub.jobs.starting import starts
+from saehub.typed import whole_number
 from saes.api_forms import laid_over, refuse
 from saes.models import SAE
 from training.compare import MOST, differing, sides_of, table
@@ -189,9 +190,10 @@ def sae_compare(
 def _wanted(ids: str) -> list[SAE]:
     """The SAEs of a list of numbers, in its order. Raises Problem."""
     words = ids.replace(",", " ").split()
-    if not all(word.isascii() and word.isdecimal() and len(word) < 12 for word in words):
+    numbers = [number for word in words if (number := whole_number(word)) is not None]
+    if len(numbers) < len(words):
         raise Problem(422, "ids: give the numbers of SAEs with commas between, such as 12,13.")
-    wanted = list(dict.fromkeys(map(int, words)))
+    wanted = list(dict.fromkeys(numbers))
     if not 2 <= len(wanted) <= MOST:
         raise Problem(422, f"ids: give from 2 to {MOST} SAEs, not {len(wanted)}.")
     found = SAE.objects.select_related("model", "release").in_bulk(wanted)

@@ -9,6 +9,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.urls import reverse_lazy
 
+from saehub.typed import whole_number
 from saes.fields import NewRow, server_path
 from saes.models import LanguageModel
 from saes.uploads import refuse_links
@@ -132,10 +133,10 @@ class CaptureForm(NewRow):
 
     def _model(self) -> LanguageModel | None:
         """The model that is chosen in the form so far, or the only one there is."""
-        value = str((self.data if self.is_bound else self.initial).get("model") or "")
+        pk = whole_number((self.data if self.is_bound else self.initial).get("model"))
         models = LanguageModel.objects.ready()
-        if value.isdecimal():
-            return models.filter(pk=int(value)).first()
+        if pk is not None:
+            return models.filter(pk=pk).first()
         return models.first() if not self.is_bound and models.count() == 1 else None
 
     def clean(self) -> dict[str, Any]:

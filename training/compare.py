@@ -9,6 +9,7 @@ from typing import Any
 from saehub import charts
 from saehub.figures import count_text
 from saehub.spreadsheets import neutralised
+from saehub.typed import whole_number
 from saes.metrics import GROUPS
 from saes.models import SAE
 from training.models import Evaluation
@@ -195,4 +196,4 @@ def csv_rows(sides: Sequence[Side]) -> list[list[Any]]:
 def wanted_ids(text: str) -> list[int]:
     """The numbers of `?ids=3,5,8`, each once, in their order."""
     words = text.replace(" ", ",").split(",")
-    return list(dict.fromkeys(int(word) for word in words if word.isdecimal() and len(word) < 10))
+    return list(dict.fromkeys(pk for word in words if (pk := whole_number(word)) is not None))

@@ -6,7 +6,10 @@ from typing import Any
 
 from django.http import HttpRequest
 
+from saehub.typed import whole_number
+
 
 def given(request: HttpRequest, *names: str) -> dict[str, Any]:
     """Numbers of rows that a link chose beforehand."""
-    return {name: int(value) for name in names if (value := request.GET.get(name, "")).isdecimal()}
+    numbers = {name: whole_number(request.GET.get(name, "")) for name in names}
+    return {name: number for name, number in numbers.items() if number is not None}

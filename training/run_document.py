@@ -6,12 +6,14 @@ Torch-free: what the form does not know is checked by the trainer, in the job.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 from django.http import QueryDict
 
+from saehub.typed import whole_number
 from training.models import Capture, Run, Sweep
 from training.run_form import ARCHITECTURE_FIELDS, RunForm
 from training.sweep_form import AXES
@@ -80,15 +82,24 @@ def from_yaml(text: str) -> dict[str, Any]:
     if len(text) > MOST_CHARACTERS:
         raise DocumentError("The document is too long for one of a training run.")
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        # a few nested aliases can stand for more text than there is memory
+        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
+        found = None if aliases else yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         raise DocumentError(f"This is not YAML{f' (line {mark.line + 1})' if mark else ''}.") from error
+    if aliases:
+        raise DocumentError("A training document has no aliases (*name): write each value where it belongs.")
     if not isinstance(found, dict):
         raise DocumentError("A training document is a list of `key: value` lines, such as `k: 32`.")
     unknown = [str(key) for key in found if key not in KEYS]
     if unknown:
         raise DocumentError(f"There is no setting {unknown[0]}; the settings are {', '.join(KEYS)}.")
+    for key, value in found.items():
+        try:
+            json.dumps(value, allow_nan=False)  # a run keeps its settings as JSON
+        except (TypeError, ValueError):
+            raise DocumentError(f"{key} is neither a text, a number, true or false nor a list of them.") from None
     return found
 
 
@@ -103,7 +114,7 @@ def form_of(document: Mapping[str, Any], user: Any) -> RunForm:
         if initial is not None and initial is not False:
             data[name] = _text(initial)
     hooks = document.get("hook_name") or capture.hook_names[0]
-    hooks = [hooks] if isinstance(hooks, str) else list(hooks)
+    hooks = list(hooks) if isinstance(hooks, list | tuple) else [hooks]
     data["source"], data["more_hooks"] = f"{capture.pk}:{hooks[0]}", ", ".join(map(str, hooks[1:]))
     for name in ("name", "hook_name_out", "architecture", "processes", *FORM):
         if name in document:
@@ -123,8 +134,8 @@ def _capture(document: Mapping[str, Any]) -> Capture:
     if wanted is None:
         raise DocumentError("Say what to train on, such as `capture: 3` or the capture's name.")
     rows = Capture.objects.ready().select_related("corpus")
-    number = isinstance(wanted, int) or str(wanted).isdecimal()
-    found = rows.filter(pk=int(wanted)).first() if number else rows.filter(name=wanted).order_by("-pk").first()
+    pk = whole_number(wanted)
+    found = rows.filter(name=wanted).order_by("-pk").first() if pk is None else rows.filter(pk=pk).first()
     if found is None:
         raise DocumentError(f"There is no finished capture {wanted} here.")
     digest = document.get("corpus_sha256")

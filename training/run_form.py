@@ -8,6 +8,7 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.utils.text import slugify
 
+from saehub.typed import whole_number
 from saes.fields import NewRow
 from saes.models import SAE
 from training.estimates import RunEstimate, estimate_run, together
@@ -278,7 +279,7 @@ class RunForm(NewRow):
         words = text.replace(",", " ").split()
         if not words or "matryoshka_widths" in self.errors:
             return None
-        numbers = [int(word) for word in words if word.isdecimal() and len(word) < 10]
+        numbers = [number for word in words if (number := whole_number(word)) is not None]
         widths = [*numbers, *([] if d_sae in numbers else [d_sae])]
         if len(numbers) != len(words) or widths != sorted(set(widths)) or widths[0] < 1 or widths[-1] != d_sae:
             self.add_error(

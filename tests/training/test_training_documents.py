@@ -17,7 +17,7 @@ from saehub.jobs.models import State
 from saes.models import SAE
 from training.models import Capture, Run, Sweep
 from training.presets import PRESETS
-from training.run_document import DocumentError, form_of, from_yaml, of_run, of_sweep, to_yaml
+from training.run_document import TRAINER, DocumentError, form_of, from_yaml, of_run, of_sweep, to_yaml
 from training.run_form import RunForm
 
 HOOK = "blocks.1.hook_resid_post"
@@ -104,6 +104,12 @@ def test_a_document_with_lists_is_a_sweep_and_says_so_again(make_capture: Any, u
         ("k: 3", "Say what to train on"),
         ("capture: 99", "no finished capture 99"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
+        ("k: " + "[" * 20_000, "not YAML"),
+        ("k: " + "9" * 5_000, "not YAML"),
+        ("name: 2026-13-45", "not YAML"),
+        ("k: &a [1, 1]\nlr: [*a, *a]", "no aliases"),
+        ("k: 4\nsteps: .nan", "steps is neither"),
+        ("k: 2026-01-01", "k is neither"),
     ],
 )
 def test_what_is_no_document_gets_one_sentence(db: Any, user_of: Any, text: str, says: str) -> None:
@@ -111,6 +117,23 @@ def test_what_is_no_document_gets_one_sentence(db: Any, user_of: Any, text: str,
         form_of(from_yaml(text), user_of("researcher"))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["hook_name: 3", "hook_name: {a: b}", "k: 2026-01-01", "name: [a, b]", "processes: .inf"]
+)
+def test_a_value_of_the_wrong_kind_is_said_beside_the_document(make_capture: Any, client_of: Any, line: str) -> None:
+    text = f"capture: {make_capture()[0].pk}\nk: 4\n{line}"
+    answer = client_of("researcher").post(reverse("training:run_create"), {"document": text})
+    assert answer.status_code == (302 if line.startswith("name") else 422)
+
+
+@pytest.mark.parametrize("value", ["2026-01-01", "[a, b]", "{a: b}", "!!binary aGFsbG8=", ".nan", "true", "'3'"])
+def test_a_value_that_only_the_trainer_knows_is_no_crash(make_capture: Any, client_of: Any, value: str) -> None:
+    for name in TRAINER:
+        text = f"capture: {make_capture()[0].pk}\nk: 4\n{name}: {value}"
+        answer = client_of("researcher").post(reverse("training:run_create"), {"document": text})
+        assert answer.status_code in (302, 422), name
 
 
 def test_another_text_is_refused(make_capture: Any, user_of: Any) -> None:

@@ -18,6 +18,7 @@ from saehub.figures import count_text
 from saehub.jobs.models import Job, State
 from saehub.jobs.runner import run as run_here
 from saehub.jobs.runner import summary
+from saehub.typed import row_number
 from training.models import Run, Sweep
 from training.run_document import KEYS, DocumentError, form_of, from_yaml, of_run, of_sweep, said, to_yaml
 
@@ -92,7 +93,7 @@ class Command(BaseCommand):
         """The run or sweep, its job queued again."""
         sweep, number = wanted.startswith("sweep-"), wanted.removeprefix("sweep-").removeprefix("run-")
         table: Any = Sweep if sweep else Run
-        row = table.objects.select_related("job").filter(pk=int(number)).first() if number.isdecimal() else None
+        row = table.objects.select_related("job").filter(pk=row_number(number)).first()
         if row is None:
             raise CommandError(f"There is no {'sweep' if sweep else 'run'} {number}.", returncode=2)
         if row.ready and not (sweep and row.runs.filter(ready_at=None, error="").exists()):
