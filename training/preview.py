@@ -114,7 +114,7 @@ def _texts(sample: Sampled, policy: Policy, words: _Words) -> tuple[list[str], s
 
 def _fault(chats: tuple[Conversation, ...], number: int, said: str) -> str:
     where = chats[number].where if chats else "the first documents"
-    return f"A capture would end at {where}: the model's chat template does not take it: {said.rstrip('.')}."
+    return f"A capture that reaches {where} would end there: the model's chat template does not take it: {said.rstrip('.')}."
 
 
 def _plain(chats: tuple[Conversation, ...]) -> tuple[list[str], str]:

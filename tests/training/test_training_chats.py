@@ -141,7 +141,8 @@ def test_a_row_that_the_template_refuses_is_named_before_the_start_and_by_the_jo
     shown = client.get(url, form(chat_model, corpus, chat_template="on", look=1)).context["estimate"].preview
     assert len(shown.examples) == 3
     assert shown.fault == (
-        "A capture would end at chats.jsonl line 41: the model's chat template does not take it: System role not supported."
+        "A capture that reaches chats.jsonl line 41 would end there: the model's chat template does not take it: "
+        "System role not supported."
     )
     client.post(url, form(chat_model, corpus, chat_template="on"))
     job = run_job(Capture.objects.get().job)
