@@ -14,7 +14,6 @@ Requests wait in their socket, which `manage.py work` holds open, while a server
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import signal
@@ -24,6 +23,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -32,15 +32,22 @@ from typing import NamedTuple
 from django.conf import settings
 
 from saehub.jobs.kinds import KINDS
-from saehub.jobs.processes import kill_tree
+from saehub.jobs.processes import end_with_parent, kill_tree, name_process
 
-log = logging.getLogger(__name__)
 REQUEST = struct.Struct("q16s")  # job, token
 NUMBER = struct.Struct("q")  # process id or exit code
 LOST = 255  # exit code of a job whose server ended before it
 LOOK_SECONDS = 0.5
-# Imported by functions of these queues' modules when they are called; their kernels are compiled only there.
-MORE = {"gpu": ("transformers.modeling_utils", "numba")}
+# What the functions of these queues' modules import when they are called ...
+MORE = {"gpu": ("transformers.modeling_utils", "numba"), "live": ("transformers.modeling_utils",)}
+# ... and what compiles kernels when it is imported, for 10 s the first time on a machine.
+COMPILED = {
+    "gpu": (
+        *(f"training.numerics.{name}kernels" for name in ("", "topk_", "update_")),
+        *(f"concepts.numerics.{name}kernels" for name in ("", "column_")),
+        "training.numerics.dense_kernels",
+    )
+}
 
 
 class Order(NamedTuple):
@@ -54,7 +61,7 @@ class Order(NamedTuple):
 # -- the workers' side ----------------------------------------------------------------------------------------------------
 def start_server(queue: str) -> subprocess.Popen[bytes] | None:
     """The server of this process's workers, which are forked later; None for a queue without jobs in a process of their own."""
-    if not modules_of(queue):
+    if not modules_of(queue, in_child=True):
         return None
     _, end = _requests()
     command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "serve_jobs", queue, str(end.fileno())]
@@ -67,9 +74,16 @@ def _requests() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 
 
-def modules_of(queue: str) -> list[str]:
-    """Modules with the functions of a queue's jobs, in the order of the table."""
-    return list(dict.fromkeys(kind.module for kind in KINDS.values() if kind.queue == queue and kind.in_child))
+def modules_of(queue: str, *, in_child: bool) -> list[str]:
+    """What a queue's jobs import: those in a process of their own, or those that its workers do themselves."""
+    named = dict.fromkeys(kind.module for kind in KINDS.values() if kind.queue == queue and kind.in_child == in_child)
+    return [*named, *MORE.get(queue, ())] if named else []
+
+
+def import_all(modules: Iterable[str]) -> None:
+    for module in modules:
+        with suppress(Exception):  # the job that needs it says so, on its card
+            import_module(module)
 
 
 class JobProcess:
@@ -112,7 +126,7 @@ def serve(queue: str, requests: socket.socket) -> Order | None:
     Between two imports it looks for requests: a job that comes early imports the rest itself.
     """
     parent = os.getppid()
-    imports = deque([*modules_of(queue), *MORE.get(queue, ())])
+    imports = deque(modules_of(queue, in_child=True))
     children: dict[int, socket.socket] = {}
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -141,23 +155,30 @@ def serve(queue: str, requests: socket.socket) -> Order | None:
             children[pid] = channel
             _say(channel, pid)
         elif imports:
-            _import(imports.popleft())
+            import_all([imports.popleft()])
+            if not imports:
+                _compile(COMPILED.get(queue, ()))
     return None
 
 
-def _import(module: str) -> None:
-    try:
-        import_module(module)
-    except Exception:  # the job that needs it says so, on its card
-        log.exception("%s cannot be imported", module)
+def _compile(modules: Sequence[str]) -> None:
+    """Fill the folder of compiled kernels, so that no job waits for it: in a fork, since a server has to answer, and with
+    the lowest priority."""
+    if modules and not os.fork():
+        os.nice(19)
+        name_process("compiles")
+        end_with_parent()
+        import_all(modules)
+        os._exit(0)
 
 
 def _tell_ends(children: dict[int, socket.socket]) -> None:
-    for child in list(children):
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            with children.pop(pid) as channel:
-                _say(channel, os.waitstatus_to_exitcode(status))
+    with suppress(ChildProcessError):  # none is left
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            pid, status = ended
+            if pid in children:
+                with children.pop(pid) as channel:
+                    _say(channel, os.waitstatus_to_exitcode(status))
 
 
 def _say(channel: socket.socket, number: int) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
 from saehub.jobs.kinds import KINDS
-from saehub.jobs.server import MORE, modules_of
+from saehub.jobs.server import COMPILED, MORE, modules_of
 from tests.conftest import ROOT, child_environment
 
 PRELOADED = """
@@ -48,7 +49,7 @@ print(json.dumps([in_a_fork(), in_a_fork(), products()]))
 
 @pytest.mark.parametrize("queue", ["io", "gpu"])
 def test_jobs_one_after_another_compute_with_threads_of_their_own(queue: str) -> None:
-    modules = [*modules_of(queue), *MORE.get(queue, ())]
+    modules = modules_of(queue, in_child=True)
     environment = child_environment() | {"OMP_NUM_THREADS": "2", "DJANGO_SETTINGS_MODULE": "saehub.settings"}
     told = subprocess.run(
         [sys.executable, "-c", PRELOADED, *modules], cwd=ROOT, env=environment, capture_output=True, text=True
@@ -59,5 +60,16 @@ def test_jobs_one_after_another_compute_with_threads_of_their_own(queue: str) ->
 
 
 def test_every_queue_with_processes_for_its_jobs_has_a_server() -> None:
-    assert "training.jobs" in modules_of("gpu") and modules_of("live") == []
-    assert set(MORE) <= {kind.queue for kind in KINDS.values() if kind.in_child}
+    assert "training.jobs" in modules_of("gpu", in_child=True) and modules_of("live", in_child=True) == []
+    assert "inference.jobs" in modules_of("live", in_child=False) and modules_of("gpu", in_child=False) == []
+    assert {*MORE, *COMPILED} <= {kind.queue for kind in KINDS.values()}
+
+
+def test_the_server_of_a_new_machine_compiles_every_kernel() -> None:
+    with_kernels = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in ROOT.glob("*/numerics/*.py")
+        if "\n@kernel(" in path.read_text()
+    }
+    assert with_kernels == set(COMPILED["gpu"])
+    assert all(find_spec(module) for modules in MORE.values() for module in modules)

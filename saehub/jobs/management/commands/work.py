@@ -10,11 +10,12 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import InterfaceError, OperationalError, connections
 from django.utils import timezone
+from django_q.signals import post_spawn
 
 from saehub.jobs.models import Job, State
 from saehub.jobs.processes import end_with_parent, kill_tree
 from saehub.jobs.runner import release, sweep
-from saehub.jobs.server import start_server
+from saehub.jobs.server import import_all, modules_of, start_server
 
 SWEEP_SECONDS = 2.0
 STUCK_SECONDS = 20.0
@@ -38,6 +39,7 @@ class Command(BaseCommand):
         end_with_parent(self.over.set if options["with_parent"] else lambda: None)
         self.worker = os.environ["SAEHUB_WORKER"] = f"{socket.gethostname()}:{os.getpid()}:{self.queue}"
         self.server = start_server(self.queue)
+        post_spawn.connect(self.import_in_worker)
         cluster = self.start_cluster()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self.over.set())
@@ -50,6 +52,10 @@ class Command(BaseCommand):
                     connections.close_all()
         finally:
             self.end()
+
+    def import_in_worker(self, **_: Any) -> None:
+        """Before its first job: what a worker needs that does jobs itself."""
+        import_all(modules_of(self.queue, in_child=False))
 
     def look_after(self, cluster: Any) -> Any:
         """Take up what dead workers left; the cluster, started again where it is stuck or gone."""
