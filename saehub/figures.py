@@ -24,11 +24,21 @@ from django.utils.safestring import SafeString, mark_safe
 register = template.Library()
 
 NOTHING = "–"
+WBR = mark_safe("<wbr>")
 MINUS = "−"
 LEVELS = 20  # steps of the token ramp, classes a1 to a20 of static/css/pages.css
 
 _COUNT_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+@register.filter
+def breakable(name: Any) -> SafeString:
+    """A path or id that may go on in the next line after a slash or an underscore, and is copied as it is."""
+    return format_html_join(
+        "", "{}{}", ((part, WBR if part in ("/", "_") else "") for part in re.split("([/_])", str(name)))
+    )
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html
 
 from saehub.accounts.admin import HouseAdmin, MadeByJobs
+from saehub.figures import breakable
 from saehub.jobs.models import State
 from saehub.typed import row_number
 from saes.dependents import users
@@ -191,7 +192,7 @@ def _delete_unused(desk: SAEAdmin, request: HttpRequest, queryset: QuerySet[SAE]
 
 
 PARTS: tuple[tuple[str | None, tuple[str, ...], tuple[str, ...]], ...] = (
-    (None, (), ("name", "curation", "owner", "notes", "page")),
+    (None, (), ("name", "curation", "owner", "licence", "pin", "notes", "page")),
     (
         "What it is",
         (),
@@ -216,16 +217,13 @@ PARTS: tuple[tuple[str | None, tuple[str, ...], tuple[str, ...]], ...] = (
     ("Measured", (), ("l0", "explained_variance")),
     ("As it was read", ("collapse",), ("config", "proof", "checksums", "metrics", "created_at")),
 )  # fmt: skip
-CHANGED_HERE = ("name", "curation", "owner", "notes", "model")
+CHANGED_HERE = ("name", "curation", "owner", "licence", "pin", "notes", "model")
 READ_ONLY = tuple(name for _, _, names in PARTS for name in names if name not in CHANGED_HERE)
 
 
 @admin.register(SAE)
 class SAEAdmin(MadeByJobs):
-    list_display = (
-        "name", "curation", "model_name", "site", "layer", "architecture", "d_sae", "here", "source", "owner", "verified_at",
-        "page",
-    )  # fmt: skip
+    list_display = ("name", "curation", "place", "kind", "here", "owner", "page")  # what fits beside the filters
     list_filter = (
         "curation", "source", HereFilter, SiteFilter, ArchitectureFilter, ModelFilter, ("release", ReleaseFilter),
     )  # fmt: skip
@@ -238,6 +236,15 @@ class SAEAdmin(MadeByJobs):
     paginator = Estimated
     fieldsets = tuple((title, {"fields": names, "classes": css}) for title, css, names in PARTS)
     readonly_fields = READ_ONLY
+
+    @admin.display(description="model, place", ordering="model_name")
+    def place(self, obj: SAE) -> str:
+        where = " ".join(str(part) for part in (obj.site, obj.layer) if part not in ("", None))
+        return format_html("{}<br>{}", breakable(obj.model_name or "–"), where)
+
+    @admin.display(description="kind, features", ordering="d_sae")
+    def kind(self, obj: SAE) -> str:
+        return format_html("{}<br>{}", obj.architecture or "–", f"{obj.d_sae:,}" if obj.d_sae else "")
 
     @admin.display(description="here", boolean=True, ordering="ready_at")
     def here(self, obj: SAE) -> bool:

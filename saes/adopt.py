@@ -15,6 +15,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
+from saehub.figures import bytes_text
 from saehub.jobs.progress import JobError, Progress
 from saes.checksums import checksums, weights_digest
 from saes.fields import size_of
@@ -273,7 +274,7 @@ def _require_space(size: int) -> None:
     free = shutil.disk_usage(settings.DATA_DIR).free - settings.DISK_RESERVE
     if size > free:
         raise JobError(
-            f"The converted SAE needs {size / 1e9:.2f} GB and the disk has {max(free, 0) / 1e9:.2f} GB to spare.",
+            f"The converted SAE needs {bytes_text(size)} and the disk has {bytes_text(max(free, 0))} to spare.",
             "Free some space under the data folder, then press Retry.",
         )
 

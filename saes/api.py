@@ -13,12 +13,13 @@ from pydantic import ConfigDict
 
 from saehub.accounts.api_access import Needs, Problem, require_own
 from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
-from saes import api_bringing, api_models, api_sharing, gemma_scope
+from saes import api_bringing, api_cache, api_models, api_sharing, gemma_scope
 from saes.api_bringing import variants_of
 from saes.api_rows import SAEDetail, SAEPage, brief, row_of, whole
 from saes.dependents import dependents, users
 from saes.models import SAE, Release
 from saes.one_sae import curate
+from saes.recommended import recommended
 from saes.registry import rows_between
 from saes.removal import InUse, may_remove, remove
 from saes.repository import known_gemma_scope
@@ -40,6 +41,7 @@ class Change(Schema):
     notes: str | None = Field(None, max_length=20_000)
     name: str | None = Field(None, min_length=1, max_length=200)
     licence: str | None = Field(None, max_length=60, description="As the Hub names it; empty: its repository's")
+    pin: str | None = Field(None, max_length=200, description="Why it is recommended at its place; empty: no more")
 
 
 class ReleaseOut(Schema):
@@ -61,6 +63,14 @@ Variants = Annotated[dict[str, Any], Field(examples=[{"repositories": ["google/g
 Config = Annotated[
     dict[str, Any], Field(examples=[{"architecture": "topk", "d_in": 768, "d_sae": 6144, "k": 32, "dtype": "float32"}])
 ]
+
+
+RECOMMENDED: Any = {"model": "gemma-2-2b", "items": [{
+    "site": "resid_post", "layer": 12, "of": 27, "pinned": False, "why": "16,384 features are nearest 16,384; …",
+    "sae": {"id": 12, "name": "gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", "d_sae": 16384, "l0": 82.0,
+            "ready": True},
+}]}  # fmt: skip
+Recommendations = Annotated[dict[str, Any], Field(examples=[RECOMMENDED])]
 
 
 class Resolved(Schema):
@@ -161,6 +171,24 @@ def gemma_scope_variants(
 
 
 @router.get(
+    "/saes/recommended",
+    auth=Needs("saes.view_sae"),
+    response=Recommendations,
+    summary="Of each place of a model, the SAE to begin with",
+)
+def sae_recommended(
+    request: HttpRequest, model: str = Query(..., max_length=120), site: str = "", layer: int | None = Query(None, ge=0)
+) -> dict[str, Any]:
+    """What a curator pinned, else of the width nearest 16,384 the L0 nearest 100; `why` says which, `of` how many there are."""
+    items = [
+        {"site": one.site, "layer": one.layer, "of": one.of, "pinned": one.pinned, "why": one.why,
+         "sae": {"id": one.sae.pk, "name": one.sae.name, "d_sae": one.sae.d_sae, "l0": one.l0, "ready": one.sae.ready}}
+        for one in recommended(model, site, layer)
+    ]  # fmt: skip
+    return {"model": model, "items": items}
+
+
+@router.get(
     "/catalogue/resolve",
     auth=Needs("saes.view_sae"),
     response=Resolved,
@@ -242,5 +270,6 @@ def sae_delete(
 
 
 router.add_router("", api_bringing.router)
+router.add_router("", api_cache.router)
 router.add_router("", api_models.router)
 router.add_router("", api_sharing.router)

@@ -80,6 +80,7 @@ class SAEDetail(SAEOut):
     job: dict[str, Any] | None
     cannot: dict[str, str]
     licence: str
+    pin: str
 
 
 class SAEPage(Page[SAEOut]):
@@ -108,7 +109,8 @@ def row_of(pk: int) -> SAE:
     """Raises Http404, or Problem 404 with the fault where its import was refused."""
     row = SAE.objects.select_related("owner", "job", "model", "release").filter(pk=pk).first()
     if row is None and (job := refusal_of(pk)):
-        raise Problem(404, f"The import of SAE {pk} was refused. {job.error}".strip(), job=job.pk)
+        what = "import" if job.kind == "adopt" else "download"
+        raise Problem(404, f"The {what} of SAE {pk} was refused. {job.error}".strip(), job=job.pk)
     if row is None:
         raise Http404
     return row
@@ -133,7 +135,7 @@ def whole(row: SAE) -> dict[str, Any]:
     """An SAE with all that is known of it."""
     names = (
         "sae_id", "aliases", "neuronpedia_id", "sha256", "checksums", "facts", "asked", "proof", "metrics", "notes",
-        "read_at", "verified_at", "ready_at",
+        "read_at", "verified_at", "ready_at", "pin",
     )  # fmt: skip
     return brief(row) | {name: getattr(row, name) for name in names} | {
         "release": row.release.name if row.release else None,

@@ -177,7 +177,8 @@ class Batch:
             part.job, part.joined = _job_of(part, self.user)
             self._see_through(part.job)
             part.error, part.hint = part.job.error, part.job.hint
-            part.row.refresh_from_db()
+            if SAE.objects.filter(pk=part.row.pk).exists():  # a place that holds nothing leaves no row
+                part.row.refresh_from_db()
         except Exception as error:  # one that fails, for whatever reason, does not hold up the others
             part.error, part.hint = sentence(error), hint(error)
 

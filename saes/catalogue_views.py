@@ -11,6 +11,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, Qu
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
+from huggingface_hub.constants import is_offline_mode
 
 from saehub.accounts.access import needs
 from saehub.accounts.hub_tokens import HubTokenError, hub_token
@@ -26,6 +27,7 @@ from saes.filters import Filters, number
 from saes.listing import PAGE
 from saes.models import SAE
 from saes.one_sae import refusal_of
+from saes.recommended import models_with_saes, recommended
 from saes.registry import Row, registry
 from saes.repository import StillAsking, known_gemma_scope, listing_of, places, variants
 from saes.resolve import Place, place_of
@@ -40,7 +42,8 @@ NOT_A_PLACE = (
 @needs("saes.view_sae")
 def sae_list(request: HttpRequest) -> HttpResponse:
     """Every SAE this instance knows: trained here, imported, on the Hub."""
-    context = {"section": "saes", "in_basket": frozenset(basket_of(request)), "most": MOST} | registry(request.GET)
+    context: dict[str, Any] = {"section": "saes", "in_basket": frozenset(basket_of(request)), "most": MOST}
+    context |= {"hub_offline": is_offline_mode()} | registry(request.GET)
     return render(request, "saes/sae_list.html" + part(request, "rows"), context)
 
 
@@ -50,6 +53,17 @@ def sae_state(request: HttpRequest, pk: int) -> HttpResponse:
     sae = SAE.objects.select_related("job").filter(pk=pk).first()
     context = {"row": Row(sae)} if sae else {"row": None, "refusal": refusal_of(pk)}
     return render(request, "saes/sae_list.html#state", context)
+
+
+@needs("saes.view_sae")
+def sae_recommended(request: HttpRequest) -> HttpResponse:
+    """Of each site and layer of a model the SAE to begin with, and why it is that one."""
+    models = models_with_saes()
+    model = request.GET.get("model", "").replace("\0", "")[:120] or (models[0][0] if models else "")
+    known = any(name == model for name, _ in models)
+    rows = recommended(model) if model else []
+    context = {"section": "saes", "models": models, "model": model, "known": known, "rows": rows}
+    return render(request, "saes/sae_recommended.html", context)
 
 
 @needs("saes.change_sae")
@@ -73,6 +87,7 @@ def sae_download(request: HttpRequest) -> HttpResponseBase:
         "text": text,
         "place": place,
         "gemma_scope": known_gemma_scope(),
+        "hub_offline": is_offline_mode(),
         "q": request.GET.get("q", "").replace("\0", "").strip()[:200] or (place.path if place else ""),
     }
     status = 200

@@ -10,6 +10,8 @@ from typing import Any
 from saehub.accounts.hub_tokens import hub_token
 from saehub.jobs.progress import JobError, Progress
 from saes import hub
+from saes.dependents import dependents
+from saes.history import DELETION, note
 from saes.hub import HubFile, Listing
 from saes.hub_access import remember_once
 from saes.layouts import wanted_files
@@ -19,6 +21,10 @@ WEIGHTS = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".th")
 NOT_OF_AN_SAE = (
     "examples.safetensors", "optimizer*", "scheduler*", "trainer_state*", "rng_state*", "*.md", "*.png", ".gitattributes",
 )  # fmt: skip
+
+
+class NothingThere(JobError):
+    """The repository has no SAE at that place, whatever is tried again."""
 
 
 def bring(progress: Progress, row: SAE) -> dict[str, Any]:
@@ -37,7 +43,11 @@ def bring(progress: Progress, row: SAE) -> dict[str, Any]:
     token = hub_token(progress.job.owner)
     progress.start(f"Asking the Hub for {row.repo_id}", unit="steps")
     listing = hub.list_repository(row.repo_id, row.revision, token=token)
-    files = files_of(row, listing)
+    try:
+        files = files_of(row, listing)
+    except NothingThere:
+        _forget(progress, row)
+        raise
     if row.revision != listing.commit:
         row.revision = listing.commit
         row.save(update_fields=["revision"])
@@ -48,8 +58,16 @@ def bring(progress: Progress, row: SAE) -> dict[str, Any]:
     return made | {"commit": listing.commit, "bytes": sum(file.size for file in files)}
 
 
+def _forget(progress: Progress, row: SAE) -> None:
+    """A row that was made for this download alone goes with its mistake: the job says what was asked for, and why not."""
+    only_asked_for = row.release_id is None and row.read_at is None and not row.ready
+    if only_asked_for and not row.notes and row.curation == SAE.Curation.DRAFT and not dependents(row):
+        note(progress.job.owner, row, "Nothing is there: not registered", DELETION)
+        row.delete()
+
+
 def files_of(row: SAE, listing: Listing) -> list[HubFile]:
-    """The files of the repository that belong to this SAE. Raises JobError when there are none with weights."""
+    """The files of the repository that belong to this SAE. Raises NothingThere when there are none with weights."""
     entry = row.repo_path.strip("/")
     names = [file.path for file in listing.files]
     wanted = set(_wanted(row.format, entry, names))
@@ -81,9 +99,9 @@ def _config_in(folder: str, name: str) -> bool:
     return posixpath.dirname(name) == folder and name.endswith((".json", ".yaml", ".yml"))
 
 
-def _nothing_there(row: SAE, entry: str, names: list[str]) -> JobError:
+def _nothing_there(row: SAE, entry: str, names: list[str]) -> NothingThere:
     places = {posixpath.dirname(name) for name in names if name.endswith(WEIGHTS)} | set(names)
     near = difflib.get_close_matches(entry, sorted(places - {""}), n=3, cutoff=0.5)
     hint = f"The nearest are: {', '.join(near)}." if near else "Look at its files on the Hub and name a folder or file."
     where = f"at {entry}" if entry else "at its top"
-    return JobError(f"{row.repo_id} has no SAE weights {where}.", hint)
+    return NothingThere(f"{row.repo_id} has no SAE weights {where}.", hint)

@@ -12,6 +12,7 @@ from typing import Any
 from django.conf import settings
 
 from saehub.causes import disk_is_full
+from saehub.figures import bytes_text
 from saehub.jobs.progress import JobError, Progress
 from saes.adopt import FACTS, outputs, probe_batch, proof_of, second_name
 from saes.card import model_card
@@ -111,7 +112,7 @@ def _require_space(size: int) -> None:
     free = shutil.disk_usage(settings.DATA_DIR).free - settings.DISK_RESERVE
     if 2 * size > free:  # the files, and the archive of them
         raise JobError(
-            f"This needs {2 * size / 1e9:.2f} GB for a moment, and the disk has {max(free, 0) / 1e9:.2f} GB to spare.",
+            f"This needs {bytes_text(2 * size)} for a moment, and the disk has {bytes_text(max(free, 0))} to spare.",
             "Free some space under the data folder, then press Retry.",
         )
 

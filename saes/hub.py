@@ -13,6 +13,8 @@ from django.conf import settings
 from huggingface_hub import constants, file_download, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
+from saehub.causes import disk_is_full
+from saehub.figures import bytes_text
 from saehub.jobs.progress import JobError, Progress
 from saes.hub_client import HubError, ask, explain, headers, hub_errors
 from saes.hub_fetch import Transfer
@@ -115,9 +117,16 @@ def download(progress: Progress, listing: Listing, files: list[HubFile], token: 
     progress.start(f"Downloading {listing.repo_id}", unit="bytes", total=total)
     if here:
         progress.log(f"{here / 1e6:,.1f} of {total / 1e6:,.1f} MB are in the Hub's cache already")
-    with hub_errors(listing.repo_id, kind=listing.kind):
-        transfer = Transfer(listing, files, token)
-        transfer.run(progress)
+    try:
+        with hub_errors(listing.repo_id, kind=listing.kind):
+            Transfer(listing, files, token).run(progress)
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        raise JobError(
+            f"The disk of {constants.HF_HUB_CACHE} became full while {listing.repo_id} was downloaded.",
+            "Free some space there, or set HF_HOME to a larger disk, then press Retry; what was brought stays.",
+        ) from error
     return listing.snapshot
 
 
@@ -127,6 +136,6 @@ def _require_space(need: int) -> None:
     free = shutil.disk_usage(folder).free - settings.DISK_RESERVE
     if need > free:
         raise JobError(
-            f"This needs {need / 1e9:.2f} GB and the disk of {folder} has {max(free, 0) / 1e9:.2f} GB to spare.",
+            f"This needs {bytes_text(need)} and the disk of {folder} has {bytes_text(max(free, 0))} to spare.",
             "Free some space there, or set HF_HOME to a larger disk, then press Retry.",
         )

@@ -7,6 +7,7 @@ held to the same rules: no request waits for ever, and a token goes to the Hub's
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import time
@@ -148,6 +149,10 @@ def _told(response: httpx2.Response) -> float | None:
     return float(limit.reset_in_seconds) if limit and limit.remaining == 0 and response.status_code == 429 else None
 
 
+def _wait(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{math.ceil(seconds / 60)} minutes"
+
+
 # -- what went wrong, in words
 @contextmanager
 def hub_errors(repo_id: str, path: str = "", kind: str = "model") -> Iterator[None]:
@@ -221,7 +226,7 @@ def _refused(error: errors.HfHubHTTPError, repo_id: str, path: str, kind: str) -
         )
     if status == 429:
         told = _told(error.response)
-        when = f"in {told:.0f} s" if told else "in a few minutes"
+        when = f"in {_wait(told)}" if told else "in a few minutes"
         return HubError(
             "The Hub limits how often we may ask, and the limit is reached.",
             f"Press Retry {when}; a Hub token raises the limit.",

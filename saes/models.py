@@ -169,6 +169,9 @@ class SAE(Made):
     licence = models.CharField(
         max_length=60, blank=True, help_text="As the Hub names it (mit, apache-2.0, …); empty: its repository's"
     )
+    pin = models.CharField(
+        max_length=200, blank=True, help_text="Why a curator recommends it at its place; empty: it is not pinned"
+    )
 
     # Written by the database, for the list (saes/registry.py).
     facets = models.GeneratedField(expression=FacetsText(), output_field=TextField(), db_persist=True)

@@ -29,6 +29,7 @@ from saes.history import ADDITION, note, notes_of
 from saes.import_forms import FactsForm, ImportForm
 from saes.metrics import density_chart, grouped
 from saes.models import SAE, HubRepository
+from saes.recommended import recommended_beside
 from saes.removal import InUse, in_cache, may_remove, remove
 from saes.sharing import ExportForm, UploadForm, archives, licence_of, may_upload, uploads_of
 from saes.snippets import snippets
@@ -60,8 +61,12 @@ def _refused(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def refusal_of(pk: int) -> Job | None:
-    """The job of the import that was refused, where there is therefore no SAE of that number."""
-    return Job.objects.filter(kind="adopt", subject_id=None, params__sae=pk).exclude(state=State.DONE).first()
+    """The job of the import that was refused, or of the download of nothing: there is therefore no SAE of that number."""
+    return (
+        Job.objects.filter(kind__in=("adopt", "download"), subject_id=None, params__sae=pk)
+        .exclude(state=State.DONE)
+        .first()
+    )
 
 
 def detail_page(request: HttpRequest, sae: SAE, tab: str = "", **filled: forms.Form) -> HttpResponse:
@@ -105,6 +110,7 @@ def _overview(sae: SAE) -> dict[str, Any]:
         "evaluations": sae.evaluations.select_related("capture__corpus", "corpus", "job", "owner")[:20],
         "captures": _fitting_captures(sae),
         "claims": claims(sae),
+        "beside": recommended_beside(sae),
         "curations": SAE.Curation.choices,
     }
 
@@ -254,6 +260,7 @@ class CurationForm(forms.Form):
     curation = forms.ChoiceField(choices=SAE.Curation.choices, required=False)
     notes = forms.CharField(required=False, max_length=20_000)
     licence = forms.CharField(required=False, max_length=60)
+    pin = forms.CharField(required=False, max_length=200)
 
 
 @require_POST
@@ -271,7 +278,14 @@ def sae_curate(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def curate(
-    sae: SAE, user: Any, *, curation: str = "", notes: str | None = None, name: str = "", licence: str | None = None
+    sae: SAE,
+    user: Any,
+    *,
+    curation: str = "",
+    notes: str | None = None,
+    name: str = "",
+    licence: str | None = None,
+    pin: str | None = None,
 ) -> None:
     """Change what people say of an SAE, with a line in its history for what really changed."""
     said = []
@@ -287,8 +301,11 @@ def curate(
     if licence is not None and licence != sae.licence:
         said.append(f"Licence: {licence or 'not stated'}")
         sae.licence = licence
+    if pin is not None and pin != sae.pin:
+        said.append(f"Recommended: {pin}" if pin else "Recommended no more")
+        sae.pin = pin
     if said:
-        sae.save(update_fields=["curation", "notes", "name", "licence"])
+        sae.save(update_fields=["curation", "notes", "name", "licence", "pin"])
         note(user, sae, "; ".join(said))
 
 

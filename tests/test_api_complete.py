@@ -25,6 +25,7 @@ DOES = {
     "saes:sae_import": "post /saes/import", "saes:sae_start": "post /saes/{pk}/verify",
     "saes:sae_facts": "post /saes/{pk}/facts", "saes:sae_curate": "patch /saes/{pk}", "saes:sae_delete": "delete /saes/{pk}",
     "saes:sae_export": "post /saes/{pk}/export", "saes:sae_upload": "post /saes/{pk}/upload",
+    "saes:sae_recommended": "get /saes/recommended", "saes:hub_cache": "post /cache/prune",
     "saes:sae_access": "get /saes/{pk}/access", "saes:sae_archive": "get /saes/{pk}/export/{format}",
     "training:corpus_create": "post /corpora", "training:capture_create": "post /activations/save",
     "training:capture_action": "post /activations/{pk}/verify", "training:run_create": "post /train",

@@ -77,7 +77,15 @@ def job_retry(request: HttpRequest, pk: int) -> HttpResponse:
     check(request.user, job.kind_row.permission)
     if not job.retry():
         messages.warning(request, "Only a failed or cancelled job whose subject is still here can be tried again.")
+    elif part(request, "card") and _is_on_screen(request, job):
+        return HttpResponse(status=204, headers={"HX-Refresh": "true"})  # the rest of it says "failed" still
     return _card(request, job)
+
+
+def _is_on_screen(request: HttpRequest, job: Job) -> bool:
+    """Whether the page that asks is that of what the job works on, which waits for the job only once it is on."""
+    shown = str(request.htmx.current_url_abs_path or "").partition("?")[0]  # type: ignore[attr-defined]
+    return bool(job.subject_id) and shown == job.subject_url()
 
 
 def _card(request: HttpRequest, job: Job) -> HttpResponse:

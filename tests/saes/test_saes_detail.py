@@ -257,3 +257,18 @@ def test_buttons_of_what_cannot_be_done_are_disabled_with_the_reason(client_of: 
     page = seen(client_of("researcher"), sae)
     assert 'aria-disabled="true" title="A transcoder predicts blocks.1.hook_mlp_out' in page
     assert reverse("inference:generation_create") + f"?sae={sae.pk}" not in page
+
+
+def test_a_retry_on_its_page_shows_the_whole_page_anew(client_of: Any, user_of: Any, run_job: Any) -> None:
+    row = a_catalogue_row(repo_id="")  # it has no repository, so that its download fails at once
+    job = run_job(row.start(user_of("researcher")))
+    assert job.state == State.FAILED
+    client, headers = client_of("researcher"), {"HX-Request": "true", "HX-Target": f"job-{job.pk}"}
+    url = reverse("jobs:job_retry", args=[job.pk])
+    here = f"http://testserver{row.get_absolute_url()}?tab=files"
+    answer = client.post(url, headers=headers | {"HX-Current-URL": here})
+    assert (answer.status_code, answer["HX-Refresh"]) == (204, "true")
+    run_job(Job.objects.get(pk=job.pk))
+    there = f"http://testserver{job.get_absolute_url()}"
+    card = client.post(url, headers=headers | {"HX-Current-URL": there})
+    assert card.status_code == 200 and f'id="job-{job.pk}"' in card.content.decode()

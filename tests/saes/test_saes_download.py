@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Callable
@@ -55,7 +56,8 @@ def bring(run_job: Any, user_of: Any) -> Callable[..., tuple[SAE, Job]]:
         user = user_of("researcher")
         row = row or row_of(user, **fields)
         job = run_job(row.start(user))
-        row.refresh_from_db()
+        if SAE.objects.filter(pk=row.pk).exists():
+            row.refresh_from_db()
         return row, job
 
     return call
@@ -151,6 +153,40 @@ def test_each_refusal_has_a_sentence_and_says_what_to_do(
     row, job = bring(**fields)
     assert job.state == State.FAILED and not row.ready
     assert job.error.startswith(says) and hint in job.hint, (job.error, job.hint)
+
+
+@pytest.mark.django_db
+def test_a_place_that_holds_nothing_leaves_no_row_but_its_job(stocked: MiniHub, bring: Any, client_of: Any) -> None:
+    row, job = bring(repo_path="nowhere")
+    assert not SAE.objects.filter(pk=row.pk).exists() and not job.can_retry
+    client = client_of("researcher")
+    page = client.get(f"/saes/{row.pk}/")
+    assert page.url == job.get_absolute_url() and "no SAE weights at nowhere" in client.get(page.url).content.decode()
+    for kept in ({"notes": "somebody's words"}, {"curation": "reviewed"}):
+        known, job = bring(repo_path="nowhere", **kept)
+        assert job.state == State.FAILED and SAE.objects.filter(pk=known.pk).exists(), kept
+        known.delete()
+
+
+@pytest.mark.django_db
+def test_a_disk_that_fills_up_is_a_sentence_and_loses_nothing(
+    stocked: MiniHub, bring: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saes.hub_fetch import Transfer
+
+    written = Transfer._write
+
+    def full(self: Any, response: Any, part: Any, *rest: Any) -> None:
+        written(self, response, part, *rest)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Transfer, "_write", full)
+    row, job = bring()
+    assert job.state == State.FAILED and "became full while" in job.error and constants.HF_HUB_CACHE in job.error
+    assert "what was brought stays" in job.hint
+    monkeypatch.setattr(Transfer, "_write", written)
+    row, job = bring(row)
+    assert job.state == State.DONE, job.error
 
 
 @pytest.mark.django_db

@@ -219,7 +219,7 @@ def test_a_wait_that_is_too_long_is_said_instead(stocked: MiniHub, get: Any) -> 
     stocked.fault("weights", "status", 429, times=1, Retry_After="4000")
     with pytest.raises(HubError, match="limits how often we may ask") as error:
         get()
-    assert "4000 s" in error.value.hint
+    assert "67 minutes" in error.value.hint
 
 
 def test_waits_grow_and_differ() -> None:
@@ -477,7 +477,7 @@ def test_a_page_does_not_wait_as_long_as_a_download(stocked: MiniHub, monkeypatc
     stocked.fault("/api/models", "status", 429, times=1, Retry_After="200")
     with pytest.raises(HubError, match="limits how often") as error:
         our.list_repository(REPO)
-    assert "200 s" in error.value.hint
+    assert "4 minutes" in error.value.hint
 
 
 # -- parts of a file
