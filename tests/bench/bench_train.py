@@ -4,6 +4,7 @@
         [--k 32] [--batch 2048] [--rounds 64] [--seed 0] [--only NAME ...]
     python tests/bench/bench_train.py ... --batch 1024,2048,4096 --d-sae 4608,9216     # every pair of them, and a table
     python tests/bench/bench_train.py ... --quality --steps 300 --seeds 3              # held-out FVU, speed aside
+    python tests/bench/bench_train.py --architecture topk_skip_transcoder --capture FOLDER | --random
 
 sae-lens, eai-sparsify and dictionary-learning come from `make peers`, or --peers names a Python that has them. The rows are
 those of a capture; without one, of the demo's, which inputs.py makes.
@@ -470,6 +471,8 @@ def main() -> None:
     from tests.bench import inputs
 
     args.peers = args.peers or inputs.peer_python()
+    if args.architecture in TRANSCODERS and not (args.capture or args.random):
+        parser.error("A transcoder needs --capture, of two hook points, or --random.")
     args.capture = None if args.random else args.capture or inputs.capture()
     if len(sizes) * len(batches) > 1:
         if args.quality:

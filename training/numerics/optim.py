@@ -88,7 +88,7 @@ class Optimizer:
         others, factor = grads.update(targets, rates, clip)
         for name, grad in others.items():
             own = rates.biases if name in IN_UNITS_OF_X else rates.weights
-            _update_together(grad, targets.arrays((name,)), factor, own, rates)
+            _update_whole(grad, targets.arrays((name,)), factor, own, rates)
 
     def _moments(self, name: str) -> dict[str, Tensor]:
         """torch's Adam's state of a tensor, as it makes it at its first step."""
@@ -121,7 +121,7 @@ class Optimizer:
             fold_norms(self.sae)
 
 
-def _update_together(grad: Tensor, state: list[Any], factor: float, rate: float, rates: Rates) -> None:
+def _update_whole(grad: Tensor, state: list[Any], factor: float, rate: float, rates: Rates) -> None:
     """Adam's step of a tensor without rows of features: a vector, or W_skip."""
     w, m, v = (array.reshape(-1) for array in state)
     g = grad.contiguous().view(-1).numpy()

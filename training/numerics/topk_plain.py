@@ -15,7 +15,8 @@ CHUNK_ROWS = 512  # rows of x whose pre-activations stay in the processor's cach
 
 @torch.no_grad()
 def topk_gradients(sae: TopKSAE, x: Tensor, terms: Terms) -> Outcome:
-    """The same gradients for TopK, touching only the k features of each row; exact, and about four times faster.
+    """Of TopK SAEs and transcoders, touching only the k features of each row; exact, and about four times as fast as
+    autograd.
 
     With g = dL/dx_hat (n, d): dL/df_bj = g_b . W_dec[i_bj]; dL/dW_dec[i] = sum of f_bj g_b over the (b, j) with
     i_bj = i; dL/dW_enc[:, i] the same sum of dL/dz_bj x_b. The sums run over the pairs sorted by feature, as one
