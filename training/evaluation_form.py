@@ -28,7 +28,8 @@ class EvaluationForm(forms.Form):
         required=False,
         empty_label="none",
         label="Or a corpus",
-        help_text="The model is run over its text; nothing is stored",
+        help_text="The model is run over its text; nothing is stored. Conversations go through the chat template, or are joined "
+        "plainly where the model has none, unless the SAE was trained otherwise",
     )
     max_tokens = forms.IntegerField(
         min_value=1, max_value=100_000_000, initial=100_000, required=False, label="Tokens of the corpus, at most"
