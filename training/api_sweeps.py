@@ -7,7 +7,6 @@ from typing import Any
 from django.db.models import Count, Q
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
-from django.utils import timezone
 from ninja import Field, Query, Router, Schema
 from pydantic import ConfigDict
 
@@ -148,8 +147,10 @@ def sweep_status(request: HttpRequest, pk: int) -> Any:
     "/train/sweeps/{int:pk}/stop", auth=Needs("training.add_sweep"), response=TrainSweepDetail, summary="Stop and keep"
 )
 def sweep_stop(request: HttpRequest, pk: int) -> Any:
-    """Every run that goes on ends at its next step, and what it has trained becomes an SAE."""
-    _own(request, pk).waiting().filter(stop_at=None).update(stop_at=timezone.now())
+    """Every run that goes on ends at its next step, and what it has trained becomes an SAE. 409 where nothing is trained
+    yet."""
+    if not _own(request, pk).stop(request.user):
+        raise Problem(409, "None of its runs has trained anything yet, so there is nothing to keep.")
     return _detail(pk)
 
 
@@ -157,8 +158,8 @@ def sweep_stop(request: HttpRequest, pk: int) -> Any:
     "/train/sweeps/{int:pk}/pause", auth=Needs("training.add_sweep"), response=TrainSweepDetail, summary="Pause"
 )
 def sweep_pause(request: HttpRequest, pk: int) -> Any:
-    """Every run that goes on ends at its next step with a checkpoint."""
-    _own(request, pk).waiting().filter(stop_at=None).update(pause_at=timezone.now())
+    """Every run that goes on ends at its next step with a checkpoint; those that are queued leave the queue at once."""
+    _own(request, pk).pause()
     return _detail(pk)
 
 

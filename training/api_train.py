@@ -7,7 +7,6 @@ from typing import Any
 from django import forms
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
-from django.utils import timezone
 from ninja import Field, Query, Router, Schema
 from pydantic import ConfigDict
 
@@ -344,18 +343,18 @@ def train_stop(request: HttpRequest, pk: int) -> Any:
     if row.ready:
         raise Problem(409, "This run is finished already.")
     if not row.stop(request.user):
-        raise Problem(409, "This run has no checkpoint, so there is nothing to keep.")
+        raise Problem(409, "This run has no checkpoint yet, so there is nothing to keep.")
     return _detail(pk)
 
 
 @router.post("/train/{int:pk}/pause", auth=Needs("training.add_run"), response=RunDetail, summary="Pause")
 def train_pause(request: HttpRequest, pk: int) -> Any:
-    """Ends it at its next step with a checkpoint, and its worker is free; `status` is `paused` then."""
+    """Ends it at its next step with a checkpoint, and its worker is free; one that is queued leaves the queue at once.
+    `status` is `paused` then."""
     row = get_object_or_404(_runs(), pk=pk)
     require_own(request, "training.add_run", row)
-    if not row.busy:
+    if not row.pause():
         raise Problem(409, "This run is not going on, so there is nothing to pause.")
-    Run.objects.filter(pk=pk, pause_at=None, stop_at=None).update(pause_at=timezone.now())
     return _detail(pk)
 
 

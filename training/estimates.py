@@ -9,8 +9,9 @@ from typing import Any
 
 from django.conf import settings
 
-from training.models import Capture, Run
+from training.models import Capture
 from training.preview import Policy, Preview, preview
+from training.speed import Speed, Speeds
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text, where the model's own tokenizer cannot be asked
 STORAGE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -106,10 +107,11 @@ def _depth(model: Any, hooks: list[dict[str, Any]]) -> int:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """seconds None: nothing comparable was trained here yet. passes: how often each training token is seen."""
+    """seconds None: nothing comparable was trained here yet; else at `speed`, of several runs that of the first. passes:
+    how often each training token is seen."""
 
     seconds: float | None
-    like: Run | None
+    speed: Speed | None
     passes: float
     memory: int
     disk: int
@@ -133,16 +135,17 @@ def together(each: Sequence[RunEstimate]) -> RunEstimate:
     )
 
 
-def estimate_run(capture: Capture, hook_name: str, architecture: str, d_sae: int, n_tokens: int) -> RunEstimate:
-    """Time from the last run of the same architecture here: a step costs about d_in * d_sae per token."""
+def estimate_run(
+    speeds: Speeds, hook_name: str, architecture: str, d_sae: int, n_tokens: int, batch_size: int
+) -> RunEstimate:
+    """Of a run on the capture of `speeds`, whose measured runs tell the time."""
+    capture = speeds.capture
     d_in = capture.d_in(hook_name) or 0
     weights = 2 * d_in * d_sae + d_in + d_sae
-    like = Run.objects.ready().filter(architecture=architecture, seconds__gt=0, tokens__gt=0, sae__isnull=False)
-    last: Any = like.select_related("sae").order_by("-ready_at").first()
-    cost = n_tokens * d_in * d_sae
+    speed = speeds.of(architecture, d_in, d_sae, batch_size) if d_in and d_sae else None
     return RunEstimate(
-        seconds=last.seconds * cost / (last.tokens * last.sae.d_in * last.sae.d_sae) if last else None,
-        like=last,
+        seconds=n_tokens / speed.tokens_per_second if speed else None,
+        speed=speed,
         passes=n_tokens / max(0.95 * (capture.n_tokens or 0), 1),
         memory=4 * FLOAT * weights,  # weights, gradients, Adam's two moments
         disk=2

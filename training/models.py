@@ -169,6 +169,24 @@ class Sweep(Made):
         self.waiting().update(job=job)
         return job
 
+    @property
+    def state(self) -> str:
+        """As of every row that a job makes, and `paused`: pausing took its job out of the queue."""
+        found = super().state
+        return "paused" if found == "new" else found
+
+    def pause(self) -> int:
+        """Let every run that goes on rest at its next step, and at once where they still wait; how many."""
+        paused = sum(run.pause() for run in self.waiting().filter(stop_at=None).select_related("job", "sweep"))
+        if self.job and not self.waiting().exists() and self.job.withdraw():
+            self.job = None
+            self.save(update_fields=["job"])
+        return paused
+
+    def stop(self, user: Any) -> int:
+        """Let every run that goes on end at its next step and become an SAE; how many have something to keep."""
+        return sum(run.stop(user) for run in self.waiting().filter(stop_at=None).select_related("job"))
+
     def resume(self, user: Any) -> int:
         """Let its paused runs go on together, or one by one beside a job that is still at the others; how many."""
         paused = [run for run in self.runs.select_related("job") if run.state == "paused"]
@@ -259,20 +277,45 @@ class Run(Made):
         return not self.error and super().busy
 
     @property
+    def has_checkpoint(self) -> bool:
+        return any((self.folder / "checkpoints").glob("*.safetensors"))
+
+    @property
     def keepable(self) -> bool:
         """Whether it rests, paused, failed or cancelled, on a checkpoint that could be an SAE."""
-        return not (self.ready or self.busy) and any((self.folder / "checkpoints").glob("*.safetensors"))
+        return not (self.ready or self.busy) and self.has_checkpoint
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether it goes on and has something to keep, or will have at its next step; one that waits may have neither."""
+        return self.busy and (self.state == State.RUNNING or self.has_checkpoint)
 
     def stop(self, user: Any) -> bool:
         """End at the next step and keep what is trained; one that rests is kept as its checkpoint has it, by a job of its
         own. False, changing nothing, where there is nothing to keep."""
-        if self.ready or not (self.busy or self.keepable):
+        if not (self.stoppable or self.keepable):
             return False
         rests = not self.busy
         self.stop_at = self.stop_at or timezone.now()
         self.save(update_fields=["stop_at"])
         if rests:
             self.resume(user)
+        return True
+
+    def pause(self) -> bool:
+        """End at the next step with a checkpoint; one that waits leaves the queue at once. False, changing nothing, where
+        nothing goes on."""
+        if not self.busy or self.job is None:
+            return False
+        asked = Run.objects.filter(pk=self.pk, ready_at=None, pause_at=None, stop_at=None).update(
+            pause_at=timezone.now()
+        )
+        waits = self.job.state == State.QUEUED
+        with_others = self.sweep is not None and self.sweep.job_id == self.job_id
+        if asked and waits and (with_others or self.job.withdraw()):
+            Run.objects.filter(pk=self.pk).update(job=None)
+            self.job = None
+        self.refresh_from_db(fields=["pause_at"])
         return True
 
     def resume(self, user: Any) -> None:

@@ -17,15 +17,28 @@ class ExportError(Exception):
     """Why a curve cannot be written, in one sentence."""
 
 
+NAMES = {  # as SAELens logs the same quantities, so that its dashboards and other runs' curves fit
+    "tokens": "details/n_training_samples",
+    "loss": "losses/overall_loss",
+    "l0": "metrics/l0",
+    "explained_variance": "metrics/explained_variance",
+    "held_out_explained_variance": "metrics/held_out_explained_variance",
+    "held_out_explained_variance_per_dimension": "metrics/held_out_explained_variance_per_dimension",
+    "held_out_cosine": "metrics/held_out_cosine",
+    "dead": "sparsity/dead_features",
+    "lr": "details/current_learning_rate",
+    "tokens_per_second": "details/tokens_per_second",
+    "seconds": "details/seconds",
+    "memory": "details/memory_bytes",
+}
+
+
 def scalars(point: RunPoint) -> dict[str, float]:
-    """Every number of a point by name, those of a group as `group/name`."""
-    found: dict[str, float] = {"tokens": float(point.tokens)}
-    for name, value in point.values.items():
-        group = value if isinstance(value, dict) else {"": value}
-        for part, number in group.items():
-            if isinstance(number, int | float) and not isinstance(number, bool):
-                found[f"{name}/{part}" if part else name] = float(number)
-    return found
+    """Every number of a point under its name there; parts of the loss as `losses/<part>`."""
+    numbers = {"tokens": point.tokens} | {name: value for name, value in point.values.items() if name != "parts"}
+    found = {NAMES.get(name, f"details/{name}"): value for name, value in numbers.items()}
+    found |= {f"losses/{part}": value for part, value in point.values.get("parts", {}).items()}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
 def to_tensorboard(run: Run, folder: Path) -> None:

@@ -13,9 +13,11 @@ from saes.fields import NewRow
 from saes.models import SAE
 from training.estimates import RunEstimate, estimate_run, together
 from training.models import Capture, Run, Sweep
+from training.speed import Speeds
 from training.sweep_form import AXES, MOST_RUNS, NumbersField, grid, in_words, points
 
 SEVERAL = "Several with commas make a sweep"
+BATCH_SIZE = 2048
 EXPANSION = 8  # features per dimension when none are named
 ARCHITECTURES = {
     "topk": "TopK: the k largest features of each token",
@@ -100,7 +102,7 @@ class RunForm(NewRow):
     harvest_after = forms.BooleanField(
         required=False, initial=True, label="Then harvest the top texts of every feature"
     )
-    batch_size = forms.IntegerField(min_value=1, max_value=2**20, initial=2048, label="Batch size, tokens")
+    batch_size = forms.IntegerField(min_value=1, max_value=2**20, initial=BATCH_SIZE, label="Batch size, tokens")
     lr = forms.FloatField(
         required=False,
         min_value=1e-8,
@@ -325,13 +327,15 @@ class RunForm(NewRow):
         if capture is None or not data.get("n_tokens"):
             return None
         runs = self.points or points({"d_sae": data.get("d_sae")}) or [{}]
+        speeds = Speeds(capture, data.get("processes") or 1)
         each = [
             estimate_run(
-                capture,
+                speeds,
                 point.get("hook_name", hook),
                 data.get("architecture") or "topk",
                 point.get("d_sae") or EXPANSION * (capture.d_in(hook) or 0),
                 data["n_tokens"],
+                data.get("batch_size") or BATCH_SIZE,
             )
             for point in runs
         ]

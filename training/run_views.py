@@ -9,7 +9,6 @@ from django.contrib import messages
 from django.db.models import Count, Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.utils import timezone
 from django.views.decorators.http import require_POST
 
 from saehub.accounts.access import check, needs
@@ -169,19 +168,20 @@ def run_stop(request: HttpRequest, pk: int) -> HttpResponse:
     elif run.stop(request.user):
         messages.success(request, "The run stops at its next step and keeps what it has trained.")
     else:
-        messages.warning(request, "This run has no checkpoint, so there is nothing to keep.")
+        messages.warning(request, "This run has no checkpoint yet, so there is nothing to keep.")
     return redirect(run)
 
 
 @require_POST
 @needs("training.view_run", post="training.add_run")
 def run_pause(request: HttpRequest, pk: int) -> HttpResponse:
-    """The run ends at its next step with a checkpoint, and its worker is free."""
-    run = get_object_or_404(Run.objects.select_related("job"), pk=pk)
+    """The run ends at its next step with a checkpoint, and its worker is free; one that waits leaves the queue."""
+    run = get_object_or_404(Run.objects.select_related("job", "sweep"), pk=pk)
     check(request.user, "training.add_run", run)
-    if run.busy:
-        Run.objects.filter(pk=pk, pause_at=None, stop_at=None).update(pause_at=timezone.now())
-        messages.success(request, "The run pauses at its next step; its checkpoint is kept.")
+    if run.pause():
+        waits = "The run rests; Resume puts it back into the queue."
+        goes = "The run pauses at its next step; its checkpoint is kept."
+        messages.success(request, goes if run.busy else waits)
     else:
         messages.warning(request, "This run is not going on, so there is nothing to pause.")
     return redirect(run)
@@ -229,6 +229,7 @@ def sweep_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "axes": [name for name in AXES if name in sweep.grid],
         "chart": pareto(sweep, rows),
         "busy": any(row.run.busy for row in rows),
+        "stoppable": any(row.run.stoppable for row in rows),
         "paused": any(row.run.state == "paused" for row in rows),
     }
     return render(request, "training/sweep_detail.html" + part(request, "live"), context)
@@ -240,19 +241,22 @@ def sweep_stop(request: HttpRequest, pk: int) -> HttpResponse:
     """Every run that goes on ends at its next step, and what it has trained becomes an SAE."""
     sweep = get_object_or_404(Sweep, pk=pk)
     check(request.user, "training.add_sweep", sweep)
-    stopped = sweep.waiting().filter(stop_at=None).update(stop_at=timezone.now())
-    messages.success(request, f"{stopped} runs stop at their next step and keep what they have trained.")
+    if stopped := sweep.stop(request.user):
+        messages.success(request, f"{stopped} runs stop at their next step and keep what they have trained.")
+    else:
+        messages.warning(request, "None of its runs has trained anything yet, so there is nothing to keep.")
     return redirect(sweep)
 
 
 @require_POST
 @needs("training.view_sweep", post="training.add_sweep")
 def sweep_pause(request: HttpRequest, pk: int) -> HttpResponse:
-    """Every run that goes on ends at its next step with a checkpoint."""
-    sweep = get_object_or_404(Sweep, pk=pk)
+    """Every run that goes on ends at its next step with a checkpoint; those that wait leave the queue."""
+    sweep = get_object_or_404(Sweep.objects.select_related("job"), pk=pk)
     check(request.user, "training.add_sweep", sweep)
-    paused = sweep.waiting().filter(stop_at=None).update(pause_at=timezone.now())
-    messages.success(request, f"{paused} runs pause at their next step; their checkpoints are kept.")
+    paused = sweep.pause()
+    going = "pause at their next step; their checkpoints are kept" if sweep.busy else "rest"
+    messages.success(request, f"{paused} runs {going}.")
     return redirect(sweep)
 
 

@@ -29,6 +29,7 @@ class Sweeper:
     def train(self) -> dict[str, Any]:
         """Raises Cancelled once every run has its checkpoint, so that a retry goes on from here; JobError when not one
         of them became an SAE."""
+        self.sweep.runs.filter(job=self.progress.job, ready_at=None, pause_at__isnull=False).update(job=None)
         runs = list(self.sweep.waiting().filter(job=self.progress.job).order_by("pk").select_related("owner"))
         for run in runs:
             run.capture = self.sweep.capture

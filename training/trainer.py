@@ -75,6 +75,8 @@ class Trainer:
         if self.cancelled:
             raise self.cancelled
         if result.stopped and self.pausing():
+            self.progress(result.tokens, self.config.total_rows)
+            self.progress.flush()
             self.progress.log(f"paused after step {result.steps:,} of {self.config.total_steps:,}")
             raise Paused(result.steps)
         if not result.steps:

@@ -220,15 +220,21 @@ class Job(models.Model):
             self.offer()
         return True
 
-    def cancel(self) -> None:
-        """Ask for the end: a queued job ends here, a running one is stopped by its worker within seconds."""
+    def withdraw(self) -> bool:
+        """End a job that still waits; False, changing nothing, when a worker has it or it is over."""
         now = timezone.now()
         ended = Job.objects.filter(pk=self.pk, state=State.QUEUED).update(
             state=State.CANCELLED, cancel_at=now, finished_at=now, changed_at=now
         )
-        if not ended:
-            Job.objects.filter(pk=self.pk, state=State.RUNNING, cancel_at=None).update(cancel_at=now)
-        self.announce()
+        if ended:
+            self.announce()
+        return bool(ended)
+
+    def cancel(self) -> None:
+        """Ask for the end: a queued job ends here, a running one is stopped by its worker within seconds."""
+        if not self.withdraw():
+            Job.objects.filter(pk=self.pk, state=State.RUNNING, cancel_at=None).update(cancel_at=timezone.now())
+            self.announce()
 
     def retry(self) -> bool:
         """Queue a failed or cancelled job again, with fresh attempts. What it had finished is not done twice."""

@@ -167,10 +167,15 @@ def test_a_run_is_stopped_or_cancelled_by_its_owner(api: Any, make_capture: Any)
         problem(api("viewer", "post", f"/train/{made['id']}/{action}"), 403)
         problem(api("researcher", "post", f"/train/{made['id']}/{action}", scope="read"), 403)
     problem(api("annotator", "post", f"/train/{made['id']}/cancel"), 403, "somebody else")
+    problem(api("researcher", "post", f"/train/{made['id']}/stop"), 409, "no checkpoint yet")
+    Job.objects.update(state=State.RUNNING)
     good(api("researcher", "post", f"/train/{made['id']}/stop"))
     assert Run.objects.get().stop_at is not None
+    Job.objects.update(state=State.QUEUED)
     assert good(api("researcher", "post", f"/train/{made['id']}/cancel"))["status"] == "cancelled"
-    problem(api("researcher", "post", f"/train/{made['id']}/stop"), 409, "no checkpoint, so there is nothing to keep")
+    problem(
+        api("researcher", "post", f"/train/{made['id']}/stop"), 409, "no checkpoint yet, so there is nothing to keep"
+    )
 
 
 @pytest.mark.parametrize(

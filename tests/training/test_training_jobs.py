@@ -193,7 +193,7 @@ def test_a_run_without_a_checkpoint_has_nothing_to_keep(client_of, make_capture,
     owner = user_of("researcher")
     run = Run.objects.create(name="r", capture=make_capture()[0], hook_name=HOOK, architecture="topk", owner=owner)
     page = client_of("researcher").post(reverse("training:run_stop", args=[run.pk]), follow=True).content.decode()
-    assert "no checkpoint, so there is nothing to keep" in page and 'id="keep"' not in page
+    assert "no checkpoint yet, so there is nothing to keep" in page and 'id="keep"' not in page
     run.refresh_from_db()
     assert run.stop_at is None and run.job is None
 

@@ -34,12 +34,14 @@ def test_tensorboard_reads_every_number_at_its_step(run: Run, tmp_path: Path) ->
 
     call_command("export_run", str(run.pk), "--out", str(tmp_path))
     read = EventAccumulator(str(tmp_path / f"run-{run.pk}")).Reload()
-    assert set(read.Tags()["scalars"]) == {"tokens", "loss", "l0", "dead", "parts/aux"}
-    assert [(event.step, event.value) for event in read.Scalars("loss")] == [
+    assert set(read.Tags()["scalars"]) == {
+        "details/n_training_samples", "losses/overall_loss", "metrics/l0", "sparsity/dead_features", "losses/aux",
+    }  # fmt: skip
+    assert [(event.step, event.value) for event in read.Scalars("losses/overall_loss")] == [
         (10, pytest.approx(0.1)),
         (20, 0.05000000074505806),
     ]
-    assert [event.value for event in read.Scalars("parts/aux")] == [0.25, 0.25]
+    assert [event.value for event in read.Scalars("losses/aux")] == [0.25, 0.25]
 
 
 def test_an_offline_run_of_wandb_is_written(run: Run, tmp_path: Path) -> None:

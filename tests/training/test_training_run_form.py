@@ -4,10 +4,8 @@ from typing import Any
 
 import pytest
 from django.urls import reverse
-from django.utils import timezone
 
 from saehub.jobs.models import Job
-from saes.models import SAE
 from tests.training.rows import HOOK, a_capture, a_run, errors
 from training.models import Run
 from training.run_form import ARCHITECTURES, INITIALIZATIONS, RunForm
@@ -175,19 +173,6 @@ def test_first_weights_and_products_are_a_choice(client_of: Any) -> None:
         client_of("researcher"), **where, architecture="jumprelu", l0_coefficient=1, initialization="sparsify"
     )
     assert errors(answer) == {"initialization": "They train no SAE of this architecture; choose other first weights."}
-
-
-def test_the_estimate_scales_the_last_run_of_its_kind(client_of: Any) -> None:
-    capture = a_capture()
-    sae = SAE.objects.create(
-        name="s", source="trained", hook_name=HOOK, architecture="topk", d_in=32, d_sae=64, path="x"
-    )
-    a_run(capture=capture, sae=sae, seconds=10.0, tokens=1000, ready_at=timezone.now())
-    query = {"source": f"{capture.pk}:{HOOK}", "architecture": "topk", "k": 4, "n_tokens": 4000, "d_sae": 128}
-    page = client_of("researcher").get(reverse("training:run_create"), query, headers={"HX-Request": "true"})
-    html = page.content.decode()
-    assert "about 1 min 20 s" in html, "four times the tokens, twice the features: 10 s * 8"
-    assert ">4.2</data>" in html, "passes over the 95 % that are not held out"
 
 
 def test_names_made_up_twice_are_told_apart(client_of: Any) -> None:

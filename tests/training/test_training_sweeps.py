@@ -140,6 +140,9 @@ def test_one_is_paused_and_goes_on_by_itself(make_sweep: Any, run_job: Any, clie
     paused = sweep.runs.order_by("pk").first()
     job = sweep.start(sweep.owner)
     assert client_of("researcher").post(reverse("training:run_pause", args=[paused.pk])).status_code == 302
+    paused.refresh_from_db()
+    job.refresh_from_db()
+    assert (paused.state, job.state) == ("paused", State.QUEUED), "at once, and the others wait on"
     assert run_job(job).state == State.DONE, job.error
     paused.refresh_from_db()
     assert (paused.state, paused.ready) == ("paused", False)
@@ -177,20 +180,74 @@ def test_all_are_paused_and_go_on_together(
         assert_same(run, alone(run, run_job))
 
 
-def test_a_single_run_pauses_and_resumes(make_run: Any, make_capture: Any, run_job: Any, client_of: Any) -> None:
+def test_a_sweep_that_waits_is_paused_at_once(make_sweep: Any, run_job: Any, client_of: Any) -> None:
+    sweep = make_sweep(*SEVERAL)
+    job = sweep.start(sweep.owner)
+    page = client_of("researcher").get(sweep.get_absolute_url()).content.decode()
+    assert 'id="pause"' in page and 'id="stop-and-keep"' not in page, "nothing to keep yet"
+    stopped = client_of("researcher").post(reverse("training:sweep_stop", args=[sweep.pk]), follow=True)
+    assert "nothing to keep" in stopped.content.decode() and sweep.runs.filter(stop_at=None).count() == 3
+    page = client_of("researcher").post(reverse("training:sweep_pause", args=[sweep.pk]), follow=True).content.decode()
+    job.refresh_from_db()
+    sweep.refresh_from_db()
+    assert (job.state, sweep.state) == (State.CANCELLED, "paused")
+    assert [run.state for run in sweep.runs.all()] == ["paused"] * 3
+    assert "3 runs rest" in page and 'id="resume"' in page and 'id="pause"' not in page
+    client_of("researcher").post(reverse("training:sweep_resume", args=[sweep.pk]))
+    sweep.refresh_from_db()
+    assert run_job(sweep.job).state == State.DONE, sweep.job.error
+    assert sweep.runs.filter(ready_at=None).count() == 0
+
+
+def test_one_paused_as_its_sweep_begins_is_left_out(make_sweep: Any, run_job: Any) -> None:
+    """Between the claim of the job and its look at the runs."""
+    sweep = make_sweep(*SEVERAL)
+    job = sweep.start(sweep.owner)
+    first = sweep.runs.order_by("pk").first()
+    type(first).objects.filter(pk=first.pk).update(pause_at="2026-01-01T00:00:00Z")
+    assert run_job(job).state == State.DONE, job.error
+    first.refresh_from_db()
+    assert (first.state, first.job) == ("paused", None)
+
+
+def test_a_single_run_pauses_and_resumes(
+    make_capture: Any, run_job: Any, client_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import trainer
+
     capture = make_capture()[0]
     run = Run.objects.create(
         name="paused", capture=capture, hook_name=HOOK, architecture="topk", config=FAST | {"d_sae": 64, "k": 4},
         evaluate_after=False, harvest_after=False,
     )  # fmt: skip
     job = run.start(None)
-    client_of("admin").post(reverse("training:run_pause", args=[run.pk]))
-    done = run_job(job)
-    assert done.result["paused"] is True and done.done < FAST["n_tokens"]
+    page = client_of("admin").post(reverse("training:run_pause", args=[run.pk]), follow=True).content.decode()
+    run.refresh_from_db()
+    job.refresh_from_db()
+    assert (run.state, run.job, job.state) == ("paused", None, State.CANCELLED), (
+        "one that waits leaves the queue at once"
+    )
+    assert "It had not begun" in page and 'id="resume"' in page and 'id="keep"' not in page
+    client_of("admin").post(reverse("training:run_resume", args=[run.pk]))
+
+    look = trainer.Trainer.asked_to_stop
+
+    def pause_in_the_middle(self: Any) -> bool:
+        self.looked = 0.0
+        if self.tokens >= FAST["n_tokens"] // 2:
+            client_of("admin").post(reverse("training:run_pause", args=[run.pk]))
+        return look(self)
+
+    monkeypatch.setattr(trainer.Trainer, "asked_to_stop", pause_in_the_middle)
+    run.refresh_from_db()
+    done = run_job(run.job)
+    assert done.result["paused"] is True and FAST["n_tokens"] // 2 <= done.done < FAST["n_tokens"]
     run.refresh_from_db()
     assert run.state == "paused"
     page = client_of("admin").get(run.get_absolute_url()).content.decode()
     assert 'id="resume"' in page and 'id="paused"' in page and 'class="panel job"' not in page
+    assert "Resume goes on from there" in page and 'id="keep"' in page
+    monkeypatch.setattr(trainer.Trainer, "asked_to_stop", look)
     client_of("admin").post(reverse("training:run_resume", args=[run.pk]))
     run.refresh_from_db()
     assert run_job(run.job).state == State.DONE, run.job.error

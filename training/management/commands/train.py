@@ -110,6 +110,7 @@ class Command(BaseCommand):
         facts = {
             "dry_run": True, "runs": len(form.points), "seconds": estimate.seconds, "memory": estimate.memory,
             "disk": estimate.disk, "free": estimate.free, "points": form.points,
+            "measured_on": estimate.speed.measured.run.pk if estimate.speed else None,
         }  # fmt: skip
         if self.quiet:
             self.stdout.write(json.dumps(facts))
@@ -117,6 +118,8 @@ class Command(BaseCommand):
         for point in form.points:
             self.stdout.write("  ".join(f"{name} {value}" for name, value in point.items()))
         spent = f"about {estimate.seconds:,.0f} s" if estimate.seconds else "time not known yet"
+        if estimate.speed:
+            spent += f" (as measured on run {estimate.speed.measured.run.pk})"
         self.stdout.write(
             f"{len(form.points)} to train: {spent}, {count_text(estimate.memory)}B of memory, "
             f"{count_text(estimate.disk)}B of disk of {count_text(estimate.free)}B to spare"
