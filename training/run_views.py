@@ -79,6 +79,7 @@ def _run_form(request: HttpRequest, form: RunForm, **more: Any) -> HttpResponse:
         "preset": PRESETS.get(request.GET.get("preset", "")),
         "like_sae": sae,
         "context_size": context_size(sae) if sae else None,
+        "nothing_like": sae is not None and not form.initial.get("source") and not form.is_bound,
     }
     bad = form.errors or more.get("document_error")
     return render(request, "training/run_create.html", context | more, status=422 if bad else 200)

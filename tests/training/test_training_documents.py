@@ -216,3 +216,17 @@ def test_train_like_any_sae(make_capture: Any, model: Any, client_of: Any) -> No
     shown = {name: form[name].value() for name in ("source", "architecture", "d_sae", "k")}
     assert shown == {"source": f"{capture.pk}:{HOOK}", "architecture": "batchtopk", "d_sae": "96", "k": "6"}
     assert "contexts of 32 tokens" in page.content.decode()
+    assert "nothing-like" not in page.content.decode()
+
+
+def test_train_like_an_sae_of_which_there_is_no_capture_says_so(make_capture: Any, model: Any, client_of: Any) -> None:
+    make_capture()
+    elsewhere = {"source": SAE.Source.HUB, "architecture": "topk", "d_sae": 96, "k": 6, "path": ""}
+    here = SAE.objects.create(
+        name="other place", model=model, model_name="tiny", hook_name="blocks.0.hook_mlp_out", **elsewhere
+    )
+    page = client_of("researcher").get(reverse("training:run_create") + f"?sae={here.pk}").content.decode()
+    assert "No capture here holds" in page and f"{reverse('training:capture_create')}?model={model.pk}" in page
+    unknown = SAE.objects.create(name="of another model", model_name="gpt2", hook_name=HOOK, **elsewhere)
+    page = client_of("researcher").get(reverse("training:run_create") + f"?sae={unknown.pk}").content.decode()
+    assert "No capture here holds" in page and reverse("saes:model_create") in page

@@ -1,6 +1,7 @@
 """What a run's history says is off, and the likely cure: plain numbers in, sentences out. Imports nothing but the
 standard library, so that a page may ask."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean, median
@@ -9,9 +10,11 @@ from typing import Any
 FEWEST = 8  # reports before anything is said
 DEAD_SHARE = 0.1  # of the features
 MANY_DEAD = 0.25  # of the features: worth a word even where they become no more
+HIGH_RATE = 3  # times the usual learning rate
 OFF_TARGET = 0.25  # of the target
 SPIKE = 2.0  # times the median of the reports around it
 FLAT = 0.002  # explained variance gained over the last third
+STEADY = 0.1  # of L0
 GAP = 0.1  # explained variance of the batch above that of held-out rows
 
 History = Sequence[Mapping[str, Any]]
@@ -25,8 +28,15 @@ def hints(history: History, config: Mapping[str, Any], sae_config: Mapping[str, 
     """
     if len(history) < FEWEST:
         return []
-    found = (_spikes(history), _dead(history, config, sae_config), _sparsity(history, config, sae_config))
-    return [sentence for sentence in (*found, _gap(history), _plateau(history, config)) if sentence]
+    sparsity = _sparsity(history, config, sae_config)
+    plateau = "" if sparsity else _plateau(history, config)  # while L0 is off, what it costs says nothing
+    found = (_spikes(history), _dead(history, config, sae_config), sparsity, _gap(history), plateau)
+    return [sentence for sentence in found if sentence]
+
+
+def usual_rate(d_sae: int) -> float:
+    """The learning rate of a TrainConfig that names none."""
+    return 1e-3 / math.sqrt(d_sae / 2**14)
 
 
 def _spikes(history: History) -> str:
@@ -47,7 +57,10 @@ def _dead(history: History, config: Mapping[str, Any], sae_config: Mapping[str, 
     if now < (DEAD_SHARE if climbs else MANY_DEAD) * d_sae:
         return ""
     weight = config.get("aux_coefficient", 1 / 32)
-    cure = "give the dead features' loss a weight" if not weight else "lower the learning rate or train fewer features"
+    cure = "lower the learning rate or train fewer features"
+    if not weight:
+        high = (config.get("lr") or 0) > HIGH_RATE * usual_rate(d_sae)
+        cure = "give the dead features' loss a weight" + (", and lower the learning rate" if high else "")
     if sae_config["architecture"] in ("standard", "gated", "jumprelu"):
         cure = f"lower the sparsity coefficient, or {cure}"
     course = "their number climbs" if climbs else "do not come back"
@@ -102,6 +115,8 @@ def _plateau(history: History, config: Mapping[str, Any]) -> str:
     name = "held_out_explained_variance" if held else "explained_variance"
     values = [report[name] for report in history[-max(len(history) // 3, FEWEST) :]]
     half = len(values) // 2
+    if _moves([report["l0"] for report in history[-len(values) :]]):
+        return ""
     gained = fmean(values[half:]) - fmean(values[:half])
     noise = sum(abs(b - a) for a, b in pairwise(values)) / len(values) / half**0.5
     if gained > max(FLAT, noise):
@@ -110,6 +125,13 @@ def _plateau(history: History, config: Mapping[str, Any]) -> str:
         f"Explained variance stands at {fmean(values[half:]):.3f} since step {history[-len(values)]['step']:,}: stop and "
         "keep this SAE, or train one with more features, a larger L0 or another learning rate."
     )
+
+
+def _moves(values: Sequence[float]) -> bool:
+    """Whether the second half is on average more than STEADY apart from the first: L0 that still falls takes explained
+    variance along."""
+    first, second = fmean(values[: len(values) // 2]), fmean(values[len(values) // 2 :])
+    return abs(second - first) > STEADY * max(abs(first), 1e-9)
 
 
 def _progress(history: History, config: Mapping[str, Any]) -> float:

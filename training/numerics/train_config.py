@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from training.numerics.checkpoint import TrainingError
+from training.numerics.hints import usual_rate
 from training.numerics.initial import INITIALIZATIONS
 from training.numerics.optim import ramp
 
@@ -110,7 +111,7 @@ class TrainConfig:
         return self.steps * self.batch_size if self.steps else self.n_tokens
 
     def lr_at(self, step: int, d_sae: int) -> float:
-        peak = self.lr if self.lr is not None else 1e-3 / math.sqrt(d_sae / 2**14)
+        peak = self.lr if self.lr is not None else usual_rate(d_sae)
         return peak * ramp(step, self.total_steps, self.lr_warmup, self.lr_decay)
 
     @property

@@ -48,6 +48,11 @@ def test_a_sound_or_a_young_run_gets_none():
         ({"dead": lambda t: int(600 * t)}, {}, "features are dead and their number climbs: lower the learning rate"),
         ({"dead": lambda t: 370}, {}, "370 of 1,000 features are dead and do not come back: lower the learning rate"),
         ({"dead": lambda t: int(600 * t)}, {"aux_coefficient": 0.0}, "give the dead features' loss a weight"),
+        (
+            {"dead": lambda t: int(600 * t)},
+            {"aux_coefficient": 0.0, "lr": 0.05},
+            "give the dead features' loss a weight, and lower the learning rate",
+        ),
         ({"loss": lambda t: 9 if t == 0.4 else 1.0}, {}, "The loss jumped at step 40: lower the learning rate"),
         ({"l0": lambda t: 12.0}, {}, "Only 12 of k = 32 codes"),
         ({"held_out_explained_variance": lambda t: 0.3}, {}, "the same rows are read too often"),
@@ -73,6 +78,15 @@ def test_l0_far_from_its_target(l0, changes, sentence):
     found = said(history(l0=lambda t: l0), "jumprelu", None, **changes)
     assert found == [] if sentence is None else sentence in found[0]
     assert said(history(0.4, l0=lambda t: l0), "jumprelu", None, **changes) == []  # it may still get there
+
+
+def test_no_plateau_is_seen_while_l0_is_off_or_moves():
+    flat = {"explained_variance": lambda t: 0.8, "held_out_explained_variance": lambda t: 0.79}
+    assert any("stands at" in line for line in said(history(**flat), "jumprelu", None))
+    falling = history(l0=lambda t: 90 * (1 - t), **flat)
+    assert said(falling, "jumprelu", None) == [], "L0 that falls takes explained variance along"
+    (line,) = said(history(l0=lambda t: 500.0, **flat), "jumprelu", None)
+    assert "hardly sparse" in line
 
 
 def test_a_real_run_without_a_penalty_is_told_so():
