@@ -30,8 +30,6 @@ class Snippet:
     special: np.ndarray
     peak: int
     maximum: float
-    cut_before: bool
-    cut_after: bool
     same: int = 0
 
 
@@ -47,8 +45,6 @@ def snippet(example: Example, around: str, maximum: float | None) -> Snippet:
         example.special[start:end],
         example.peak - start,
         maximum or example.value,
-        start > 0,
-        end < n,
     )
 
 
