@@ -54,7 +54,7 @@ class ReleaseFilter(admin.RelatedFieldListFilter):
     def field_choices(self, field: Any, request: HttpRequest, model_admin: Any) -> list[Any]:
         chosen: Any = self.lookup_val
         chosen = chosen[0] if isinstance(chosen, list) else chosen
-        row = Release.objects.filter(pk=row_number(chosen)).first()
+        row = Release.objects.filter(pk=row_number(chosen)).first() if chosen else None
         return [(row.pk, row.name)] if row else []
 
     def has_output(self) -> bool:
