@@ -8,6 +8,7 @@ from functools import wraps
 from operator import itemgetter
 from typing import Any
 
+from django.db import connection
 from django.http import HttpRequest
 from ninja import Status
 
@@ -18,7 +19,7 @@ from saehub.jobs.models import LIVE, Job, State
 LONGEST_WAIT = 300.0
 MOST_WAITING = 200  # jobs of one user in the queues, beyond which scripts are asked to wait
 RETRY_AFTER = 30
-POLL_SECONDS = 0.1
+POLL_SECONDS = (0.1, 1.0)  # the first time and, after ever longer pauses, from then on
 
 
 def starts(
@@ -77,10 +78,15 @@ def asked_wait(request: HttpRequest) -> float:
 
 
 def over(job_ids: list[int], seconds: float) -> bool:
-    """Whether these jobs are over, asked again and again for so many seconds."""
-    until = time.monotonic() + seconds
+    """Whether these jobs are over, asked again and again for so many seconds. Between two looks no connection is held:
+    a hundred scripts that wait would take all that the database has."""
+    until, (pause, longest) = time.monotonic() + seconds, POLL_SECONDS
     while Job.objects.filter(pk__in=job_ids, state__in=LIVE).exists():
-        if time.monotonic() >= until:
+        left = until - time.monotonic()
+        if left <= 0:
             return False
-        time.sleep(POLL_SECONDS)
+        if not connection.in_atomic_block:
+            connection.close()
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, longest)
     return True
