@@ -23,7 +23,7 @@ from saes.dependents import users
 from saes.facets import FACET_FIELDS, SEPARATOR
 from saes.filters import search_query
 from saes.history import curate_all, note_all
-from saes.models import SAE, LanguageModel, Release
+from saes.models import SAE, HubRepository, LanguageModel, Release
 from saes.one_sae import start
 from saes.removal import InUse, remove
 
@@ -141,6 +141,17 @@ class OwnerForm(ActionForm):
         label="Owner",
         empty_label="(nobody: the house)",
     )
+
+
+@admin.register(HubRepository)
+class HubRepositoryAdmin(MadeByJobs):
+    """What the Hub said of a repository; without its row it is asked again."""
+
+    list_display = ("repo_id", "licence", "gated", "checked_at")
+    list_filter = ("gated", "licence")
+    search_fields = ("repo_id",)
+    readonly_fields = fields = ("repo_id", "licence", "gated", "checked_at")
+    paginator = Estimated
 
 
 @admin.register(Release)

@@ -58,7 +58,7 @@ def sae_access(request: HttpRequest, pk: int) -> dict[str, Any]:
     """The Hub is asked now, with the token that a download of yours would use. `granted` is null where it cannot be."""
     row = row_of(pk)
     if not row.repo_id:
-        raise Problem(409, f"{row.name} has no repository on the Hub.")
+        raise Problem(404, f"{row.name} has no repository on the Hub.")
     found = access_of(request.user, row.repo_id)
     return asdict(found) | {"page": found.page, "revision": row.revision}
 

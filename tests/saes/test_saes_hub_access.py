@@ -93,6 +93,6 @@ def test_a_download_keeps_the_licence_and_never_fails_for_it(
 def test_the_api_says_the_same(row: SAE, hub: MiniHub, api: Any) -> None:
     found = api("viewer", "get", f"/saes/{row.pk}/access").json()
     assert (found["granted"], found["licence"], found["gated"], found["token"]) == (True, "cc-by-4.0", "", "")
-    assert api("viewer", "get", f"/saes/{a_trained_sae().pk}/access").status_code == 409
+    assert api("viewer", "get", f"/saes/{a_trained_sae().pk}/access").status_code == 404
     assert api("curator", "patch", f"/saes/{row.pk}", {"licence": "mit"}).json()["licence"] == "mit"
     assert api("curator", "patch", f"/saes/{row.pk}", {"notes": "seen"}).json()["licence"] == "mit"

@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from saehub.figures import count_text
 from saehub.jobs.models import Job, State
+from saehub.jobs.processes import kill_tree
 from saehub.jobs.runner import run as run_here
 from saehub.jobs.runner import summary
+from saehub.jobs.server import start_server
 from saehub.typed import row_number
 from training.models import Run, Sweep
 from training.run_document import KEYS, DocumentError, form_of, from_yaml, of_run, of_sweep, said, to_yaml
@@ -130,6 +132,7 @@ class Command(BaseCommand):
         """Do the row's job in this process, or watch it where a worker was faster; Ctrl-C cancels it."""
         assert row.job is not None
         job = Job.objects.get(pk=row.job.pk)
+        server = start_server(job.queue)
         worker = threading.Thread(target=self.work, args=(job.pk,), daemon=True, name="train")
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         worker.start()
@@ -144,6 +147,8 @@ class Command(BaseCommand):
         finally:
             signal.signal(signal.SIGTERM, before)
         worker.join(STOP_SECONDS)
+        if server:
+            kill_tree(server.pid)
         job.refresh_from_db()
         return job
 
