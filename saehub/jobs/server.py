@@ -162,10 +162,11 @@ def serve(queue: str, requests: socket.socket) -> Order | None:
 
 
 def _compile(modules: Sequence[str]) -> None:
-    """Fill the folder of compiled kernels, so that no job waits for it: in a fork, since a server has to answer, and with
-    the lowest priority."""
+    """Fill the folder of compiled kernels, so that no job waits for it: in a fork, since a server has to answer.
+
+    Not at a low priority: a job that needs a kernel waits for whoever compiles it.
+    """
     if modules and not os.fork():
-        os.nice(19)
         name_process("compiles")
         end_with_parent()
         import_all(modules)
