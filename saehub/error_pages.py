@@ -59,4 +59,5 @@ class NotAPage:
         if response.status_code == 405 and not response.content:
             sentence = "It only takes what a button or form sends; open the page with the button and press it there."
             response.content = page(405, sentence).encode()
+            response["Content-Length"] = str(len(response.content))  # it was said of the empty answer
         return response

@@ -64,7 +64,7 @@ def test_a_form_that_is_too_large(client_of: Any, settings: Any) -> None:
 def test_a_button_s_address_opened_as_a_page(client_of: Any) -> None:
     answer = client_of("viewer").get("/jobs/1/cancel/")
     ours(answer, 405, "This address is not a page", "press it there")
-    assert answer["Allow"] == "POST"
+    assert answer["Allow"] == "POST" and answer["Content-Length"] == str(len(answer.content))
     assert "css/base.css" not in client_of("viewer").put("/api/v1/jobs").content.decode()
 
 
