@@ -39,6 +39,15 @@ def test_heads_of_tables_begin_with_a_capital_but_symbols() -> None:
     assert not found
 
 
+def test_code_that_scrolls_is_reached_by_keyboard_before_any_script_ran() -> None:
+    code = [
+        (path.name, tag)
+        for path in (ROOT / "templates").rglob("*.html")
+        for tag in re.findall(r'<pre class="copy[^>]*>', path.read_text())
+    ]
+    assert code and not [one for one in code if 'tabindex="0"' not in one[1]]
+
+
 def test_pages_without_an_icon_of_their_own_have_one(client: Any) -> None:
     answer = client.get("/favicon.ico")
     assert answer.status_code == 302 and answer["Location"].endswith(".svg")

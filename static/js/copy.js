@@ -27,7 +27,6 @@ function equip(source) {
     setTimeout(() => (button.textContent = "Copy"), 2000);
   });
   const frame = Object.assign(document.createElement(source.matches("pre") ? "div" : "span"), { className: "copied" });
-  if (source.matches("pre")) source.tabIndex = 0; // it may scroll
   source.replaceWith(frame);
   frame.append(source, button);
 }
