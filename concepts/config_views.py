@@ -6,7 +6,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.db.models import OuterRef, Subquery
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 
 from concepts import compile as compiler
@@ -24,6 +24,7 @@ from concepts.dictionary_views import moved
 from concepts.models import Concept, ConceptConfig
 from saehub.accounts.access import check, needs
 from saehub.fragments import part
+from saehub.streaming import json_file
 from saehub.typed import row_number
 from saes.listing import Column, listing
 from saes.models import SAE
@@ -62,7 +63,7 @@ def config_detail(request: HttpRequest, pk: int) -> HttpResponse:
     form = request.GET.get("format", "")
     if form in ("json", "mi_crow"):
         try:
-            return _file(config, as_json(config) if form == "json" else compiler.to_mi_crow(config.edits), form)
+            return _file(config, form)
         except compiler.ConfigError as refusal:
             messages.error(request, str(refusal))
             return redirect(config)
@@ -74,11 +75,10 @@ def config_detail(request: HttpRequest, pk: int) -> HttpResponse:
     return render(request, "concepts/config_detail.html", context)
 
 
-def _file(config: ConceptConfig, content: dict[str, Any], form: str) -> HttpResponse:
-    response = JsonResponse(content, json_dumps_params={"indent": 1, "ensure_ascii": False})
-    name = f"config-{config.pk}{'-mi-crow' * (form == 'mi_crow')}.json"
-    response["Content-Disposition"] = f'attachment; filename="{name}"'
-    return response
+def _file(config: ConceptConfig, form: str) -> HttpResponse:
+    if form == "json":
+        return json_file(as_json(config), name=f"config-{config.pk}.json")
+    return json_file(compiler.to_mi_crow(config.edits), name=f"config-{config.pk}-mi-crow.json")
 
 
 @needs("concepts.add_conceptconfig")

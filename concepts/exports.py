@@ -6,8 +6,6 @@ cannot hold is left out, what a view does not know is left empty: nothing is mad
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +18,7 @@ from concepts.featurefile import Example, FeatureRecord
 from concepts.featurefile import FeatureView as Columns
 from concepts.models import FeatureView
 from concepts.numerics.token_text import show_bytes
-from saehub.spreadsheets import neutralised
+from saehub.spreadsheets import csv_lines, neutralised
 
 _SPLIT = re.compile(r"(?:<0x[89A-F][0-9A-F]>)+")  # bytes of a character that lies over several tokens
 TOP_MARK = (-1.0, -1.0)  # bin_min and bin_contains of Neuronpedia's group of top activations
@@ -54,19 +52,13 @@ def _mi_crow(view: FeatureView, columns: Columns, features: Iterable[int]) -> It
 
 def _mi_crow_csv(view: FeatureView, columns: Columns, features: Iterable[int]) -> Iterator[str]:
     """What mi_crow's export_top_texts_to_csv writes, but for cells that a spreadsheet would compute."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
     names = ("text", "score", "token_str", "token_idx")
-    writer.writerow(["neuron_idx", *names])
-    for i in features:
-        for one in _texts(columns, i, names):
-            writer.writerow(
-                [i, neutralised(one["text"]), one["score"], neutralised(one["token_str"]), one["token_idx"]]
-            )
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
-    yield buffer.getvalue()
+    rows = (
+        (i, neutralised(one["text"]), one["score"], neutralised(one["token_str"]), one["token_idx"])
+        for i in features
+        for one in _texts(columns, i, names)
+    )
+    return csv_lines(("neuron_idx", *names), rows)
 
 
 def _neuronpedia(view: FeatureView, columns: Columns, features: Iterable[int]) -> Iterator[str]:

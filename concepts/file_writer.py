@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from concepts.interchange import CSV_HEADER, Entry, Facts
-from saehub.spreadsheets import neutralised
+from saehub.spreadsheets import csv_lines, neutralised
 
 
 def write(form: str, entries: Iterable[Entry], facts: Facts) -> Iterator[str]:
@@ -55,16 +53,8 @@ def _rows_of(n: int) -> str:
 
 
 def _write_csv(entries: Iterable[Entry], facts: Facts) -> Iterator[str]:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\r\n")
-    writer.writerow(CSV_HEADER)
-    for entry in entries:
-        writer.writerow([entry.feature, neutralised(entry.name), _said_score(entry)])
-        if buffer.tell() > 2**16:
-            yield buffer.getvalue()
-            buffer.seek(0)
-            buffer.truncate()
-    yield buffer.getvalue()
+    rows = ((entry.feature, neutralised(entry.name), _said_score(entry)) for entry in entries)
+    return csv_lines(CSV_HEADER, rows)
 
 
 def _said_score(entry: Entry) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.http import FileResponse, Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 
 from inference.codes import CodesError
@@ -15,6 +15,7 @@ from inference.residency import residency
 from saehub.accounts.access import check, needs
 from saehub.fragments import part
 from saehub.jobs.made import Made
+from saehub.streaming import attachment, json_file
 from saehub.typed import row_number, whole_number
 from saes.listing import Column, listing
 from training.links import given
@@ -95,7 +96,7 @@ def inference_detail(request: HttpRequest, pk: int) -> HttpResponseBase:
     if row.ready:
         try:
             if (kind := request.GET.get("format", "")) in ("csv", "json"):
-                return _attachment(row, kind)
+                return _attachment(request, row, kind)
             if kind == "top_texts":
                 return _top_texts(row, request.GET.get("sae", ""))
             context |= {"reading": Reading(row, request.GET), "python": as_python(row, context["saes"])}
@@ -114,13 +115,11 @@ def _over(request: HttpRequest, row: Made) -> bool:
     return bool(part(request, "live")) and not row.busy
 
 
-def _attachment(row: Inference, kind: str) -> HttpResponse:
+def _attachment(request: HttpRequest, row: Inference, kind: str) -> HttpResponseBase:
+    name = f"inference-{row.pk}.{kind}"
     if kind == "csv":
-        response = HttpResponse(as_csv(row), content_type="text/csv; charset=utf-8")
-    else:
-        response = JsonResponse(record(row), json_dumps_params={"indent": 1, "ensure_ascii": False})
-    response["Content-Disposition"] = f'attachment; filename="inference-{row.pk}.{kind}"'
-    return response
+        return attachment(request, as_csv(row), name=name, kind="text/csv")
+    return json_file(record(row), name=name)
 
 
 def _top_texts(row: Inference, asked: str) -> HttpResponseBase:

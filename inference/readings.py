@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,13 +17,14 @@ from inference.codes import CodesFile, Fires, Next, Strong
 from inference.models import Inference
 from inference.neurons import open_files
 from saehub.figures import fig_text, level, token_markup
-from saehub.spreadsheets import neutralised
+from saehub.spreadsheets import csv_lines, neutralised
 from saehub.typed import whole_number
 
 FEATURES = 15  # of the text, and of a token
 GRID_FEATURES = 12
 GRID_TOKENS = 48
 JSON_FEATURES = 50  # of every token; the CSV has all
+CSV_HEADER = ("text", "sae", "token_index", "token", "special", "feature", "value")
 
 
 @dataclass(frozen=True)
@@ -277,22 +276,19 @@ def _sae_record(fact: dict[str, Any], fires: Fires, n: int) -> dict[str, Any]:
     }
 
 
-def as_csv(row: Inference) -> str:
-    """Every code: text, sae, token_index, token, special, feature, value."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\r\n")
-    writer.writerow(["text", "sae", "token_index", "token", "special", "feature", "value"])
-    for i, file in enumerate(open_files(row)):
+def as_csv(row: Inference) -> Iterator[str]:
+    """Every code, line by line. Raises CodesError at once where the files are gone."""
+    return csv_lines(CSV_HEADER, _codes(row, open_files(row)))
+
+
+def _codes(row: Inference, files: Iterable[CodesFile]) -> Iterator[tuple[Any, ...]]:
+    for i, file in enumerate(files):
+        tokens = [neutralised(text) for text in file.tokens]
         for number, fact in enumerate(row.facts):
-            writer.writerows((i, *cells) for cells in _cells(fact["sae"], file, file.sae(number)))
-    return out.getvalue()
-
-
-def _cells(sae: int, file: CodesFile, fires: Fires) -> Iterator[tuple[Any, ...]]:
-    tokens = [neutralised(text) for text in file.tokens]
-    rows = zip(fires.positions.tolist(), fires.features.tolist(), fires.values.tolist(), strict=True)
-    for position, feature, value in rows:
-        yield sae, position, tokens[position], int(file.special[position]), feature, f"{value:.9g}"
+            fires = file.sae(number)
+            found = zip(fires.positions.tolist(), fires.features.tolist(), fires.values.tolist(), strict=True)
+            for position, feature, value in found:
+                yield i, fact["sae"], position, tokens[position], int(file.special[position]), feature, f"{value:.9g}"
 
 
 def as_python(row: Inference, saes: Iterable[Any]) -> str:

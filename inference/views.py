@@ -22,6 +22,7 @@ from inference.sides import sides
 from inference.sweeps import charts_of, shown_points, sweep_record
 from saehub.accounts.access import needs
 from saehub.fragments import part
+from saehub.streaming import json_file
 from saehub.typed import row_number, whole_number
 from saes.listing import Column, listing
 from saes.models import SAE
@@ -222,7 +223,7 @@ def generation_detail(request: HttpRequest, pk: int) -> HttpResponse:
     rows = Generation.objects.select_related("model", "sae__model", "config", "owner", "job__owner")
     row = get_object_or_404(rows, pk=pk)
     if request.GET.get("format") == "json":
-        return _as_json(row)
+        return json_file(record(row), name=f"generation-{row.pk}.json")
     context = _page(row) | {"sweep_form": SweepForm(auto_id="sweep_%s")}
     return render(request, "inference/generation_detail.html" + part(request, "live"), context)
 
@@ -257,12 +258,6 @@ def _shown(edit: dict[str, Any], known: Known | None) -> tuple[dict[str, Any], K
     return edit, known, times, None if known.per_norm is None else abs(edit["value"]) * known.per_norm
 
 
-def _as_json(row: Generation) -> HttpResponse:
-    response = JsonResponse(record(row), json_dumps_params={"indent": 1, "ensure_ascii": False})
-    response["Content-Disposition"] = f'attachment; filename="generation-{row.pk}.json"'
-    return response
-
-
 # -------------------------------------------------------------------------------------------------------------- sweeps
 
 
@@ -286,9 +281,7 @@ def sweep_detail(request: HttpRequest, pk: int) -> HttpResponse:
     rows = Sweep.objects.select_related("generation__model", "generation__sae", "owner", "job__owner")
     row = get_object_or_404(rows, pk=pk)
     if request.GET.get("format") == "json":
-        response = JsonResponse(sweep_record(row), json_dumps_params={"indent": 1, "ensure_ascii": False})
-        response["Content-Disposition"] = f'attachment; filename="sweep-{row.pk}.json"'
-        return response
+        return json_file(sweep_record(row), name=f"sweep-{row.pk}.json")
     if part(request, "live") and not row.busy:
         return reload_page()
     asked = row.generation

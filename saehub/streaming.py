@@ -1,20 +1,32 @@
-"""Files written while they are sent: nothing is held whole, whatever the server."""
+"""Answers that a browser keeps as a file: large ones are written while they are sent, so that nothing is held whole."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIRequest
-from django.http import HttpRequest, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.utils.http import content_disposition_header
 
 PIECE = 2**16  # bytes sent at once, about
 
 
+def small_file(text: str, *, name: str, kind: str) -> HttpResponse:
+    """A file of that name and content type, of a text that is there whole already."""
+    return HttpResponse(text, content_type=f"{kind}; charset=utf-8", headers=_kept_as(name))
+
+
+def json_file(value: Any, *, name: str) -> HttpResponse:
+    """The same of what JSON can hold, indented for people who open it."""
+    return small_file(json.dumps(value, indent=1, ensure_ascii=False), name=name, kind="application/json")
+
+
 def attachment(request: HttpRequest, pieces: Iterable[str], *, name: str, kind: str) -> StreamingHttpResponse:
-    """A file of that name and content type. The first piece is made at once, so that what it raises becomes a page."""
+    """The same written while it is sent. The first piece is made at once, so that what it raises becomes a page."""
     return stored(request, _joined(pieces), name=name, kind=f"{kind}; charset=utf-8")
 
 
@@ -26,12 +38,15 @@ def stored(
     whole = chain([next(parts, b"")], parts)
     # given a plain iterator, Django's ASGI handler would collect it whole before it sends anything
     content: Any = _later(whole) if isinstance(request, ASGIRequest) else whole
-    response = StreamingHttpResponse(content, content_type=kind)
+    response = StreamingHttpResponse(content, content_type=kind, headers=_kept_as(name))
     if size is not None:
         response["Content-Length"] = str(size)
-    response["Content-Disposition"] = f'attachment; filename="{name}"'
-    response["X-Content-Type-Options"] = "nosniff"
     return response
+
+
+def _kept_as(name: str) -> dict[str, str]:
+    # Django's function quotes what a name may hold; Content-Type and "nosniff" (SecurityMiddleware) keep it from being run
+    return {"Content-Disposition": content_disposition_header(True, name) or ""}
 
 
 def _joined(pieces: Iterable[str]) -> Iterator[bytes]:

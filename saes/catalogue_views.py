@@ -18,6 +18,7 @@ from saehub.accounts.hub_tokens import HubTokenError, hub_token
 from saehub.fragments import part
 from saehub.jobs.models import enqueue
 from saehub.jobs.progress import JobError
+from saehub.streaming import small_file
 from saehub.typed import whole_number
 from saes import gemma_scope
 from saes.basket import MOST, basket_of, put_in, take_out
@@ -216,6 +217,8 @@ def sae_basket(request: HttpRequest) -> HttpResponseBase:
     if request.method == "POST":
         return _change_basket(request)
     rows = _chosen(basket_of(request))
+    if request.GET.get("format") == "yaml":
+        return small_file(_spec(rows), name="saes.yaml", kind="application/yaml")
     sizes = [row.size_bytes for row in rows if row.size_bytes]
     context = {
         "section": "saes",
@@ -225,10 +228,6 @@ def sae_basket(request: HttpRequest) -> HttpResponseBase:
         "waiting": sum(not row.ready for row in rows),
         "spec": _spec(rows),
     }
-    if request.GET.get("format") == "yaml":
-        answer = HttpResponse(context["spec"], content_type="application/yaml")
-        answer["Content-Disposition"] = 'attachment; filename="saes.yaml"'
-        return answer
     return render(request, "saes/sae_basket.html", context)
 
 

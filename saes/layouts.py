@@ -111,12 +111,6 @@ def wanted_files(format: str, entry: str, names: Iterable[str]) -> list[str]:
     return sorted(path for path in place.files(there) if not NEVER.search(path)) if place else []
 
 
-def detect_names(names: Iterable[str], entry: str) -> str | None:
-    """The most likely format of the SAE at `entry`, or None where the names look like none."""
-    place = _find("", entry, set(names))
-    return place.format if place else None
-
-
 def entries(names: Iterable[str]) -> list[tuple[str, str]]:
     """(entry, format) of every SAE that a repository's file names seem to hold, in natural order ("layer_2" before "layer_10")."""
     there = {name for name in names if not NEVER.search(name)}

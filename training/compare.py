@@ -170,9 +170,9 @@ def neighbours(saes: Sequence[SAE]) -> list[SAE]:
     return sorted(rows.order_by("-pk")[:50], key=lambda sae: sae.hook_name != first.hook_name)[:12]
 
 
-def csv_rows(sides: Sequence[Side]) -> list[list[Any]]:
-    """The table for a spreadsheet: exact values, and on what each was measured."""
-    head = [["metric", "definition", *(neutralised(side.sae.name) for side in sides)]]
+def csv_rows(sides: Sequence[Side]) -> tuple[list[str], list[list[Any]]]:
+    """The table for a spreadsheet, (head, rows): exact values, and on what each was measured."""
+    head = ["metric", "definition", *(neutralised(side.sae.name) for side in sides)]
     facts = [
         [word, "", *(neutralised(str(getattr(side.sae, name))) for side in sides)]
         for word, name in (
@@ -190,7 +190,7 @@ def csv_rows(sides: Sequence[Side]) -> list[list[Any]]:
         for _, rows in table(sides)
         for row in rows
     ]
-    return head + facts + data + metrics
+    return head, facts + data + metrics
 
 
 def wanted_ids(text: str) -> list[int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-
 from django.http import FileResponse, Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
@@ -11,9 +9,11 @@ from django.urls import reverse
 from django.utils.text import slugify
 
 from saehub.accounts.access import needs
+from saehub.spreadsheets import csv_lines
+from saehub.streaming import small_file
 from saes.abilities import why_not
 from saes.models import SAE
-from training.compare import MOST, Side, csv_rows, differing, neighbours, plots, sides_of, table, wanted_ids
+from training.compare import MOST, csv_rows, differing, neighbours, plots, sides_of, table, wanted_ids
 from training.evaluation_form import EvaluationForm
 from training.models import Evaluation
 
@@ -51,7 +51,7 @@ def sae_compare(request: HttpRequest) -> HttpResponse:
     saes = [found[pk] for pk in ids[:MOST] if pk in found]
     sides, options, data = sides_of(saes, request.GET.get("data", ""))
     if request.GET.get("format") == "csv":
-        return _csv(sides)
+        return small_file("".join(csv_lines(*csv_rows(sides))), name="compared-saes.csv", kind="text/csv")
     context = {
         "section": "saes",
         "sides": sides,
@@ -68,10 +68,3 @@ def sae_compare(request: HttpRequest) -> HttpResponse:
         "most": MOST,
     }
     return render(request, "training/sae_compare.html", context)
-
-
-def _csv(sides: list[Side]) -> HttpResponse:
-    response = HttpResponse(content_type="text/csv")
-    response["Content-Disposition"] = 'attachment; filename="compared-saes.csv"'
-    csv.writer(response).writerows(csv_rows(sides))
-    return response

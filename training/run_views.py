@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from typing import Any
 
 from django.contrib import messages
@@ -13,6 +12,8 @@ from django.views.decorators.http import require_POST
 
 from saehub.accounts.access import check, needs
 from saehub.fragments import part
+from saehub.spreadsheets import csv_lines
+from saehub.streaming import small_file
 from saes.listing import Column, listing
 from saes.models import SAE
 from training.curves import config_rows, curves, now, pareto, snippet, sweep_rows
@@ -131,9 +132,7 @@ def sweep_yaml(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def _yaml(document: dict[str, Any], name: str) -> HttpResponse:
-    response = HttpResponse(to_yaml(document), content_type="application/yaml; charset=utf-8")
-    response["Content-Disposition"] = f'attachment; filename="{name}.yaml"'
-    return response
+    return small_file(to_yaml(document), name=f"{name}.yaml", kind="application/yaml")
 
 
 @needs("training.view_run")
@@ -278,9 +277,5 @@ def run_points(request: HttpRequest, pk: int) -> HttpResponse:
     run = get_object_or_404(Run, pk=pk)
     points = list(run.points.all())
     names = sorted({name for point in points for name in point.values if not isinstance(point.values[name], dict)})
-    response = HttpResponse(content_type="text/csv")
-    response["Content-Disposition"] = f'attachment; filename="run-{run.pk}.csv"'
-    table = csv.writer(response)
-    table.writerow(["step", "tokens", *names])
-    table.writerows([point.step, point.tokens, *(point.values.get(name) for name in names)] for point in points)
-    return response
+    rows = ([point.step, point.tokens, *(point.values.get(name) for name in names)] for point in points)
+    return small_file("".join(csv_lines(["step", "tokens", *names], rows)), name=f"run-{run.pk}.csv", kind="text/csv")

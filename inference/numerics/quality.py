@@ -76,11 +76,6 @@ def _each(several: Sequence[Callable[[Tensor], None]]) -> Callable[[Tensor], Non
     return read
 
 
-def plain_logprobs(lm: LM, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> list[float]:
-    """log p of each new token under the model without edits, given the prompt and the new tokens before it."""
-    return plain_reading(lm, prompt_ids, new_ids).logprobs
-
-
 def repetition(ids: Sequence[int], n: int = 3) -> float | None:
     """Share of n-grams of token ids that repeat an earlier one: 1 - distinct / all. None when there is no n-gram."""
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]

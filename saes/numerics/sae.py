@@ -177,16 +177,6 @@ class SAE(nn.Module):
             sums = flat.view(*values.shape[:-1], self.config.d_out)
         return self.denormalise(sums + self.b_dec, x)
 
-    @torch.no_grad()
-    def init_b_dec(self, x: Tensor) -> None:
-        """Set b_dec to the mean of a first batch x (n, d_in), so that training starts from centred inputs.
-
-        For SAEs that reconstruct their own input; one with another target has no use for the mean of x.
-        """
-        if self.config.d_out != self.config.d_in:
-            raise SAEError("b_dec can be initialised from inputs only when d_out equals d_in.")
-        self.b_dec.copy_(self.normalise(x).reshape(-1, self.config.d_in).mean(0))
-
     def normalise(self, x: Tensor) -> Tensor:
         """x (n, d_in) of the language model -> x' (n, d_in) that the encoder reads.
 

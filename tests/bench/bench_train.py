@@ -304,7 +304,7 @@ def write_rows(args: argparse.Namespace, folder: Path) -> None:
     else:
         scale = args.d**0.5 / rows[:100_000].norm(dim=1).mean()
         rows, held_out = rows * scale, held_out * scale
-        sae.init_b_dec(rows[: args.batch])
+        sae.b_dec.data.copy_(rows[: args.batch].mean(0))
     np.save(folder / "rows.npy", rows.numpy())
     np.save(folder / "held_out.npy", held_out.numpy())
     start = {name: tensor.detach().contiguous() for name, tensor in sae.named_parameters()}

@@ -12,7 +12,7 @@ import torch
 
 from inference import jobs
 from inference.models import Generation, Resident, Sweep
-from inference.numerics.quality import plain_logprobs, repetition, zlib_ratio
+from inference.numerics.quality import plain_reading, repetition, zlib_ratio
 from inference.numerics.warm import TooLarge, Warm, size_of
 from inference.residency import residency
 from saehub.jobs.models import Job, State
@@ -57,7 +57,7 @@ def test_an_edit_changes_the_text_and_everything_is_stored(rows: Rows, run_job: 
         assert len(side["ids"]) == len(side["pieces"]) == len(side["tokens"]) == len(side["logprobs"])
         assert side["repetition"] == repetition(side["ids"]) and side["tokens_per_second"] > 0
     assert row.baseline["mean_plain_logprob"] == pytest.approx(mean(row.baseline["logprobs"]))
-    expected = plain_logprobs(load_lm(rows.model.location), row.policy["prompt_ids"], row.steered["ids"])
+    expected = plain_reading(load_lm(rows.model.location), row.policy["prompt_ids"], row.steered["ids"]).logprobs
     assert row.steered["mean_plain_logprob"] == pytest.approx(mean(expected), abs=1e-5)
     assert row.steered["mean_plain_logprob"] != pytest.approx(mean(row.steered["logprobs"]), abs=1e-3)
     assert row.versions["torch"] == torch.__version__ and row.policy["equation"].startswith("x' = x + decode(z')")
@@ -271,7 +271,7 @@ def test_the_same_in_words_is_a_third_text(rows: Rows, run_job: Any) -> None:
     lm = load_lm(rows.model.location)
     made = generate(lm, f"Talk about dogs.\n\n{PROMPT}", max_new_tokens=12)
     assert row.prompted["ids"] == made.ids and row.prompted["zlib_ratio"] == zlib_ratio(made.text)
-    expected = plain_logprobs(lm, row.policy["prompt_ids"], made.ids)
+    expected = plain_reading(lm, row.policy["prompt_ids"], made.ids).logprobs
     assert row.prompted["mean_plain_logprob"] == pytest.approx(mean(expected), abs=1e-5), "given the prompt alone"
     assert run(generation(rows, (3, "add", 1.0)), run_job).prompted == {}
 
@@ -344,8 +344,8 @@ def test_plain_logprobs_are_those_of_one_forward_pass(tiny_model_dir: Any) -> No
     prompt, new = [0, 20, 30, 40], [50, 60, 20]
     logits = lm.model(torch.tensor([prompt + new])).logits[0].log_softmax(-1)
     expected = [logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(new)]
-    assert plain_logprobs(lm, prompt, new) == pytest.approx(expected, abs=1e-5)
-    assert plain_logprobs(lm, prompt, []) == []
+    assert plain_reading(lm, prompt, new).logprobs == pytest.approx(expected, abs=1e-5)
+    assert plain_reading(lm, prompt, []).logprobs == []
 
 
 def test_repetition() -> None:

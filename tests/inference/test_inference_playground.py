@@ -280,7 +280,7 @@ def test_csv_and_json_hold_every_code(rows: Rows, run_job: Any, client_of: Any) 
     row = inference(rows, run_job, prompt="=1+1 is two")
     dense = expected(rows, CodesFile(row.folder).ids)
     response = client_of("viewer").get(f"{row.get_absolute_url()}?format=csv")
-    found = list(csv.DictReader(io.StringIO(response.content.decode())))
+    found = list(csv.DictReader(io.StringIO(response.getvalue().decode())))
     assert len(found) == (dense != 0).sum() and response["Content-Type"].startswith("text/csv")
     for one in found:
         assert float(one["value"]) == pytest.approx(dense[int(one["token_index"]), int(one["feature"])], rel=1e-5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saes.layouts import detect_names, entries, wanted_files
+from saes.layouts import entries, wanted_files
 
 SCOPE_2 = [
     "resid_post/layer_13_width_16k_l0_small/params.safetensors",
@@ -91,13 +91,12 @@ def test_an_sae_is_its_weights_and_configs_and_nothing_else(names, format, entry
 
 def test_an_sae_that_is_not_there_has_no_files():
     assert wanted_files("sparsify", "layers.4", SPARSIFY) == []
-    assert detect_names(SPARSIFY, "layers.4") is None
-    assert detect_names(["model.safetensors", "config.json", "tokenizer.json"], "") is None
+    assert wanted_files("", "layers.4", SPARSIFY) == []
+    assert wanted_files("", "", ["model.safetensors", "config.json", "tokenizer.json"]) == []
 
 
 def test_a_folder_of_several_is_none_of_them():
-    assert detect_names(CLT, "") is None
-    assert wanted_files("mntss_clt", "", CLT) == []
+    assert wanted_files("mntss_clt", "", CLT) == wanted_files("", "", CLT) == []
 
 
 def test_all_that_a_repository_holds_in_natural_order():
@@ -126,7 +125,7 @@ def test_names_that_tell_formats_of_the_same_files_apart():
         "800M-Slimpajama-0-OpenR1-Math-220k/L5R/config.json",
         "800M-Slimpajama-0-OpenR1-Math-220k/L5R/sae_weights.safetensors",
     ]
-    assert detect_names(r1, r1[0].rpartition("/")[0]) == "llama_scope_r1_distill"
+    assert entries(r1) == [(r1[0].rpartition("/")[0], "llama_scope_r1_distill")]
     assert entries(["DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt"]) == [
         ("DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt", "deepseek_r1")
     ]

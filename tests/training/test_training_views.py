@@ -116,7 +116,7 @@ def test_points_come_as_csv(client_of: Any) -> None:
     run = a_run()
     some_points(run, 2)
     response = client_of("viewer").get(reverse("training:run_points", args=[run.pk]))
-    assert response["Content-Type"] == "text/csv"
+    assert response["Content-Type"] == "text/csv; charset=utf-8"
     rows = list(csv.DictReader(io.StringIO(response.content.decode())))
     assert [row["step"] for row in rows] == ["0", "1"] and rows[1]["loss"] == "0.5" and "parts" not in rows[0]
 

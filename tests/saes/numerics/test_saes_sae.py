@@ -154,8 +154,6 @@ def test_fresh_sae_with_another_target_width():
     sae = build_sae(SAEConfig("standard", D_IN, D_SAE, d_out=7, apply_b_dec_to_input=False))
     assert sae(torch.randn(3, D_IN)).shape == (3, 7)
     torch.testing.assert_close(sae.W_enc.norm(dim=0), torch.full((D_SAE,), ENCODER_NORM))
-    with pytest.raises(SAEError, match="d_out equals d_in"):
-        sae.init_b_dec(torch.randn(3, D_IN))
 
 
 @pytest.mark.parametrize("architecture", ["standard", "topk"])
@@ -164,12 +162,6 @@ def test_every_parameter_gets_a_gradient(architecture, x):
     sae(x).pow(2).sum().backward()
     for name, parameter in sae.named_parameters():
         assert parameter.grad is not None and bool(parameter.grad.any()), name
-
-
-def test_init_b_dec_centres_the_inputs(x):
-    sae = random_sae("topk")
-    sae.init_b_dec(x)
-    torch.testing.assert_close(sae.b_dec.data, x.mean(0))
 
 
 def test_an_sae_beyond_all_memory_is_refused_in_one_sentence():
