@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from saehub.jobs.progress import Cancelled, JobError, Progress
 from training.models import Run, Sweep
 from training.numerics.checkpoint import TrainingError
-from training.numerics.shards import open_capture
-from training.numerics.together import Member, capture_streams, train_together
-from training.numerics.train import Training, TrainResult
+from training.numerics.shards import Hooks, open_capture
+from training.numerics.together import Member, Streams, capture_streams, train_together
+from training.numerics.train import TrainConfig, Training, TrainResult
 from training.registering import keep, new_sae
-from training.trainer import LOOK_SECONDS, Trainer, checkpoints, held_out_rows, trainer_config
+from training.trainer import (
+    LOOK_SECONDS,
+    Trainer,
+    checkpoints,
+    held_out_rows,
+    prepare_kernels,
+    reading,
+    trainer_config,
+)
 
 
 class Sweeper:
@@ -21,6 +32,7 @@ class Sweeper:
     def __init__(self, progress: Progress, sweep: Sweep) -> None:
         self.progress, self.sweep = progress, sweep
         self.looked = 0.0
+        self.training = False  # the first tokens are read
         self.members: list[Member] = []
         self.asked: set[int] = set()  # runs that are to stop here, kept or paused
         self.cancelled: Cancelled | None = None
@@ -39,12 +51,11 @@ class Sweeper:
         for run in runs:
             self.members.append(self._member(run))
             self.progress(len(self.members), len(runs))
-        total = sum(member.training.config.total_rows for member in self.members)
-        self.progress.start(f"Training {len(runs)} SAEs side by side", unit="tokens", total=total or None)
         if self.members:
-            hooks = list(dict.fromkeys(member.hook for member in self.members))
-            streams = capture_streams(self.source, hooks, self.members[0].training.config)
-            train_together(self.members, streams, on_end=self._end, should_stop=self._should_stop)
+            config = self.members[0].training.config
+            prepare_kernels(self.progress, [member.training.sae for member in self.members], config)
+            self.progress.start(reading(self.source), unit="tokens")
+            train_together(self.members, self._streams(config), on_end=self._end, should_stop=self._should_stop)
         if self.cancelled:
             raise self.cancelled
         self._report()
@@ -65,6 +76,20 @@ class Sweeper:
         )
         return Member(run, run.hooks, training)
 
+    def _streams(self, config: TrainConfig) -> Streams:
+        """Of the capture; the card says what goes on once the first batch of them is read."""
+        streams = capture_streams(self.source, list(dict.fromkeys(member.hook for member in self.members)), config)
+
+        def told(start_row: int) -> Iterator[Mapping[Hooks, Tensor]]:
+            for xs in streams(start_row):
+                if not self.training:
+                    self.training = True
+                    step = f"Training {len(self.members)} SAEs side by side"
+                    self.progress.start(step, unit="tokens", total=self._total())
+                yield xs
+
+        return told
+
     def _should_stop(self, member: Member) -> bool:
         """Asked of every run before every step."""
         now = time.monotonic()
@@ -83,7 +108,10 @@ class Sweeper:
 
     def _report(self) -> None:
         done = sum(member.training.state.tokens for member in self.members)
-        self.progress(done, sum(member.training.config.total_rows for member in self.members))
+        self.progress(done, self._total() if self.training or done else None)
+
+    def _total(self) -> int:
+        return sum(member.training.config.total_rows for member in self.members)
 
     def _end(self, member: Member, outcome: TrainResult | TrainingError) -> None:
         """One run is over: registered, failed, or left at its checkpoint."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from saehub.jobs.progress import Cancelled, JobError, Progress
 from saes.numerics.sae import SAE
 from training.models import Run, RunPoint
 from training.numerics.checkpoint import load_checkpoint
+from training.numerics.compiling import load_kernels
 from training.numerics.several import RankKilled, Several, Task
 from training.numerics.shards import Capture as Shards
 from training.numerics.shards import Hooks
@@ -24,6 +26,8 @@ from training.run_document import of_run
 
 HELD_OUT_ROWS = 512  # held-out rows behind the live curve; the evaluation afterwards uses all of them
 LOOK_SECONDS = 0.5  # between looks at the database
+COMPILING = "Compiling kernels, the first time on this machine (about 20 s)"
+COMPUTING = "Loading the model, and computing the first activations"
 LISTEN_SECONDS = 0.1  # between looks at what the ranks of a run in several processes say
 WEIGHTS = ("sae_weights.safetensors", "sae.safetensors")  # as SAELens or sparsify names them
 SAE_FILES = ("cfg.json", *WEIGHTS, "history.json", "config.json", "metrics.json")
@@ -54,17 +58,20 @@ class Trainer:
         self.progress, self.run, self.config = progress, run, config
         self.tokens = 0
         self.looked = 0.0
+        self.training = False  # the first tokens are read
         self.cancelled: Cancelled | None = None
 
     def train(self, sae: SAE, source: Shards) -> TrainResult:
         """Raises Cancelled once the checkpoint of the present step is written, so that a retry goes on from here."""
-        self.progress.start(f"Training on {self.run.place}", unit="tokens", total=self.config.total_rows)
+        prepare_kernels(self.progress, [sae], self.config)
         self.begin()
         if self.run.processes > 1:
             self._train_in_several(sae, source)
+        else:
+            self.progress.start(reading(source), unit="tokens")
         result = train(
             sae,
-            capture_batches(source, self.run.hooks, self.config),
+            self._batches(source),
             self.config,
             on_step=self.point,
             checkpoint_dir=checkpoints(self.run),
@@ -98,8 +105,8 @@ class Trainer:
             checkpoints=str(checkpoints(self.run)),
             held_out_rows=min(HELD_OUT_ROWS, source.split_rows("held_out")),
         )
+        self.progress.start(f"Starting {self.run.processes} processes, which share each batch", unit="tokens")
         ranks = Several(task, self.run.processes, self.run.folder / "ranks")
-        self.progress.log(f"{self.run.processes} processes share each batch")
         asked = False
         try:
             running = True
@@ -118,7 +125,24 @@ class Trainer:
         except RankKilled as error:
             raise JobError(str(error), "Press Retry to go on from the last checkpoint.") from error
 
+    def _batches(self, source: Shards) -> Callable[[int], Iterator[torch.Tensor]]:
+        """Of the capture; the card says what goes on once the first of them is read."""
+        batches = capture_batches(source, self.run.hooks, self.config)
+
+        def told(start_row: int) -> Iterator[torch.Tensor]:
+            for x in batches(start_row):
+                self._under_way()
+                yield x
+
+        return told
+
+    def _under_way(self) -> None:
+        if not self.training:
+            self.training = True
+            self.progress.start(f"Training on {self.run.place}", unit="tokens", total=self.config.total_rows)
+
     def _hear(self, word: StepReport | int) -> None:
+        self._under_way()
         if isinstance(word, StepReport):
             self.point(word)
         else:
@@ -154,8 +178,9 @@ class Trainer:
         if now - self.looked < LOOK_SECONDS:
             return False
         self.looked = now
+        total = self.config.total_rows
         try:
-            self.progress(min(self.tokens, self.config.total_rows), self.config.total_rows)
+            self.progress(min(self.tokens, total), total if self.training or self.tokens else None)
         except Cancelled as cancelled:
             self.cancelled = cancelled
             return True
@@ -164,6 +189,18 @@ class Trainer:
     def pausing(self) -> bool:
         """Whether it is to end here with its checkpoint and no SAE; to stop and keep goes before."""
         return Run.objects.filter(pk=self.run.pk, stop_at=None, pause_at__isnull=False).exists()
+
+
+def prepare_kernels(progress: Progress, saes: Iterable[SAE], config: TrainConfig) -> None:
+    """Load the kernels that the steps of these SAEs need, and say it where they are compiled first."""
+    progress.start("Loading the compiled kernels", unit="tokens")
+    for sae in saes:
+        load_kernels(sae, config, lambda: progress.start(COMPILING, unit="tokens"))
+
+
+def reading(source: Shards) -> str:
+    """What goes on before the first step, in words."""
+    return "Reading the first activations" if source.manifest.get("stored", True) else COMPUTING
 
 
 def checkpoints(run: Run) -> Path:

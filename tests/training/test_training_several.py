@@ -24,7 +24,8 @@ def ranks_of(torchrun: int) -> list[psutil.Process]:
 def test_a_killed_rank_ends_the_run_and_a_retry_finishes_it_to_the_bit(make_run, run_job, monkeypatch):
     whole, job = make_run(processes=2, config=LONG, evaluate_after=False, harvest_after=False)
     assert job.state == State.DONE, job.traceback
-    assert job.lines.filter(text="2 processes share each batch").exists()
+    said = list(job.lines.values_list("text", flat=True))
+    assert said.index("Starting 2 processes, which share each batch") < said.index(f"Training on {whole.place}")
     assert whole.tokens == LONG["n_tokens"] and whole.points.count() == 15
     assert not (whole.folder / "checkpoints").exists()
     history = json.loads((whole.sae.files / "history.json").read_text())
