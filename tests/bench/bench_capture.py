@@ -38,7 +38,7 @@ from training.numerics.tokens import TokenPolicy, iter_contexts
 from training.numerics.train import TrainConfig, train
 
 HOOK, LENGTH, CONTEXTS = "blocks.9.hook_resid_post", 128, 16
-FEW, MANY = 4 * CONTEXTS, 12 * CONTEXTS
+FEW, MANY = 4 * CONTEXTS, 20 * CONTEXTS  # shards are of FEW contexts: one, and five
 D, D_SAE, BATCH = 576, 4608, 2048
 
 
@@ -73,7 +73,7 @@ def captures(lm: LM, peers: str | None, rounds: int) -> None:
 
     def stored(autocast: bool, contexts: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            limit = {"max_tokens": contexts * (LENGTH - 1), "batch_contexts": CONTEXTS}
+            limit = {"max_tokens": contexts * (LENGTH - 1), "batch_contexts": CONTEXTS, "shard_tokens": FEW * LENGTH}
             capture(lm, texts, [HOOK], f"{folder}/c", policy=policy, autocast=autocast, **limit)
 
     calls: dict[str, Callable[[], Any]] = {

@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ class ShardWriter:
     Either shards are closed by themselves once they hold `shard_rows` rows, at the end of the batch that filled them,
     or `begin_shard` and `close_shard` say where each begins and ends. part, parts: which share of the shards is written
     here.
+
+    A closed shard is written and hashed in a thread of its own while the model computes the next one, and what it could
+    not write is raised by the next close, by `finish` or by `settle`.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class ShardWriter:
         self._pending: list[dict[str, Tensor]] = []
         self._sums = dict.fromkeys(hooks, 0.0)
         self._pending_rows = self._masked = self._number = self._first = 0
+        self._thread = ThreadPoolExecutor(1, "shard")
+        self._being_written: Future[None] | None = None
         self.state: dict[str, Any] = {
             "facts": facts,
             "shards": [],
@@ -72,6 +78,7 @@ class ShardWriter:
         }
         self._begin(facts)
         self._documents = int(self.state["n_documents"])
+        self.n_rows = sum(shard["n_rows"] for shard in self.state["shards"])  # with those waiting to be written
         self._clock = time.monotonic()
         self.begin_shard(len(self.state["shards"]), sum(shard["n_contexts"] for shard in self.state["shards"]))
 
@@ -79,11 +86,6 @@ class ShardWriter:
     def file(self) -> Path:
         """What stands for this part until all is written."""
         return unfinished_file(self.path, self.part, self.parts)
-
-    @property
-    def n_rows(self) -> int:
-        """Rows in whole shards and rows waiting for the next one."""
-        return sum(shard["n_rows"] for shard in self.state["shards"]) + self._pending_rows
 
     def whole(self, number: int) -> bool:
         """Whether this shard is on disk."""
@@ -135,6 +137,7 @@ class ShardWriter:
             self._sums[hook] += float(values.float().norm(dim=-1).double().sum())
         self._pending.append(batch)
         self._pending_rows += len(row)
+        self.n_rows += len(row)
         self._masked += n_masked
         self._documents = last + 1
         if self.shard_rows is not None and self._pending_rows >= self.shard_rows:
@@ -142,32 +145,48 @@ class ShardWriter:
             self.begin_shard(self._number + 1, self._next_context())
 
     def close_shard(self) -> None:
-        """Write the shard, if anything was added to it, and that it is whole."""
+        """Begin to write the shard, if anything was added to it, once the one before it is written."""
         if not self._pending:
             return
-        shard = {key: torch.cat([batch[key] for batch in self._pending]) for key in self._pending[0]}
-        self._pending = []
-        file = self.path / _name(self._number)
-        write_tensors(file, shard)
-        row_context = shard["row_context"].numpy()
+        self.settle()
         entry: dict[str, Any] = {
-            "file": file.name,
+            "file": _name(self._number),
             "first_context": self._first,
-            "n_contexts": len(shard["contexts"]),
-            "n_seen": int(shard["lengths"].sum()) if "lengths" in shard else shard["contexts"].numel(),
-            "n_rows": len(row_context),
-            "n_held_out": int(is_held_out(row_context).sum()),
             "n_masked": self._masked,
             "norm_sums": self._sums,
-            "sha256": sha256(file),
         }
-        self.state["shards"].append(entry)
         self.state["n_documents"] = max(self._documents, self.state["n_documents"])
-        self.state["seconds"] += time.monotonic() - self._clock
+        self._first, batches, self._pending = self._next_context(), self._pending, []
         self._sums = dict.fromkeys(self.hooks, 0.0)
-        self._first += entry["n_contexts"]
         self._pending_rows = self._masked = 0
-        self._clock = time.monotonic()
+        self._being_written = self._thread.submit(self._write, batches, entry)
+
+    def settle(self) -> None:
+        """Wait for the shard that is being written. Raises OSError where it could not be."""
+        if self._being_written is not None:
+            writing, self._being_written = self._being_written, None
+            writing.result()
+
+    def _write(self, batches: list[dict[str, Tensor]], entry: dict[str, Any]) -> None:
+        """Write the shard, and then that it is whole."""
+        shard = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+        batches.clear()
+        file = self.path / entry["file"]
+        write_tensors(file, shard)
+        row_context = shard["row_context"].numpy()
+        self.state["shards"].append(
+            entry
+            | {
+                "n_contexts": len(shard["contexts"]),
+                "n_seen": int(shard["lengths"].sum()) if "lengths" in shard else shard["contexts"].numel(),
+                "n_rows": len(row_context),
+                "n_held_out": int(is_held_out(row_context).sum()),
+                "sha256": sha256(file),
+            }
+        )
+        now = time.monotonic()
+        self.state["seconds"] += now - self._clock
+        self._clock = now
         write_json(self.file, self.state)
 
     def finish(self, **more: Any) -> dict[str, Any] | None:
@@ -175,6 +194,7 @@ class ShardWriter:
 
         Returns the manifest, or None while other parts are unfinished."""
         self.close_shard()
+        self.settle()
         self.state["done"] = True
         write_json(self.file, self.state)
         return merge(self.path, self.parts, **more)
@@ -281,9 +301,15 @@ def discard(path: Path, part: int = 0, parts: int = 1) -> None:
 
 @contextmanager
 def leaving_nothing(writer: ShardWriter) -> Iterator[None]:
-    """Removes the unfinished folder when the work cannot succeed as asked. A stop or a crash leaves it, to continue."""
+    """Removes the unfinished folder when the work cannot succeed as asked. A stop or a crash leaves it, to continue.
+
+    Whatever happens, no thread writes on once this has ended.
+    """
     try:
-        yield
+        try:
+            yield
+        finally:
+            writer.settle()
     except OSError as error:
         if not disk_is_full(error):
             raise

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from saes.numerics.lm import LM, UnknownHookPoint, load_lm
 from tests.conftest import TEXT
+from training.numerics import shard_writer
 from training.numerics.capture import capture
 from training.numerics.documents import CorpusError
 from training.numerics.shard_writer import verify
@@ -119,6 +121,42 @@ def test_a_stopped_capture_continues_to_the_same_files(lm, tmp_path):
     assert whole == parts and len(whole["shards"]) > 4
     for shard in whole["shards"]:
         assert (tmp_path / "whole" / shard["file"]).read_bytes() == (tmp_path / "parts" / shard["file"]).read_bytes()
+
+
+def slow_disk(monkeypatch):
+    """Shards are written, but late: what follows a closed shard happens before it is on disk."""
+    write = shard_writer.write_tensors
+
+    def late(*arguments):
+        time.sleep(0.3)
+        write(*arguments)
+
+    monkeypatch.setattr(shard_writer, "write_tensors", late)
+
+
+def test_a_stop_waits_for_the_shard_that_is_being_written(lm, tmp_path, monkeypatch):
+    slow_disk(monkeypatch)
+    arguments = {"policy": POLICY, "shard_tokens": 100, "batch_contexts": 2}
+    with pytest.raises(Stop):
+        capture(lm, TEXTS, HOOKS, tmp_path / "c", **arguments, progress=stop_after(100))
+    begun = json.loads((tmp_path / "c" / UNFINISHED).read_text())["shards"]
+    assert [shard["file"] for shard in begun] == ["shard-00000.safetensors"]
+    assert [path.name for path in (tmp_path / "c").glob("shard-*")] == ["shard-00000.safetensors"]
+
+
+def test_a_fault_leaves_nothing_while_a_shard_is_being_written(tiny_model_dir, tmp_path, monkeypatch):
+    slow_disk(monkeypatch)
+    lm = load_lm(tiny_model_dir, device="cpu")
+
+    def spoil(rows, *_):
+        if rows > 100:  # the first shard has been closed
+            lm.model.model.layers[0].mlp.down_proj.weight.data.fill_(torch.nan)
+
+    with pytest.raises(CaptureError, match="NaN"):
+        settings = {"policy": POLICY, "shard_tokens": 100, "batch_contexts": 2}
+        capture(lm, TEXTS, HOOKS, tmp_path / "c", **settings, progress=spoil)
+    time.sleep(0.5)
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_finished_capture_is_returned_and_never_overwritten(lm, tmp_path):
