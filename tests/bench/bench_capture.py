@@ -5,7 +5,7 @@
 MODEL_DIR: a transformers folder such as the demo makes of SmolLM2-135M; else inputs.py makes it. Everything is measured in
 turns in one run; a ratio is the median of the turns' own. Real tokens per second throughout. A capture's rate is that
 of the contexts beyond the first 64: what it does once (in bfloat16 it runs 32 contexts in both precisions, to measure the
-difference) is a matter of seconds, whatever its size.
+difference) is a matter of seconds, whatever its size. What is computed in bfloat16 is stored in bfloat16.
 --mi-crow: the folder to import mi_crow from, else where `make peers` put it; its save_activations then reads the same texts,
 padded, as it does by default: cut to 500 characters, so that hardly anything is padded, and as paragraphs of any length,
 which is what texts are.
@@ -73,8 +73,13 @@ def captures(lm: LM, peers: str | None, rounds: int) -> None:
 
     def stored(autocast: bool, contexts: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            limit = {"max_tokens": contexts * (LENGTH - 1), "batch_contexts": CONTEXTS, "shard_tokens": FEW * LENGTH}
-            capture(lm, texts, [HOOK], f"{folder}/c", policy=policy, autocast=autocast, **limit)
+            limit: dict[str, Any] = {
+                "max_tokens": contexts * (LENGTH - 1),
+                "batch_contexts": CONTEXTS,
+                "shard_tokens": FEW * LENGTH,
+            }
+            dtype = "bfloat16" if autocast else "float32"
+            capture(lm, texts, [HOOK], f"{folder}/c", policy=policy, autocast=autocast, dtype=dtype, **limit)
 
     calls: dict[str, Callable[[], Any]] = {
         "truncated forward, float32": lambda: truncated(None),

@@ -133,8 +133,7 @@ class ShardWriter:
         if lengths is not None:
             batch["lengths"] = torch.from_numpy(lengths.astype(np.int32))
         for hook, values in x.items():
-            batch[f"x/{hook}"] = self._to_storage(hook, values)
-            self._sums[hook] += float(values.float().norm(dim=-1).double().sum())
+            batch[f"x/{hook}"] = self._kept(hook, values)
         self._pending.append(batch)
         self._pending_rows += len(row)
         self.n_rows += len(row)
@@ -228,9 +227,12 @@ class ShardWriter:
     def _next_context(self) -> int:
         return self._first + sum(len(batch["contexts"]) for batch in self._pending)
 
-    def _to_storage(self, hook: str, values: Tensor) -> Tensor:
-        if not values.isfinite().all():
+    def _kept(self, hook: str, values: Tensor) -> Tensor:
+        """The rows as they are stored; their norms are added up."""
+        total = values.float().norm(dim=-1).double().sum()
+        if not total.isfinite() and not values.isfinite().all():  # the norms tell it in the pass that is needed anyway
             raise CaptureError(f"The model's activations at {hook} hold NaN or infinite values; run it in float32.")
+        self._sums[hook] += float(total)
         stored = values.to("cpu", DTYPES[self.dtype]).contiguous()
         if stored.dtype != torch.float32 and not stored.isfinite().all():
             raise CaptureError(
