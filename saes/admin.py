@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from django import forms
@@ -26,6 +27,7 @@ from saes.history import curate_all, note_all
 from saes.models import SAE, HubRepository, LanguageModel, Release
 from saes.one_sae import start
 from saes.removal import InUse, remove
+from saes.tags import TagsField, tag, tags_of
 
 MOST_JOBS = 500
 HEAVY = ("config", "proof", "checksums", "metrics", "facts", "aliases", "notes", "words", "facets", "asked")
@@ -124,6 +126,18 @@ class ModelFilter(FacetFilter):
     title = "language model"
 
 
+class TagFilter(FacetFilter):
+    field = "tags"
+    title = parameter_name = "tag"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        sets = {text[FACET_FIELDS.index(self.field)] for text in _facets_of(request)}
+        return [(word, word) for word in sorted({word for written in sets for word in json.loads(written)})]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(tags__contains=[self.value()]) if self.value() else queryset
+
+
 def _facets_of(request: Any) -> list[list[str]]:
     if not hasattr(request, "facets_of_saes"):
         texts = SAE.objects.order_by().values_list("facets", flat=True).distinct()
@@ -132,8 +146,8 @@ def _facets_of(request: Any) -> list[list[str]]:
     return found
 
 
-class OwnerForm(ActionForm):
-    """The field of the action that gives rows to somebody."""
+class DeskForm(ActionForm):
+    """The fields of the actions that give rows to somebody, and that tag them."""
 
     owner = forms.ModelChoiceField(
         get_user_model().objects.filter(is_active=True).order_by("username"),
@@ -141,6 +155,7 @@ class OwnerForm(ActionForm):
         label="Owner",
         empty_label="(nobody: the house)",
     )
+    tags = TagsField(label="Tags")
 
 
 @admin.register(HubRepository)
@@ -203,7 +218,7 @@ def _delete_unused(desk: SAEAdmin, request: HttpRequest, queryset: QuerySet[SAE]
 
 
 PARTS: tuple[tuple[str | None, tuple[str, ...], tuple[str, ...]], ...] = (
-    (None, (), ("name", "curation", "owner", "licence", "pin", "notes", "page")),
+    (None, (), ("name", "curation", "owner", "tags", "licence", "pin", "notes", "page")),
     (
         "What it is",
         (),
@@ -228,7 +243,7 @@ PARTS: tuple[tuple[str | None, tuple[str, ...], tuple[str, ...]], ...] = (
     ("Measured", (), ("l0", "explained_variance")),
     ("As it was read", ("collapse",), ("config", "proof", "checksums", "metrics", "created_at")),
 )  # fmt: skip
-CHANGED_HERE = ("name", "curation", "owner", "licence", "pin", "notes", "model")
+CHANGED_HERE = ("name", "curation", "owner", "tags", "licence", "pin", "notes", "model")
 READ_ONLY = tuple(name for _, _, names in PARTS for name in names if name not in CHANGED_HERE)
 
 
@@ -236,14 +251,24 @@ READ_ONLY = tuple(name for _, _, names in PARTS for name in names if name not in
 class SAEAdmin(MadeByJobs):
     list_display = ("name", "curation", "place", "kind", "here", "owner", "page")  # what fits beside the filters
     list_filter = (
-        "curation", "source", HereFilter, SiteFilter, ArchitectureFilter, ModelFilter, ("release", ReleaseFilter),
+        "curation", TagFilter, "source", HereFilter, SiteFilter, ArchitectureFilter, ModelFilter, ("release", ReleaseFilter),
     )  # fmt: skip
     search_fields = ("words",)
     search_help_text = "Beginnings of words of names, repositories, paths, models, hook points and notes"
     list_select_related = ("owner",)
     autocomplete_fields = ("owner", "model")
-    actions = ("publish", "review", "deprecate", "draft", "verify_files", "reread_config", "set_owner")
-    action_form = OwnerForm
+    actions = (
+        "publish",
+        "review",
+        "deprecate",
+        "draft",
+        "verify_files",
+        "reread_config",
+        "set_owner",
+        "add_tags",
+        "remove_tags",
+    )
+    action_form = DeskForm
     paginator = Estimated
     fieldsets = tuple((title, {"fields": names, "classes": css}) for title, css, names in PARTS)
     readonly_fields = READ_ONLY
@@ -344,6 +369,29 @@ class SAEAdmin(MadeByJobs):
                 f"{len(refused):,} {'were' if len(refused) != 1 else 'was'} left out: {refused[0]}",
                 messages.WARNING,
             )
+
+    def formfield_for_dbfield(self, db_field: Any, request: Any, **kwargs: Any) -> Any:
+        if db_field.name == "tags":
+            return TagsField(help_text="Short words with spaces between them")
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
+
+    @admin.action(description="Add the tags written", permissions=["change"])
+    def add_tags(self, request: HttpRequest, queryset: QuerySet[SAE]) -> None:
+        self._tag(request, queryset, add=True)
+
+    @admin.action(description="Take off the tags written", permissions=["change"])
+    def remove_tags(self, request: HttpRequest, queryset: QuerySet[SAE]) -> None:
+        self._tag(request, queryset, add=False)
+
+    def _tag(self, request: HttpRequest, queryset: QuerySet[SAE], *, add: bool) -> None:
+        words = tags_of(request.POST.get("tags", ""))  # checked by the form of the actions
+        keys = list(queryset.order_by().values_list("pk", flat=True))
+        try:
+            n = tag(request.user, keys, **{"add" if add else "remove": words})
+        except ValueError as error:
+            self.message_user(request, str(error), messages.ERROR)
+        else:
+            self.message_user(request, f"Tags of {n:,} SAE{'s' if n != 1 else ''} changed.", messages.SUCCESS)
 
     @admin.action(description="Give to the owner chosen", permissions=["change"])
     def set_owner(self, request: HttpRequest, queryset: QuerySet[SAE]) -> None:

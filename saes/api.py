@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 
 from saehub.accounts.api_access import Needs, Problem, require_own
 from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
-from saes import api_bringing, api_cache, api_models, api_sharing, gemma_scope
+from saes import api_bringing, api_cache, api_marks, api_models, api_sharing, gemma_scope
 from saes.api_bringing import variants_of
 from saes.api_rows import SAEDetail, SAEPage, brief, row_of, whole
 from saes.dependents import dependents, users
@@ -24,6 +24,7 @@ from saes.registry import rows_between
 from saes.removal import InUse, may_remove, remove
 from saes.repository import known_gemma_scope
 from saes.resolve import resolve
+from saes.tags import starred_by
 
 router = Router(tags=["SAEs"])
 RELEASE: Any = {
@@ -115,6 +116,8 @@ def sae_list(
     width: list[str] = Query([], description="Number of features"),
     source: list[str] = Query([], description="trained, hub, file"),
     curation: list[str] = Query([], description="draft, reviewed, published, deprecated"),
+    tag: list[str] = Query([], description="One of these; – is without any"),
+    starred: bool = Query(False, description="Only what the token's owner starred"),
     l0_min: float | None = None,
     l0_max: float | None = None,
     sort: str = Query("", description="name, model, architecture, features, l0, ev, size; - before it turns it round"),
@@ -128,10 +131,11 @@ def sae_list(
     """Everything that is known: trained here, imported, and of the catalogue. The filters are those of the page."""
     offset = offset or skip
     query = request.GET.copy()
-    query["q"] = q or search
+    query["q"], query["starred"] = q or search, "1" if starred else ""
     if model_name:
         query.appendlist("model", model_name)
-    rows, count, found = rows_between(query, offset, offset + limit)
+    stars = starred_by(request.user) if starred else frozenset()
+    rows, count, found = rows_between(query, offset, offset + limit, stars)
     counts = {facet.key: {option.value: option.n for option in facet.options} for facet in found} if facets else None
     return {"count": count, "limit": limit, "offset": offset, "items": [brief(row) for row in rows], "facets": counts}
 
@@ -218,7 +222,7 @@ def catalogue_releases(request: HttpRequest, q: str = "", limit: int = LIMIT, of
 
 @router.get("/saes/{int:pk}", auth=Needs("saes.view_sae"), response=SAEDetail, summary="One SAE")
 def sae_detail(request: HttpRequest, pk: int) -> dict[str, Any]:
-    return whole(row_of(pk))
+    return whole(row_of(pk), request.user)
 
 
 @router.get("/saes/{int:pk}/config", auth=Needs("saes.view_sae"), response=Config, summary="Its config")
@@ -236,7 +240,7 @@ def sae_change(request: HttpRequest, pk: int, change: Change) -> dict[str, Any]:
     require_own(request, "saes.change_sae", row)
     said = change.dict() | {"curation": change.curation or "", "name": change.name or ""}
     curate(row, request.user, **said)
-    return whole(row)
+    return whole(row, request.user)
 
 
 @router.delete("/saes/{int:pk}", auth=Needs("saes.delete_sae"), response=Deleted, summary="Delete it")
@@ -271,5 +275,6 @@ def sae_delete(
 
 router.add_router("", api_bringing.router)
 router.add_router("", api_cache.router)
+router.add_router("", api_marks.router)
 router.add_router("", api_models.router)
 router.add_router("", api_sharing.router)

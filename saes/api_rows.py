@@ -16,6 +16,7 @@ from saes.abilities import abilities
 from saes.models import SAE
 from saes.one_sae import refusal_of
 from saes.sharing import licence_of
+from saes.tags import starred_by
 
 LIST_EXAMPLE: Any = {
     "id": 12, "name": "gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", "state": "ready", "source": "hub",
@@ -23,7 +24,8 @@ LIST_EXAMPLE: Any = {
     "site": "resid_post", "layer": 12, "architecture": "jumprelu", "d_in": 2304, "d_sae": 16384, "k": None,
     "format": "saelens", "repo_id": "google/gemma-scope-2b-pt-res", "repo_path": "layer_12/width_16k/average_l0_82",
     "revision": "fd571b47c1c64851e9b1989792367b9babb4af63", "size_bytes": 302123456, "l0": None, "published_l0": 82.0,
-    "explained_variance": None, "published_variance": None, "owner": None, "created_at": "2026-11-22T08:00:00Z",
+    "explained_variance": None, "published_variance": None, "tags": ["paper"], "owner": None,
+    "created_at": "2026-11-22T08:00:00Z",
 }  # fmt: skip
 
 
@@ -55,6 +57,7 @@ class SAEOut(Schema):
     published_l0: float | None
     explained_variance: float | None
     published_variance: float | None
+    tags: list[str]
     owner: str | None
     created_at: Any
 
@@ -81,6 +84,7 @@ class SAEDetail(SAEOut):
     cannot: dict[str, str]
     licence: str
     pin: str
+    starred: bool
 
 
 class SAEPage(Page[SAEOut]):
@@ -121,7 +125,7 @@ def brief(row: SAE) -> dict[str, Any]:
     names = (
         "name", "state", "source", "curation", "hook_name", "hook_name_out", "site", "layer", "architecture", "d_in",
         "d_sae", "k", "format", "repo_id", "repo_path", "revision", "l0", "published_l0", "explained_variance",
-        "published_variance", "created_at",
+        "published_variance", "tags", "created_at",
     )  # fmt: skip
     return {name: getattr(row, name) for name in names} | {
         "id": row.pk,
@@ -131,8 +135,8 @@ def brief(row: SAE) -> dict[str, Any]:
     }
 
 
-def whole(row: SAE) -> dict[str, Any]:
-    """An SAE with all that is known of it."""
+def whole(row: SAE, user: Any) -> dict[str, Any]:
+    """An SAE with all that is known of it, and whether this person starred it."""
     names = (
         "sae_id", "aliases", "neuronpedia_id", "sha256", "checksums", "facts", "asked", "proof", "metrics", "notes",
         "read_at", "verified_at", "ready_at", "pin",
@@ -142,6 +146,7 @@ def whole(row: SAE) -> dict[str, Any]:
         "files": str(row.files) if row.ready else None,
         "job": summary(row.job) if row.job else None,
         "licence": licence_of(row),
+        "starred": row.pk in starred_by(user),
         "cannot": {action: why for action, why in abilities(row).items() if why},
     }  # fmt: skip
 

@@ -10,12 +10,11 @@ from django.core.paginator import Paginator
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, QueryDict
 from django.shortcuts import redirect, render
 from django.urls import reverse
-from django.utils.http import url_has_allowed_host_and_scheme
 from huggingface_hub.constants import is_offline_mode
 
 from saehub.accounts.access import needs
 from saehub.accounts.hub_tokens import HubTokenError, hub_token
-from saehub.fragments import part
+from saehub.fragments import back_to, part
 from saehub.jobs.models import enqueue
 from saehub.jobs.progress import JobError
 from saehub.streaming import small_file
@@ -32,6 +31,7 @@ from saes.recommended import models_with_saes, recommended
 from saes.registry import Row, registry
 from saes.repository import StillAsking, known_gemma_scope, listing_of, places, variants
 from saes.resolve import Place, place_of
+from saes.tags import starred_by
 
 MOST_AT_ONCE = 500
 NOT_A_PLACE = (
@@ -44,7 +44,7 @@ NOT_A_PLACE = (
 def sae_list(request: HttpRequest) -> HttpResponse:
     """Every SAE this instance knows: trained here, imported, on the Hub."""
     context: dict[str, Any] = {"section": "saes", "in_basket": frozenset(basket_of(request)), "most": MOST}
-    context |= {"hub_offline": is_offline_mode()} | registry(request.GET)
+    context |= {"hub_offline": is_offline_mode()} | registry(request.GET, starred_by(request.user))
     return render(request, "saes/sae_list.html" + part(request, "rows"), context)
 
 
@@ -186,11 +186,11 @@ def _download(request: HttpRequest) -> HttpResponseBase:
             else "That is not a choice of SAEs of one repository."
         )
         messages.error(request, say)
-        return _back(request, back, "saes:sae_download")
+        return back_to(request, back, "saes:sae_download")
     rows = [_row(request, place, pair) for pair in dict.fromkeys(pairs)]
     if request.POST.get("action") == "add":
         _say_added(request, put_in(request, [row.pk for row in rows]), len(rows))
-        return _back(request, back, "saes:sae_basket")
+        return back_to(request, back, "saes:sae_basket")
     return _started(request, rows)
 
 
@@ -246,7 +246,7 @@ def _change_basket(request: HttpRequest) -> HttpResponseBase:
     keys = [pk for text in request.POST.getlist("sae") if (pk := whole_number(text)) is not None][:MOST]
     if action == "add_all":  # what the list's filters find, on all of its pages
         keys = list(
-            Filters.of(QueryDict(request.POST.get("query", "")))
+            Filters.of(QueryDict(request.POST.get("query", "")), starred_by(request.user))
             .rows()
             .order_by("pk")
             .values_list("pk", flat=True)[:MOST]
@@ -260,7 +260,7 @@ def _change_basket(request: HttpRequest) -> HttpResponseBase:
         take_out(request, basket_of(request))
         return redirect("saes:sae_basket")
     if action == "add_next" and not known:
-        return _back(request, back, "saes:sae_list")
+        return back_to(request, back, "saes:sae_list")
     if not known:
         messages.error(request, "Choose at least one SAE first.")
     elif action == "fetch":
@@ -269,7 +269,7 @@ def _change_basket(request: HttpRequest) -> HttpResponseBase:
         take_out(request, known)
     elif action in ("add", "add_next", "add_all"):
         _say_added(request, put_in(request, [key for key in keys if key in set(known)]), len(known))
-    return _back(request, back, "saes:sae_basket")
+    return back_to(request, back, "saes:sae_basket")
 
 
 def _say_added(request: HttpRequest, added: int, asked: int) -> None:
@@ -282,9 +282,3 @@ def _say_added(request: HttpRequest, added: int, asked: int) -> None:
         else f"; it holds no more than {MOST:,}"
     )
     messages.success(request, f"{added} put into the basket{already}. It holds {held} now.")
-
-
-def _back(request: HttpRequest, to: str, default: str) -> HttpResponseBase:
-    """To the page that asked, where that is one of ours."""
-    ours = url_has_allowed_host_and_scheme(to, {request.get_host()}, require_https=request.is_secure())
-    return redirect(to if to and ours else default)

@@ -7,6 +7,7 @@ version it is remembered under are never of different rows.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -66,7 +67,8 @@ class Facet:
         return [option for option in self.options if option.value not in self.shown]
 
 
-Key = tuple[str, ...]  # of a group: state, then FACET_FIELDS without `here`
+Said = str | tuple[str, ...]  # of a facet; of tags it is all that a row has
+Key = tuple[Said, ...]  # of a group: state, then FACET_FIELDS without `here`
 GROUP = ("state", *(name for name in FACET_FIELDS if name != "here"))
 PLACES = {"state": 0} | {key: GROUP.index(name) for key, _, name in FACETS if name in GROUP}
 COUNT = "SELECT facets, layer, GROUPING(facets), {of_groups}, {of_layers} FROM ({rows}) AS found GROUP BY GROUPING SETS ((facets), (layer))"
@@ -85,18 +87,18 @@ MOST_REMEMBERED = 48  # lists of filters; one is some hundred kilobytes where th
 def facets_of(filters: Filters) -> tuple[list[Facet], int]:
     """All facets with their counts, each under the others, and how many rows are under all choices."""
     version = list_version()
-    key = (filters.words, tuple(sorted(filters.chosen.items())), filters.least, filters.most)
+    key = (filters.words, tuple(sorted(filters.chosen.items())), filters.least, filters.most, filters.among)
     return remembered.get(version, key, lambda: _facets_of(filters, version))
 
 
 def _facets_of(filters: Filters, version: Version) -> tuple[list[Facet], int]:
     groups, layers = _counted(filters, version)
     wanted = {PLACES[key]: values for key, values in filters.chosen.items() if key != "layer"}
-    counts: dict[str, Counter[str]] = {key: Counter() for key, _, _ in FACETS}
+    counts: dict[str, Counter[Any]] = {key: Counter() for key, _, _ in FACETS}
     keys = {place: key for key, place in PLACES.items()}
     total = 0
     for group, n in groups.items():
-        off = [place for place, values in wanted.items() if (group[place] or NOTHING) not in values]
+        off = [place for place, values in wanted.items() if not _is_one(group[place], values)]
         if not off:
             total += n
             for key, place in PLACES.items():
@@ -104,7 +106,23 @@ def _facets_of(filters: Filters, version: Version) -> tuple[list[Facet], int]:
         elif len(off) == 1:  # only its own filter leaves it out, so it counts for that facet
             counts[keys[off[0]]][group[off[0]]] += n
     counts["layer"] = layers
+    counts["tag"] = _each(counts["tag"])
     return [_facet(key, label, counts[key], filters.chosen.get(key, frozenset())) for key, label, _ in FACETS], total
+
+
+def _is_one(value: Said, values: frozenset[str]) -> bool:
+    if isinstance(value, tuple):
+        return not values.isdisjoint(value or (NOTHING,))
+    return (value or NOTHING) in values
+
+
+def _each(tags: Counter[tuple[str, ...]]) -> Counter[str]:
+    """Rows of each tag, from rows of each set of tags; "" is none."""
+    found: Counter[str] = Counter()
+    for words, n in tags.items():
+        for word in words or ("",):
+            found[word] += n
+    return found
 
 
 def _counted(filters: Filters, version: Version) -> tuple[Counter[Key], Counter[str]]:
@@ -149,8 +167,8 @@ def _by_index(words: str) -> Iterator[None]:
 
 
 def _key(text: str) -> Key:
-    here, *rest = text.split(SEPARATOR, len(FACET_FIELDS) - 1)
-    return ("here" if here else "none", *rest)
+    here, *rest, tags, model = text.split(SEPARATOR, len(FACET_FIELDS) - 1)
+    return ("here" if here else "none", *rest, () if tags == "[]" else tuple(json.loads(tags)), model)
 
 
 def _take_out_pending(groups: Counter[Key], rows: QuerySet[SAE]) -> None:
@@ -179,7 +197,7 @@ def _in_groups(filters: Filters, version: Version) -> Q:
             condition &= state_is(values) if key == "state" else is_one_of(NAMES[key], values)
     elif chosen:
         texts = remembered.get(version, "texts", _texts)
-        fits = [text for text in texts if all((_key(text)[PLACES[key]] or NOTHING) in chosen[key] for key in chosen)]
+        fits = [text for text in texts if all(_is_one(_key(text)[PLACES[key]], chosen[key]) for key in chosen)]
         condition &= Q(facets__in=fits) if fits else Q(pk__in=[])
     if state:
         condition &= state_is(state)
@@ -203,7 +221,7 @@ def _facet(key: str, label: str, counts: Mapping[str, int], chosen: frozenset[st
 
 def _word(key: str, value: str) -> str:
     if value == NOTHING:
-        return "not known"
+        return "without one" if key == "tag" else "not known"
     if key == "width" and value.isdecimal():
         return exact_text(int(value))
     return LABELS.get(key, {}).get(value, value)

@@ -29,23 +29,26 @@ class Filters:
     chosen: Mapping[str, frozenset[str]] = field(default_factory=dict)
     least: float | None = None
     most: float | None = None
+    among: frozenset[int] | None = None  # the starred ones, where only they are asked for
 
     @classmethod
-    def of(cls, query: QueryDict) -> Filters:
+    def of(cls, query: QueryDict, starred: frozenset[int] = frozenset()) -> Filters:
         def texts(key: str) -> frozenset[str]:
             return frozenset(text for value in query.getlist(key) if (text := value.replace("\0", "")[:200]))
 
         words = query.get("q", "").replace("\0", "").strip()[:200]
         chosen = {key: values for key, _, _ in FACETS if (values := texts(key))}
-        return cls(words, chosen, number(query.get("l0_min")), number(query.get("l0_max")))
+        among = starred if query.get("starred") else None
+        return cls(words, chosen, number(query.get("l0_min")), number(query.get("l0_max")), among)
 
     @property
     def narrowed(self) -> bool:
-        return bool(self.words or self.chosen or self.least is not None or self.most is not None)
+        ranges = (self.least, self.most, self.among)
+        return bool(self.words or self.chosen or any(given is not None for given in ranges))
 
     def base(self) -> QuerySet[SAE]:
-        """Rows under the search and the L0 range: what no facet decides."""
-        rows = SAE.objects.all()
+        """Rows under the search, the L0 range and the stars: what no facet decides."""
+        rows = SAE.objects.all() if self.among is None else SAE.objects.filter(pk__in=self.among)
         if query := search_query(self.words):
             rows = rows.filter(words=query)
         elif self.words:
@@ -68,6 +71,7 @@ class Filters:
 # key in the URL, label, field; in the order of the page
 FACETS = (
     ("state", "State", ""),
+    ("tag", "Tag", "tags"),
     ("model", "Model", "model_name"),
     ("layer", "Layer", "layer"),
     ("site", "Site", "site"),
@@ -112,6 +116,9 @@ def search_query(text: str) -> SearchQuery | None:
 def is_one_of(name: str, values: Iterable[str]) -> Q:
     """One of the values; NOTHING is null, or empty text. A value that cannot be one of a number's is passed over."""
     known = [value for value in values if value != NOTHING]
+    if name == "tags":
+        match = Q(tags__has_any_keys=known)
+        return match | Q(tags=[]) if NOTHING in values else match
     if name in ("layer", "d_sae"):
         match = Q(**{f"{name}__in": [int(value) for value in known if value.isdecimal() and len(value) < 10]})
         return match | Q(**{f"{name}__isnull": True}) if NOTHING in values else match

@@ -166,6 +166,7 @@ class SAE(Made):
     )
     verified_at = models.DateTimeField(null=True, editable=False, help_text="When the checksums last agreed")
     notes = models.TextField(blank=True)
+    tags = models.JSONField(default=list, blank=True, help_text="The team's own words for it, in order of the alphabet")
     licence = models.CharField(
         max_length=60, blank=True, help_text="As the Hub names it (mit, apache-2.0, …); empty: its repository's"
     )
@@ -185,6 +186,7 @@ class SAE(Made):
     class Meta:
         ordering = ("-pk",)
         verbose_name = "SAE"
+        permissions = (("tag_sae", "Can tag SAEs"), ("star_sae", "Can star SAEs"))
         constraints = [
             models.UniqueConstraint(fields=["path"], condition=~models.Q(path=""), name="one_sae_per_folder"),
             models.UniqueConstraint(
@@ -212,6 +214,7 @@ class SAE(Made):
             models.Index(Coalesce("explained_variance", "published_variance").asc(), "id", name="sae_by_variance_up"),
             models.Index(fields=["neuronpedia_id"], name="sae_by_neuronpedia"),
             GinIndex(fields=["words"], name="sae_words"),
+            GinIndex(fields=["tags"], name="sae_tags"),
         ]
 
     def get_absolute_url(self) -> str:
@@ -265,3 +268,17 @@ class SAE(Made):
         if not self.path or home not in files.parents:
             return kept
         return [home.joinpath(*files.relative_to(home).parts[:2]), *kept]
+
+
+class Star(models.Model):
+    """An SAE that one person wants at hand. Nobody else sees it, and it keeps nothing from being deleted."""
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    sae = models.ForeignKey(SAE, on_delete=models.CASCADE, related_name="+")
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["user", "sae"], name="one_star_a_person")]
+
+    def __str__(self) -> str:
+        return f"{self.user} ★ {self.sae}"

@@ -33,6 +33,7 @@ from saes.recommended import recommended_beside
 from saes.removal import InUse, in_cache, may_remove, remove
 from saes.sharing import ExportForm, UploadForm, archives, licence_of, may_upload, uploads_of
 from saes.snippets import snippets
+from saes.tags import starred_by
 
 TABS = {"overview": "Overview", "files": "Files and conversion proof", "python": "How to load in Python", "share": "Export and upload",
         "history": "History"}  # fmt: skip
@@ -86,6 +87,7 @@ def detail_page(request: HttpRequest, sae: SAE, tab: str = "", **filled: forms.F
         "hub": hub_address(),
         "licence": licence_of(sae),
         "repository": HubRepository.objects.filter(repo_id=sae.repo_id).first() if sae.repo_id else None,
+        "starred": starred_by(request.user),
         "facts_form": FactsForm(sae.asked) if sae.asked and not sae.ready and not sae.busy else None,
     }
     shows = {"overview": _overview, "files": _files, "python": _python, "share": _share, "history": _history}

@@ -5,6 +5,7 @@ A request asks the same few questions however many rows there are (saes/facets.p
     how many rows of each `facets` text, and of each layer    the counts of all facets, each under the others; one scan
     which downloads wait, run or failed                       few rows; they are taken out of "not downloaded"
     the keys of the rows of this page, and those rows
+    what this person starred
 """
 
 from __future__ import annotations
@@ -96,9 +97,9 @@ class Row:
         return self.sae.read_at is None and self.sae.ready_at is None
 
 
-def registry(query: QueryDict) -> dict[str, Any]:
-    """Context of the list: page, headers, facets, filters, total."""
-    filters = Filters.of(query)
+def registry(query: QueryDict, starred: frozenset[int] = frozenset()) -> dict[str, Any]:
+    """Context of the list: page, headers, facets, filters, total. `starred`: keys of the SAEs that this person starred."""
+    filters = Filters.of(query, starred)
     facets, total = facets_of(filters)
     order, headers = sorting(query.get("sort", ""), COLUMNS)
     page = Counted(_ordered(filters, order), total).get_page(query.get("page"))
@@ -111,6 +112,8 @@ def registry(query: QueryDict) -> dict[str, Any]:
         "words": filters.words,
         "narrowed": filters.narrowed,
         "total": total,
+        "starred": starred,
+        "n_starred": total if filters.among is not None else filters.rows().filter(pk__in=starred).count(),
     }
 
 
@@ -136,9 +139,11 @@ def _whole(keys: list[int]) -> list[SAE]:
     return [found[key] for key in keys if key in found]
 
 
-def rows_between(query: QueryDict, start: int, stop: int) -> tuple[list[SAE], int, list[Facet]]:
+def rows_between(
+    query: QueryDict, start: int, stop: int, starred: frozenset[int] = frozenset()
+) -> tuple[list[SAE], int, list[Facet]]:
     """Rows of the list by their places in it, for the API: the same filters, sort and counts as the page."""
-    filters = Filters.of(query)
+    filters = Filters.of(query, starred)
     facets, total = facets_of(filters)
     order, _ = sorting(query.get("sort", ""), COLUMNS)
     return _whole(_between(_ordered(filters, order), start, stop, total)), total, facets

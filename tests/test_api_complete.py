@@ -23,6 +23,7 @@ DOES = {
     "saes:model_create": "post /models", "saes:sae_download": "post /saes/download-hf",
     "saes:sae_basket": "post /saes/download-hf", "saes:catalogue_sync": "post /catalogue/sync",
     "saes:sae_import": "post /saes/import", "saes:sae_start": "post /saes/{pk}/verify",
+    "saes:sae_tag": "post /saes/tags", "saes:sae_star": "put /saes/{pk}/star",
     "saes:sae_facts": "post /saes/{pk}/facts", "saes:sae_curate": "patch /saes/{pk}", "saes:sae_delete": "delete /saes/{pk}",
     "saes:sae_export": "post /saes/{pk}/export", "saes:sae_upload": "post /saes/{pk}/upload",
     "saes:sae_recommended": "get /saes/recommended", "saes:hub_cache": "post /cache/prune",

@@ -11,6 +11,7 @@ WITHOUT_KEY = {  # they make nothing that a second request would make again
     "saehub_jobs_api_job_cancel", "training_api_train_train_cancel", "training_api_train_train_stop",
     "training_api_train_train_pause", "training_api_sweeps_sweep_stop", "training_api_sweeps_sweep_pause",
     "concepts_api_configs_concepts_preview", "concepts_api_labels_label_accept", "saes_api_cache_cache_prune",
+    "saes_api_marks_sae_tag",
 }  # fmt: skip
 
 

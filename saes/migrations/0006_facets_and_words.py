@@ -5,7 +5,16 @@ import django.contrib.postgres.search
 from django.conf import settings
 from django.db import migrations, models
 
-import saes.facets
+# As they were then: 0014 writes them anew.
+FACETS = (
+    "(CASE WHEN ready_at IS NULL THEN '' ELSE 'here' END || E'\\x1f' || source || E'\\x1f' || curation || E'\\x1f' || "
+    "coalesce(d_sae::text, '') || E'\\x1f' || site || E'\\x1f' || architecture || E'\\x1f' || model_name)"
+)
+WORDS = (
+    "to_tsvector('simple'::regconfig, regexp_replace(name || ' ' || repo_id || ' ' || repo_path || ' ' || model_name || "
+    "' ' || hook_name || ' ' || architecture || ' ' || neuronpedia_id || ' ' || aliases::text || ' ' || left(notes, 20000), "
+    "'[^[:alnum:]]+', ' ', 'g'))"
+)
 
 
 class Migration(migrations.Migration):
@@ -20,7 +29,9 @@ class Migration(migrations.Migration):
             model_name="sae",
             name="facets",
             field=models.GeneratedField(
-                db_persist=True, expression=saes.facets.FacetsText(), output_field=models.TextField()
+                db_persist=True,
+                expression=models.Func(template=FACETS, output_field=models.TextField()),
+                output_field=models.TextField(),
             ),
         ),
         migrations.AddField(
@@ -28,7 +39,7 @@ class Migration(migrations.Migration):
             name="words",
             field=models.GeneratedField(
                 db_persist=True,
-                expression=saes.facets.WordsVector(),
+                expression=models.Func(template=WORDS, output_field=django.contrib.postgres.search.SearchVectorField()),
                 output_field=django.contrib.postgres.search.SearchVectorField(),
             ),
         ),

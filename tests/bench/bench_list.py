@@ -3,7 +3,7 @@
     python tests/bench/bench_list.py [--rows 100000] [--rounds 40]
 
 A scratch database is made on the configured PostgreSQL and dropped at the end. Its rows are spread over models, layers,
-sites and widths the way the public directory's are; some are here, some on their way. Each request goes through the whole
+sites and widths the way the public directory's are; some are here, some on their way, one in twenty has tags, two hundred are starred. Each request goes through the whole
 server (middleware, view, template) with a logged-in user; the kinds take turns, so that what else the machine does hits
 them alike. Printed are the median and the 95th percentile in milliseconds, and how many queries each request asked.
 """
@@ -31,7 +31,7 @@ from django.test.utils import CaptureQueriesContext, setup_databases, teardown_d
 from django.utils import timezone
 
 from saehub.jobs.models import Job
-from saes.models import SAE
+from saes.models import SAE, Star
 
 KINDS = {
     "plain": ["", "page=2", "page=3"],
@@ -43,8 +43,10 @@ KINDS = {
         f"sort={way}{key}" for key in ("name", "model", "architecture", "features", "l0", "ev", "size") for way in ("", "-")
     ],
     "facet and sort": ["model=lab/model-3&sort=-l0", "state=here&sort=name", "layer=12&sort=ev", "width=16384&sort=-size"],
+    "tag, star": ["tag=paper", "tag=to-check&layer=12", "starred=1", "tag=v1&tag=v2&sort=-l0", "tag=–&model=lab/model-2", "tag=paper&starred=1"],
     "deep page": ["page=1000", "page=3999", "sort=name&page=2000", "sort=-l0&page=3000"],
 }  # fmt: skip
+TAGS = ("paper", "to-check", "v1", "v2", "layer-sweep", "bad", "gold", "demo")
 WIDTHS = {"16k": 16384, "65k": 65536, "262k": 262144, "1m": 1048576}
 SITES = {
     "resid_post": "hook_resid_post",
@@ -75,6 +77,7 @@ def fill(rows: int) -> None:
                 architecture=draw.choice(["jumprelu", "jumprelu", "topk"]), published_l0=l0 if n % 8 else None,
                 ready_at=now if n % 50 == 0 else None, l0=l0 + 0.5 if n % 50 == 0 else None, size_bytes=n * 1000,
                 job=jobs[n // 2500] if n % 2500 == 1 else None, aliases=[], facts={},
+                tags=sorted(draw.sample(TAGS, draw.choice([1, 1, 2, 3]))) if n % 20 == 0 else [],
             )
         )  # fmt: skip
     SAE.objects.bulk_create(made, batch_size=2000)
@@ -86,6 +89,9 @@ def measure(rounds: int) -> None:
     import saehub.asgi  # noqa: F401 - the process is then as the site's: what it imported is out of the collector's sight
 
     user = User.objects.create_superuser("bench")
+    Star.objects.bulk_create(
+        Star(user=user, sae_id=pk) for pk in SAE.objects.order_by("pk").values_list("pk", flat=True)[::500]
+    )
     client = Client(SERVER_NAME="localhost")
     client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
     for fresh in (True, False):

@@ -15,9 +15,9 @@ from saes.models import SAE, LanguageModel
 from saes.registry import COLUMNS, _ordered
 
 pytestmark = pytest.mark.django_db
-# session, user, two of permissions, version of the counts, counts, pending downloads, keys, rows, running jobs
-LIST_QUERIES = 10
-REMEMBERED = 8  # without the two that count
+# session, user, two of permissions, stars, version of the counts, counts, pending downloads, keys, rows, running jobs
+LIST_QUERIES = 11
+REMEMBERED = 9  # without the two that count
 
 
 def an_sae(name: str, **fields: Any) -> SAE:
@@ -187,10 +187,10 @@ def test_published_and_measured_are_told_apart(client_of: Any) -> None:
     bare, mine, remote = (
         [re.sub(r"</?data[^>]*>|</?abbr[^>]*>", "", " ".join(cell.split())) for cell in row] for row in cells
     )
-    assert 'class="n">20.5<small>' in mine[5] and "publ. 21.0" in mine[5]
-    assert 'class="n">–<small>' in remote[5] and "publ. 82.0" in remote[5] and "publ. 0.500" in remote[6]
-    assert bare[5].startswith(dash) and bare[6].startswith(dash.replace('"n"', '"n ev"')), "not known is no 0"
-    assert bare[7].startswith(dash)
+    assert 'class="n">20.5<small>' in mine[6] and "publ. 21.0" in mine[6]
+    assert 'class="n">–<small>' in remote[6] and "publ. 82.0" in remote[6] and "publ. 0.500" in remote[7]
+    assert bare[6].startswith(dash) and bare[7].startswith(dash.replace('"n"', '"n ev"')), "not known is no 0"
+    assert bare[8].startswith(dash)
     assert html.count("As its name says") == 1, "a width is nominal until the files were read"
 
 
