@@ -72,7 +72,7 @@ class TagsField(forms.CharField):
     """Tags in one line of text."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{"max_length": 1000, "required": False, "empty_value": []} | kwargs)
+        super().__init__(max_length=1000, required=False, **kwargs)
 
     def prepare_value(self, value: Any) -> Any:
         return " ".join(value) if isinstance(value, list) else value

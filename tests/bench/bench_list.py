@@ -3,9 +3,10 @@
     python tests/bench/bench_list.py [--rows 100000] [--rounds 40]
 
 A scratch database is made on the configured PostgreSQL and dropped at the end. Its rows are spread over models, layers,
-sites and widths the way the public directory's are; some are here, some on their way, one in twenty has tags, two hundred are starred. Each request goes through the whole
-server (middleware, view, template) with a logged-in user; the kinds take turns, so that what else the machine does hits
-them alike. Printed are the median and the 95th percentile in milliseconds, and how many queries each request asked.
+sites and widths the way the public directory's are; some are here, some on their way, one in twenty has tags, and two
+hundred have the user's star. Each request goes through the whole server (middleware, view, template) with a logged-in
+user; the kinds take turns, so that what else the machine does hits them alike. Printed are the median and the 95th
+percentile in milliseconds, and how many queries each request asked.
 """
 
 # ruff: noqa: E402 - Django is set up before its models are imported
