@@ -33,6 +33,7 @@ OVERLAID = (*SERIES, "var(--bad, #a4262c)", "var(--ink, #22242b)")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])  # so that colour is not the only thing that tells lines apart
 DENSE = 0.1  # a feature that fires on more than a tenth of the tokens says little
 WIDEST, LEGEND_LINE = 28, 70  # letters of a name in a legend, and of all names that fit in one line of it
+HARDLY = 0.01  # of their size: an L0 of TopK between 31.999 and 32, an explained variance between 0.9951 and 0.9958
 FLOOR = 0.8  # where the bars of a log axis begin, just under a count of one
 
 Value = float | int | None
@@ -304,17 +305,25 @@ def _log_ticks(values: Sequence[Any]) -> list[float]:
 
 
 def _room(values: Sequence[Any]) -> dict[str, Any]:
-    """A domain about values that are all the same: without one the axis has no length, and its one label is rounded."""
-    if not values or min(values) != max(values):
+    """A domain about values that are all the same, or nearly: without one the axis has no length, or shows noise as if it
+    were a course. Values that differ by less than HARDLY of their size take up the middle of an axis as long as that."""
+    if not values:
         return {}
-    margin = abs(values[0]) / 10 or 1.0
-    return {"domain": [values[0] - margin if values[0] else 0, values[0] + margin]}
+    low, high = min(values), max(values)
+    if low == high:
+        margin = abs(low) / 10 or 1.0
+        return {"domain": [low - margin if low else 0, low + margin]}
+    least = HARDLY * max(abs(low), abs(high))
+    if high - low >= least:
+        return {}
+    middle = (low + high) / 2
+    return {"domain": [middle - least / 2, middle + least / 2]}
 
 
 def _ticks(values: Sequence[Any]) -> dict[str, Any]:
     """About four; of few whole numbers each one, never a half between them."""
     low, high = min(values, default=0), max(values, default=0) or 1
-    if 0 < high - low <= 4 and all(float(value).is_integer() for value in values):
+    if HARDLY * abs(high) <= high - low <= 4 and low < high and all(float(value).is_integer() for value in values):
         return {"values": list(range(int(low), int(high) + 1)), "format": "d"}
     return {"tickCount": 4}
 

@@ -166,3 +166,22 @@ def test_the_include_shows_n_the_table_and_the_downloads() -> None:
     assert "n = 7 tokens" in shown and chart.svg in shown and 'data-save="csv"' in shown
     assert '<td class="n" data-v="0.5">0.5000</td>' in shown and '<td class="n" data-v="4">4</td>' in shown
     assert " style=" not in shown
+
+
+def spread(chart: charts.Chart, values: list[float]) -> float:
+    """How much of the picture's height a line takes up."""
+    line = next(e for e in drawn(chart).iter(SVG + "path") if e.attrib.get("d", "").count("L") == len(values) - 1)
+    ys = [float(y) for y in re.findall(r",(-?[\d.]+)", line.attrib["d"])]
+    return (max(ys) - min(ys)) / 180
+
+
+def test_noise_is_drawn_as_the_level_line_it_is() -> None:
+    noise = [32 - (i * 7 % 10) * 1e-4 for i in range(30)]
+    level = charts.curves(list(range(30)), {"L0": noise}, title="L0", x_title="steps", y_title="features")
+    assert spread(level, noise) < 0.01
+    assert {"31.9", "32.0", "32.1"} <= set(labels(level.svg))
+    course = [0.80 + 0.1 * i / 30 for i in range(30)]
+    rising = charts.curves(list(range(30)), {"EV": course}, title="EV", x_title="steps", y_title="share")
+    assert spread(rising, course) > 0.6, "what varies fills its chart"
+    many = charts.curves([0, 1, 2], {"dead": [1000, 1001, 1002]}, title="Dead", x_title="steps")
+    assert "1,001" not in many.svg, "ticks lie along the whole axis, not beside each other in its middle"

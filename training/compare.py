@@ -55,12 +55,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a value for each side, and which are the best."""
+    """One line of the table: a value for each side, and which are the best; else `why_none` is."""
 
     label: str
     id: str
     formula: str
     values: Sequence[tuple[float | None, bool]]
+    why_none: str = ""
 
 
 def data_key(row: Evaluation) -> str:
@@ -101,7 +102,16 @@ def differing(sides: Sequence[Side]) -> str:
         return "They were measured on different data, so that a difference need not be one of the SAEs."
     if len({(side.sae.model_id or side.sae.model_name, side.sae.hook_name) for side in sides}) > 1:
         return "They read different hook points or models; explained variance and CE then mean something else for each."
+    missing = [side.letter for side in sides if not side.evaluation]
+    if missing and len(measured) > 1:
+        return (
+            f"{listed(missing)} {'was' if len(missing) == 1 else 'were'} not measured on this, and might be the best."
+        )
     return ""
+
+
+def listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def table(sides: Sequence[Side]) -> list[tuple[str, list[Row]]]:
@@ -122,11 +132,26 @@ def table(sides: Sequence[Side]) -> list[tuple[str, list[Row]]]:
 def _row(name: str, label: str, sides: Sequence[Side], comparable: bool) -> Row:
     values = [side.value(name) for side in sides]
     known = [value for value in values if value is not None]
-    best = None
-    if comparable and len(known) > 1 and len(set(known)) > 1:
-        best = max(known) if name in HIGHER else min(known) if name in LOWER else None
+    best, why_none = None, ""
+    if comparable and len(known) > 1 and name in (*HIGHER, *LOWER):
+        why_none = _why_none(name, sides)
+        if not why_none and len(set(known)) > 1:
+            best = max(known) if name in HIGHER else min(known)
     formula = next((side.metrics[name].get("formula", "") for side in sides if name in side.metrics), "")
-    return Row(label, name, formula, [(value, value is not None and value == best) for value in values])
+    return Row(label, name, formula, [(value, value is not None and value == best) for value in values], why_none)
+
+
+def _why_none(name: str, sides: Sequence[Side]) -> str:
+    """Why no value of a metric can be called the best of the sides', measured on the same data; "" where one can."""
+    missing = [side.letter for side in sides if side.value(name) is None]
+    if missing:
+        return f"not measured for {listed(missing)}"
+    found = [side.metrics[name] for side in sides]
+    if len({(one.get("definition"), one.get("formula")) for one in found}) > 1:
+        return "by different definitions"
+    if len({(one.get("n"), one.get("data")) for one in found}) > 1:
+        return f"on different tokens: {', '.join(count_text(one.get('n')) for one in found)}"
+    return ""
 
 
 def plots(sides: Sequence[Side]) -> list[charts.Chart]:

@@ -150,6 +150,7 @@ def run_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "points": points,
         "charts": curves(run, points),
         "now": now(run, points),
+        "unmeasured": max((run.tokens or 0) - points[-1].tokens, 0) if run.ready and points else 0,
         "job": run.job if run.sweep_id is None else None,
         "snippet": snippet(run),
         "config": config_rows(run),

@@ -1,5 +1,6 @@
-// Keeps what the server swaps in from disturbing whoever is looking: focus, open folds and scrolled logs survive a swap;
-// [data-say] of a swapped element is read aloud, at most every five seconds; times keep counting; errors are told.
+// Keeps what the server swaps in from disturbing whoever is looking: focus, open folds and scrolled logs survive a swap, what is
+// pressed is not swapped; [data-say] of a swapped element is read aloud, at most every five seconds; times keep counting;
+// errors are told.
 const SPOKEN_EVERY = 5000;
 const kept = new Map(); // by the id of the swapped element: one answer may swap several, each before the next is restored
 
@@ -49,7 +50,19 @@ function left() {
 let filtered = false;
 document.addEventListener("htmx:beforeRequest", (event) => { if (event.detail.elt.matches(".facets")) filtered = true; });
 
-for (const name of ["htmx:beforeSwap", "htmx:oobBeforeSwap"]) document.addEventListener(name, (event) => keep(event.detail.target));
+// While something in it is pressed a part of the page is left as it is: a button that is swapped between press and release
+// is never clicked. The part asks again within seconds, so that what is left out here is not lost.
+let pressed = null;
+const release = () => setTimeout(() => { pressed = null; }); // after the click that the release makes
+document.addEventListener("pointerdown", (event) => { pressed = event.target; }, true);
+document.addEventListener("keydown", (event) => { if (event.key === " ") pressed = event.target; }, true);
+for (const name of ["pointerup", "pointercancel", "keyup", "dragend"]) document.addEventListener(name, release, true);
+window.addEventListener("blur", release);
+
+for (const name of ["htmx:beforeSwap", "htmx:oobBeforeSwap"]) document.addEventListener(name, (event) => {
+  if (pressed && event.detail.target.contains(pressed)) event.detail.shouldSwap = false;
+  else keep(event.detail.target);
+});
 document.addEventListener("htmx:oobAfterSwap", (event) => swapped(event.detail.target, event.target));
 document.addEventListener("htmx:afterSwap", (event) => swapped(event.detail.target, event.detail.elt));
 

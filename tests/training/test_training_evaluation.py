@@ -192,6 +192,33 @@ def test_different_data_is_flagged_and_nothing_is_best(client_of, make_corpus):
     assert "They were measured on different data" in page and fig(0.95) in page
 
 
+def test_best_is_said_of_what_can_be_compared_only(client_of, make_corpus):
+    corpus, _ = make_corpus("Some text.\n" * 50)
+    saes = [an_sae(name) for name in ("first", "second", "third")]
+    rows = [evaluated(sae, 20.0, variance, corpus=corpus) for sae, variance in zip(saes, (0.7, 0.8, 0.9), strict=True)]
+
+    def page(of: list[SAE] = saes) -> str:
+        return compare(client_of("viewer"), "?ids=" + ",".join(str(sae.pk) for sae in of)).content.decode()
+
+    assert page().count("best of these") == 2 and "none is best" not in page()
+
+    del rows[1].metrics["ce_recovered"]
+    rows[1].save()
+    assert page().count("best of these") == 1 and "none is best: not measured for B" in page()
+
+    rows[1].metrics["ce_recovered"] = rows[0].metrics["ce_recovered"] | {"n": 4096}
+    rows[2].metrics["explained_variance"]["formula"] = "another one"
+    rows[1].save()
+    rows[2].save()
+    assert "best of these" not in page()
+    assert "none is best: on different tokens: 1,000, 4,096, 1,000" in page()
+    assert "none is best: by different definitions" in page()
+
+    unmeasured = an_sae("fourth")
+    told = page([saes[0], saes[1], unmeasured])
+    assert "C was not measured on this, and might be the best." in told and "best of these" not in told
+
+
 def test_queries_do_not_grow_with_the_saes(client_of, make_corpus, django_assert_num_queries):
     corpus, _ = make_corpus("Some text.\n" * 50)
     saes = [an_sae(f"sae-{i}") for i in range(6)]

@@ -93,7 +93,7 @@ def test_a_run_page_at_rest_does_not_poll(client_of: Any) -> None:
     run = a_run(ready_at=timezone.now(), tokens=500, seconds=3.0)
     some_points(run)
     page = client_of("researcher").get(run.get_absolute_url()).content.decode()
-    assert "every 2s" not in page and "At the end" in page and "Stop and keep" not in page
+    assert "every 2s" not in page and "At its last point" in page and "Stop and keep" not in page
     assert "build_sae(SAEConfig(architecture=&#x27;topk&#x27;, d_in=32, d_sae=64, k=4)" in page
     assert f"?like={run.pk}" in page
 
@@ -233,3 +233,14 @@ def test_the_admin_shows_and_guards_them(client_of: Any) -> None:
         assert row.get_absolute_url() in page
         assert client_of("researcher").get(reverse(f"admin:training_{name}_changelist")).status_code == 403
     assert client.get(reverse("admin:training_runpoint_changelist")).status_code == 200
+
+
+def test_a_stopped_runs_figures_say_that_they_are_of_its_last_point(make_run, client_of):
+    run, _ = make_run(evaluate_after=False, harvest_after=False)
+    client = client_of("viewer")
+    page = client.get(run.get_absolute_url()).content.decode()
+    assert "At the end" in page and "At its last point" not in page
+    run.points.last().delete()  # as where it was stopped between two points
+    page = client.get(run.get_absolute_url()).content.decode()
+    assert "At its last point" in page and "At the end" not in page
+    assert "The run ended 128 tokens later" in page
