@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +31,14 @@ LONG = (
     "tests/saes/numerics/",
     "tests/saes/test_saes_download_killed.py",
 )
+# These ask other implementations, in a process that takes longer to import them than to answer: one for all.
+PEERS = (
+    "tests/saes/numerics/test_saes_peers.py",
+    "tests/saes/numerics/test_saes_dictionary_peers.py",
+    "tests/saes/test_saes_sharing.py",
+    "tests/training/numerics/test_training_evaluate_peer.py",
+    "tests/training/numerics/test_training_initial.py",
+)
 ROLES = ("viewer", "annotator", "researcher", "curator", "admin")
 
 
@@ -39,14 +49,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Of several processes (--dist loadfile) one has all browser tests: they share one site, and browsers beside each other
-    slow one another down."""
+    slow one another down. So have those that ask other implementations."""
     from xdist.scheduler import LoadFileScheduling
 
-    class OneSite(LoadFileScheduling):
+    class Together(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return BROWSER if nodeid.startswith(BROWSER) else super()._split_scope(nodeid)
+            if nodeid.startswith(BROWSER):
+                return BROWSER
+            return "peers" if nodeid.startswith(PEERS) else super()._split_scope(nodeid)
 
-    return OneSite(config, log) if config.getvalue("dist") == "loadfile" else None
+    return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def make_user(name: str, role: str | None = None) -> Any:
@@ -156,6 +168,18 @@ def run_job(db: None) -> Callable[[Any], Any]:
     return run
 
 
+@pytest.fixture(scope="session")
+def ask_peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+    """`ask_peers(script, *arguments)`: other implementations do the script's `main`. Skips where they are not installed."""
+    from tests.peers import peer, served
+
+    python = peer()
+    if python is None:
+        pytest.skip("needs the peers: make peers, or SAEHUB_PEERS=their python")
+    with served(python, tmp_path_factory.mktemp("peers")) as ask:
+        yield ask
+
+
 TEXT = (
     "The cat sat on the mat while the dog slept by the door. Paris is the capital of France, and Rome is that of Italy. "
     "An exception is raised when the key is missing. Numbers such as 3.14 and 2.71 are floats; 42 is an integer.\n"
@@ -209,22 +233,26 @@ def child_environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def manage(*call: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A `manage.py` process for the length of a test; it and everything it started are gone afterwards."""
+def manage(*call: str, said: Path | None = None, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A `manage.py` process for the length of a test; it and everything it started are gone afterwards. What it says goes
+    into the file `said`, where one is given."""
     from saehub.jobs.processes import kill_tree
 
-    child = subprocess.Popen(
-        [sys.executable, str(ROOT / "manage.py"), *call, "--with-parent"],
-        env=child_environment() | environment,
-        cwd=ROOT,
-        start_new_session=True,
-    )
+    with said.open("wb") if said else contextlib.nullcontext() as out:
+        child = subprocess.Popen(
+            [sys.executable, str(ROOT / "manage.py"), *call, "--with-parent"],
+            env=child_environment() | environment,
+            cwd=ROOT,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
     try:
         yield child
     finally:
         child.terminate()
         try:
-            child.wait(30)
+            child.wait(120)
         except subprocess.TimeoutExpired:
             kill_tree(child.pid)
 
@@ -241,10 +269,23 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60, what: str = "") 
 
 
 def process_named(name: str) -> psutil.Process:
-    """ "job 7" does that job, "for job 7" is the worker that watches it."""
-    found = [process for process in psutil.process_iter(["name"]) if process.info["name"] == name]
+    """ "job 7" does that job, "for job 7" is the worker that watches it. Of the processes below this one: other tests, on
+    other databases, have a job 7 too."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [process] if process.name() == name else []
     assert len(found) == 1, f"exactly one process is {name}"
     return found[0]
+
+
+def free_port() -> int:
+    """A port that stays free until a server of ours takes it: the system gives none below 32768 to whoever asks for any."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            number = random.SystemRandom().randrange(15_000, 30_000)
+            probe.bind(("127.0.0.1", number))
+            return number
 
 
 # -- a Hub on this machine ------------------------------------------------------------------------------------------------

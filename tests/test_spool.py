@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,10 @@ import pytest
 from django.conf import settings
 
 from saehub.spool import BODY, PIECE, reading_spooled
-from tests.conftest import child_environment, manage, wait_for
+from tests.conftest import child_environment, free_port, manage, wait_for
 
 pytestmark = pytest.mark.usefixtures("committed")
+PATIENCE = 300  # seconds for an answer
 
 
 @pytest.fixture
@@ -30,11 +32,9 @@ def served(monkeypatch: pytest.MonkeyPatch, megabytes: str) -> Iterator[tuple[in
     environment = child_environment()
     for name, value in (environment | {"SAEHUB_UPLOAD_MB": megabytes, "SAEHUB_SAE_UPLOAD_MB": megabytes}).items():
         monkeypatch.setenv(name, value)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number = free.getsockname()[1]
+    number = free_port()
     with manage("web", "--port", str(number)) as child:
-        wait_for(lambda: answers(number), 60, "the server")
+        wait_for(lambda: answers(number), 300, "the server")
         yield number, child.pid
 
 
@@ -45,9 +45,21 @@ def answers(port: int) -> bool:
 
 def spoken(port: int, head: str, body: bytes = b"") -> bytes:
     """What the server says to the beginning of a request."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
         client.sendall(f"POST /saes/import/ HTTP/1.1\r\nHost: localhost\r\n{head}\r\n".encode() + body)
-        return client.recv(4096)
+        return answer(client)
+
+
+def answer(client: socket.socket) -> bytes:
+    """The whole answer, in however many pieces it comes."""
+    said = b""
+    while not (length := re.search(rb"\r\nContent-Length: (\d+)\r\n.*?\r\n\r\n", said, re.I | re.S)) or (
+        len(said) < length.end() + int(length[1])
+    ):
+        piece = client.recv(65536)
+        assert piece, f"the answer ends after {said!r}"
+        said += piece
+    return said
 
 
 def test_what_says_it_is_too_large_is_refused_before_it_is_sent(port: int) -> None:
@@ -89,12 +101,12 @@ def test_a_large_form_is_never_whole_in_memory(monkeypatch: pytest.MonkeyPatch) 
     with served(monkeypatch, "200") as (port, process):
         assert spoken(port, "Content-Length: 0\r\n").startswith((b"HTTP/1.1 403 ", b"HTTP/1.1 302 "))
         held = most_memory(process)
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
             client.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode() + before)
             for _ in range(megabytes):
                 client.sendall(b"x" * 2**20)
             client.sendall(after)
-            assert client.recv(4096).startswith(b"HTTP/1.1 403 "), "no cookie"
+            assert answer(client).startswith(b"HTTP/1.1 403 "), "no cookie"
         assert most_memory(process) - held < megabytes * 2**20 / 2
 
 

@@ -52,7 +52,7 @@ class JobQuerySet(models.QuerySet["Job"]):
             lease_until=lease(),
             rate=None,
         )
-        return self.select_related("owner").get(pk=pk) if taken else None
+        return self.select_related("owner").filter(pk=pk).first() if taken else None
 
 
 def ended_early(result: dict[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from saehub.jobs.progress import Cancelled, LeaseLost, Progress
 from saehub.jobs.server import LOST, JobProcess
 
 log = logging.getLogger(__name__)
+DELETED = "job %s: was deleted while it ran, stopped"
 CANCEL_GRACE = 2.0  # seconds a cancelled child has to tidy up before it is killed
 
 
@@ -53,14 +54,16 @@ def supervise(job: Job) -> None:
     asked: float | None = None
     while not child.wait(0.2):
         row = Job.objects.filter(job.holding()).values("cancel_at").first()
-        if row is None or row["cancel_at"]:  # finished and about to exit, taken from us, or to be cancelled
+        if row is None or row["cancel_at"]:  # finished and about to exit, taken from us, deleted, or to be cancelled
             asked = asked or time.monotonic()
         if asked and time.monotonic() - asked > CANCEL_GRACE:
             child.kill()
-    job.refresh_from_db(fields=["cancel_at"])
-    if Job.objects.filter(job.holding()).exists():
+    if row := Job.objects.filter(job.holding()).values("cancel_at").first():
+        job.cancel_at = row["cancel_at"]
         job.give_up(_how_it_died(child.returncode or 0))
         job.announce()
+    elif child.returncode and not Job.objects.filter(pk=job.pk).exists():  # a process that ends by itself has said it
+        log.warning(DELETED, job.pk)
 
 
 def _how_it_died(code: int) -> str:
@@ -82,7 +85,8 @@ def execute(job: Job) -> None:
     except Cancelled:
         job.finish(State.CANCELLED)
     except LeaseLost:
-        log.warning("job %s: lease lost, stopped", job.pk)
+        there = Job.objects.filter(pk=job.pk).exists()
+        log.warning("job %s: lease lost, stopped" if there else DELETED, job.pk)
     except BaseException as error:
         job.finish(State.FAILED, error=sentence(error), hint=hint(error), traceback=traceback.format_exc())
         if not isinstance(error, Exception):

@@ -1,4 +1,4 @@
-"""Views read back: records, lists, damage, speed; and without torch or Django."""
+"""Views read back: records, lists, damage; and without torch or Django."""
 
 import json
 import shutil
@@ -159,9 +159,9 @@ def test_lists_of_131k_features(tmp_path: Path) -> None:
 
 def test_light_to_import() -> None:
     code = (
-        "import sys, time; t = time.process_time(); import concepts.featurefile; print(time.process_time() - t);"
-        "assert not {'torch', 'transformers', 'django'} & set(sys.modules)"
+        "import sys, concepts.featurefile;"
+        "print(sorted({'torch', 'transformers', 'django', 'scipy', 'pandas', 'numba'} & set(sys.modules)))"
     )
     root = Path(__file__).resolve().parents[2]
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert float(run.stdout) < 0.5
+    assert run.stdout.strip() == "[]"

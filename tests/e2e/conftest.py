@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from http.client import HTTPConnection
@@ -13,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import make_user, manage, wait_for
+from tests.conftest import free_port, make_user, manage, wait_for
 from tests.mini_hub import MiniHub
 from tests.steering_rows import Rows, rows_of_the_run, steering_files  # noqa: F401
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 PASSWORD = "correct horse battery"
+PATIENCE = 120_000  # milliseconds for what takes one: the machine may do much else
 
 
 @pytest.fixture(scope="package")
@@ -41,13 +41,14 @@ def running_site(django_db_setup: None, sites_hub: MiniHub, hub_cache: Path) -> 
     """Address of a running site with the workers of all three queues. Starting its processes takes longer than most tests,
     so that all tests of this folder share it; it ends with them, because its workers take any test's jobs."""
     hub = {"HF_ENDPOINT": sites_hub.url, "HF_HUB_CACHE": str(hub_cache), "HF_HUB_OFFLINE": "0"}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    lease = {
+        "SAEHUB_JOB_LEASE": "120"
+    }  # no worker is killed here, and none is to lose its job to a machine that stalls
+    port = free_port()
     with ExitStack() as stack:
         calls = (["web", "--port", str(port)], ["work", "io"], ["work", "gpu"], ["work", "live"])
-        children = [stack.enter_context(manage(*call, **hub)) for call in calls]
-        wait_for(lambda: _answers(port), 120, "the site to answer")
+        children = [stack.enter_context(manage(*call, **hub, **lease)) for call in calls]
+        wait_for(lambda: _answers(port), 300, "the site to answer")
         yield f"http://127.0.0.1:{port}"
         for child in children:  # all at once; each is waited for afterwards
             child.terminate()
@@ -61,12 +62,12 @@ def site(committed: None, running_site: str) -> Iterator[str]:
 
     for job in Job.objects.live():
         job.cancel()
-    wait_for(lambda: not Job.objects.live().exists(), 60, "the test's jobs to end")
+    wait_for(lambda: not Job.objects.live().exists(), 300, "the test's jobs to end")
 
 
 def _answers(port: int) -> bool:
     try:
-        connection = HTTPConnection("127.0.0.1", port, timeout=2)
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", "/healthz")
         return connection.getresponse().status == 200
     except OSError:
@@ -86,7 +87,7 @@ def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=300_000)
         yield browser
         browser.close()
     if "DJANGO_ALLOW_ASYNC_UNSAFE" not in before:
@@ -121,7 +122,7 @@ def harvested(
             view.finish(**found["fields"])
         else:
             job = view.start(rows.owner)
-            wait_for(lambda: Job.objects.get(pk=job.pk).state == "done", 120, "the harvest")
+            wait_for(lambda: Job.objects.get(pk=job.pk).state == "done", 300, "the harvest")
             view.refresh_from_db()
             found["folder"] = shutil.copytree(view.folder, tmp_path_factory.mktemp("view") / "1")
             found["fields"] = {name: getattr(view, name) for name in ("n_tokens", "alive", "dead", "seconds")}
@@ -135,8 +136,8 @@ def page(chromium: Any, site: str) -> Iterator[Any]:
     user.set_password(PASSWORD)
     user.save()
     context = chromium.new_context(viewport={"width": 1440, "height": 900}, base_url=site)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
-    page.set_default_timeout(60_000)
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(f"script: {error}"))
     page.on("console", lambda line: faults.append(line.text) if "Content Security Policy" in line.text else None)

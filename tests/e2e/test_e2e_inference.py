@@ -19,11 +19,11 @@ from saehub.jobs.models import Job, State
 from saes.numerics.formats import load_sae
 from saes.numerics.lm import load_lm
 from tests.conftest import make_user, wait_for
-from tests.e2e.conftest import PASSWORD
-from tests.e2e.test_e2e_browser import no_violations
+from tests.e2e.conftest import PASSWORD, PATIENCE
+from tests.e2e.looking import click, no_violations
 from tests.steering_rows import Rows
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(900)
 TEXT = "Paris is the capital of France."
 LONG = 3500  # tokens, which take long enough to be stopped
 
@@ -35,7 +35,7 @@ def test_a_token_of_the_ribbon_shows_what_fires_on_it(page: Any, harvested: tupl
     no_violations(page)
     page.keyboard.press("Control+Enter")
     page.wait_for_url(re.compile(r"/playground/\d+/$"))
-    page.wait_for_selector(".ribbon .t", timeout=120_000)
+    page.wait_for_selector(".ribbon .t", timeout=300_000)
     row = Inference.objects.get()
     file = CodesFile(row.folder)
     fires = file.sae(0)
@@ -97,7 +97,7 @@ def test_a_name_typed_into_an_edit_steers(page: Any, harvested: tuple[Rows, Feat
     page.fill("[name=prompt]", "The cat sat")
     page.keyboard.press("Control+Enter")
     page.wait_for_url(re.compile(r"/steering/\d+/$"))
-    page.wait_for_selector("#state .chip.ok", timeout=120_000)
+    page.wait_for_selector("#state .chip.ok", timeout=300_000)
     assert [edit["feature"] for edit in Generation.objects.get().edits] == [feature]
     assert "talk of Paris" in page.inner_text("main table")
     no_violations(page)
@@ -135,22 +135,22 @@ def test_stop_while_tokens_stream(page: Any, harvested: tuple[Rows, FeatureView]
         page.wait_for_timeout(50)
         return len(seen) > 3
 
-    wait_for(streams, 120, "tokens that come while the page is looked at")
+    wait_for(streams, 300, "tokens that come while the page is looked at")
     page.click("#stop button")
-    page.wait_for_selector("#stop:not(:has(button))", state="attached", timeout=60_000)
+    page.wait_for_selector("#stop:not(:has(button))", state="attached", timeout=300_000)
     row = Generation.objects.get()
-    wait_for(lambda: Job.objects.get(pk=row.job_id).state == State.CANCELLED, 60, "the job to stop")
+    wait_for(lambda: Job.objects.get(pk=row.job_id).state == State.CANCELLED, 300, "the job to stop")
     row.refresh_from_db()
     assert 0 < len(row.baseline["ids"]) < LONG and not row.steered and not row.ready, "stopped in the first text"
     page.goto(f"/steering/{row.pk}/")
     assert row.baseline["text"].strip()[:40] in output.inner_text(), "what was written is kept"
     no_violations(page)
     # The worker is free at once for the next.
-    page.click(".act >> text=Fork")
+    click(page, ".act >> text=Fork")
     page.locator("details#advanced > summary").click()
     page.fill("[name=max_new_tokens]", "6")
     page.click("main form button.primary")
-    page.wait_for_selector("#state .chip.ok", timeout=120_000)
+    page.wait_for_selector("#state .chip.ok", timeout=300_000)
     assert Generation.objects.ready().count() == 1
 
 
@@ -165,6 +165,7 @@ def test_two_at_once_get_what_each_asked_for(
     bob.set_password(PASSWORD)
     bob.save()
     context = chromium.new_context(base_url=site)
+    context.set_default_timeout(PATIENCE)
     other = context.new_page()
     other.goto("/login/")
     other.fill("[name=username]", "bob")
@@ -179,7 +180,7 @@ def test_two_at_once_get_what_each_asked_for(
         one.click("main form button.primary")
     for one in asked:
         one.wait_for_url(re.compile(r"/steering/\d+/$"))
-        one.wait_for_selector("#state .chip.ok", timeout=120_000)
+        one.wait_for_selector("#state .chip.ok", timeout=300_000)
     lm, sae = load_lm(rows.model.location), load_sae(rows.sae.files)
     for one, (prompt, feature, value) in asked.items():
         row = Generation.objects.get(pk=int(one.url.rstrip("/").rpartition("/")[2]))

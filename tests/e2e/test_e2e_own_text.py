@@ -8,10 +8,10 @@ import pytest
 
 from concepts.models import FeatureView
 from inference.models import Inference
-from tests.e2e.test_e2e_browser import no_violations
+from tests.e2e.looking import no_violations
 from tests.steering_rows import Rows
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(900)
 TEXT = "Paris is the capital of <b>France</b>. مرحبا 你好 😀"
 
 
@@ -25,8 +25,9 @@ def test_a_text_of_ones_own_stays_in_the_link_from_feature_to_feature(
     page.keyboard.press("t")
     page.keyboard.type(TEXT)
     page.keyboard.press("Control+Enter")
-    page.wait_for_selector("#own-reading .tokens", timeout=120_000)
-    assert "text=Paris" in page.url and "fire" in page.inner_text("#own-reading")
+    page.wait_for_selector("#own-reading .tokens", timeout=300_000)
+    page.wait_for_url("**text=Paris**")
+    assert "fire" in page.inner_text("#own-reading")
     assert "<b>France</b>" in page.inner_text("#own-reading .tokens"), "shown as text"
     no_violations(page)
     # The next feature shows the same text at once, from the same reading.

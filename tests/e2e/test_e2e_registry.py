@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from saehub.jobs.models import Job, State
 from saes.models import SAE
 from saes.numerics.formats import load_sae
 from tests.conftest import wait_for
-from tests.e2e.test_e2e_browser import no_violations, not_reloaded, stamp
+from tests.e2e.looking import becomes, click, no_violations, not_reloaded, stamp
 from tests.mini_hub import COMMIT, MiniHub
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(900)
 GOLDEN = Path(__file__).parent.parent / "golden" / "saelens_standard" / "cfg.json"
 REPO, SCOPE = "lab/large", "google/gemma-scope-2b-pt-res"
 D_IN, D_SAE = 64, 16384
@@ -81,16 +80,8 @@ def watch_the_bar(page: Any) -> None:
         page.wait_for_timeout(50)
         return len(seen) >= 3
 
-    wait_for(moved, 120, "the bar to move")
+    wait_for(moved, 300, "the bar to move")
     assert seen == sorted(seen) and seen[0] < 0.9, seen
-
-
-def becomes(page: Any, selector: str, n: int) -> None:
-    """Wait until the page has so many of these; the CSP forbids it to evaluate a condition of ours."""
-    until = time.monotonic() + 60
-    while page.locator(selector).count() != n:
-        assert time.monotonic() < until, f"{page.locator(selector).count()} of {selector}, not {n}"
-        page.wait_for_timeout(50)
 
 
 def download(hub: MiniHub, page: Any, path: str) -> SAE:
@@ -101,10 +92,10 @@ def download(hub: MiniHub, page: Any, path: str) -> SAE:
     stamp(page)
     watch_the_bar(page)
     rate.value = QUICK
-    page.wait_for_selector(".chip.ok", timeout=120_000)
+    page.wait_for_selector(".chip.ok", timeout=300_000)
     hub.faults.remove(rate)
     row = SAE.objects.get(repo_path=path)
-    wait_for(lambda: Job.objects.get(pk=row.job_id).state not in ("queued", "running"), 60, "the job to end")
+    wait_for(lambda: Job.objects.get(pk=row.job_id).state not in ("queued", "running"), 300, "the job to end")
     job = Job.objects.get(pk=row.job_id)
     assert job.state == State.DONE, job.traceback
     row.refresh_from_db()
@@ -117,8 +108,7 @@ def test_a_custom_repository_and_gemma_scope(served: MiniHub, page: Any) -> None
     page.click("text=Download from the Hub")
     page.fill("[name=repo]", f"{served.url}/{REPO}/tree/main")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#found tbody tr")
-    assert page.locator("#found tbody tr").count() == 2
+    becomes(page, "#found tbody tr", 2)
     no_violations(page)
     page.check("[aria-label='Select blocks.1']")
     row = download(served, page, "blocks.1")
@@ -127,12 +117,12 @@ def test_a_custom_repository_and_gemma_scope(served: MiniHub, page: Any) -> None
     assert torch.isfinite(load_sae(row.files).forward(x)).all()
 
     page.goto(f"/saes/download/?repo={SCOPE}")
-    page.wait_for_selector("#found tbody tr")
-    assert page.locator("#found tbody tr").count() == 3
+    becomes(page, "#found tbody tr", 3)
     page.fill("#l0", "100")
     page.press("#l0", "Enter")
     becomes(page, "#found tbody tr", 1)
-    assert "average_l0_82" in page.inner_text("#found tbody tr") and "l0=100" in page.url
+    assert "average_l0_82" in page.inner_text("#found tbody tr")
+    page.wait_for_url("**l0=100**")
     no_violations(page)
     page.check("#found tbody input[type=checkbox]")
     row = download(served, page, "layer_3/width_16k/average_l0_82")
@@ -184,13 +174,14 @@ def test_the_list_by_keyboard_into_the_basket(served: MiniHub, page: Any) -> Non
     page.click(".bulk >> text=Add to basket")
     page.wait_for_selector(".note.ok")
     assert "2 put into the basket" in page.inner_text(".note.ok")
-    page.click("text=Basket, 2")
+    click(page, "text=Basket, 2")
     assert "repo: lab/large" in page.inner_text("pre.spec") and page.locator("tbody tr").count() == 2
     no_violations(page)
     page.goto("/saes/")
     stamp(page)
     page.check("#facets [name=layer][value='2']")
     becomes(page, ".registry tbody tr", 1)
-    assert "layer=2" in page.url and not_reloaded(page), "the URL holds the filter, in place"
+    page.wait_for_url("**layer=2**")
+    assert not_reloaded(page), "the URL holds the filter, in place"
     page.reload()
     assert page.locator(".registry tbody tr").count() == 1 and page.is_checked("#facets [name=layer][value='2']")

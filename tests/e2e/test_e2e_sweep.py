@@ -13,11 +13,11 @@ import pytest
 from saehub.jobs.models import Job, State
 from saes.models import SAE
 from tests.conftest import wait_for
-from tests.e2e.test_e2e_browser import no_violations, not_reloaded, stamp
+from tests.e2e.looking import click, no_violations, not_reloaded, stamp
 from tests.steering_rows import rows_of_the_run
 from training.models import Capture, Run, Sweep
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(900)
 HOOK = "blocks.1.hook_resid_post"
 
 
@@ -50,9 +50,9 @@ def test_a_sweep_from_the_form_to_the_plot(page: Any, capture: Capture) -> None:
     stamp(page)
     rows = page.locator("#live table[data-keys] tbody tr")
     assert rows.count() == 4
-    page.wait_for_selector("#live .frontier svg", timeout=120_000)
-    page.wait_for_selector(".job .chip.ok", timeout=240_000)
-    page.wait_for_selector("#live table[data-keys] tbody tr:nth-child(4) .chip.ok", timeout=20_000)
+    page.wait_for_selector("#live .frontier svg", timeout=300_000)
+    page.wait_for_selector(".job .chip.ok", timeout=300_000)
+    page.wait_for_selector("#live table[data-keys] tbody tr:nth-child(4) .chip.ok", timeout=300_000)
     assert not_reloaded(page), "curves and rows came by themselves"
     assert page.locator("#live table[data-keys] .chip.ok").count() == 4
     page.locator("#live .frontier details summary").first.click()
@@ -72,18 +72,17 @@ def test_a_run_is_paused_goes_on_and_is_kept_in_place(page: Any, capture: Captur
     fill_form(page, capture, k="4", d_sae="256", n_tokens="100000000")
     page.click("main .form button.primary")
     page.wait_for_url(re.compile(r"/training/\d+/$"))
-    page.wait_for_selector("#live .charts svg", timeout=120_000)
-    page.click("#pause")
-    page.wait_for_load_state()
+    page.wait_for_selector("#live .charts svg", timeout=300_000)
+    click(page, "#pause")
     stamp(page)
-    page.wait_for_selector("#paused", timeout=60_000)
+    page.wait_for_selector("#paused", timeout=300_000)
     assert not_reloaded(page) and page.locator(".job").count() == 0, "the card made room for the note by itself"
     no_violations(page)
-    page.click("#resume")
-    page.wait_for_selector(".job .step", timeout=60_000)
-    wait_for(lambda: "continued at step" in page.locator(".job .log").inner_text(), 120, "the run to go on")
-    page.click("#stop-and-keep")
-    page.wait_for_selector("#to-sae", timeout=120_000)
+    click(page, "#resume")
+    page.wait_for_selector(".job .step", timeout=300_000)
+    wait_for(lambda: "continued at step" in page.locator(".job .log").inner_text(), 300, "the run to go on")
+    click(page, "#stop-and-keep")
+    page.wait_for_selector("#to-sae", timeout=300_000)
     run = Run.objects.get()
     job = Job.objects.get(pk=run.job_id)
     assert run.ready and run.tokens < 100_000_000 and job.state == State.DONE

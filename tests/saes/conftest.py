@@ -2,6 +2,8 @@ from typing import Any
 
 import pytest
 
+from tests.saes.hub_files import get, progress, stocked, storage  # noqa: F401
+
 
 @pytest.fixture(autouse=True)
 def data_folder(settings: Any, tmp_path_factory: Any) -> Any:

@@ -16,7 +16,7 @@ from saes.numerics.formats import load_sae
 from tests.conftest import manage, process_named, wait_for
 from tests.mini_hub import COMMIT, MiniHub
 
-pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(900)]
 GOLDEN = Path(__file__).parent.parent / "golden" / "saelens_standard" / "cfg.json"
 REPO, D_IN, D_SAE = "lab/large", 256, 4096
 SLOW, QUICK = 500_000, 50_000_000  # bytes a second of a file of 8 MB: until its worker is dead, and then
@@ -52,7 +52,7 @@ def test_a_download_survives_the_death_of_its_worker(served: MiniHub, tmp_path: 
     row = SAE.objects.create(name="sae", source="hub", repo_id=REPO, repo_path="sae")
     with manage("work", "io"):
         job = row.start(None)
-        wait_for(lambda: part.exists() and part.stat().st_size > 1_000_000, 120, "a megabyte")
+        wait_for(lambda: part.exists() and part.stat().st_size > 1_000_000, 300, "a megabyte")
         child, worker = process_named(f"job {job.pk}"), process_named(f"for job {job.pk}")
         child.kill()
         worker.kill()
@@ -60,7 +60,7 @@ def test_a_download_survives_the_death_of_its_worker(served: MiniHub, tmp_path: 
         served.faults[0].value = QUICK
         kept = part.stat().st_size
         assert 1_000_000 < kept < len(data)
-        wait_for(lambda: Job.objects.get(pk=job.pk).state in (State.DONE, State.FAILED), 150, "the download")
+        wait_for(lambda: Job.objects.get(pk=job.pk).state in (State.DONE, State.FAILED), 300, "the download")
     job.refresh_from_db()
     row.refresh_from_db()
     assert job.state == State.DONE, job.traceback

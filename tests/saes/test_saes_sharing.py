@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-import subprocess
+import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,7 @@ def test_who_may_upload(sae: SAE, hub: MiniHub, client_of: Any, user_of: Any, mo
 
 
 def test_saelens_loads_what_is_uploaded(
-    sae: SAE, writer: MiniHub, client_of: Any, run_job: Any, tmp_path: Path
+    sae: SAE, writer: MiniHub, client_of: Any, run_job: Any, tmp_path: Path, ask_peers: Callable[..., None]
 ) -> None:
     """The line of the card, run by SAELens itself against the files that the Hub got."""
     ask(client_of("researcher"), sae)
@@ -267,9 +268,5 @@ def test_saelens_loads_what_is_uploaded(
     for name, data in writer.repos["models/lab/saes"].items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
-    peer = Path(__file__).resolve().parents[2] / ".venv-peers" / "bin" / "python"
-    if not peer.exists():
-        pytest.skip("sae-lens is not installed beside this (requirements-peers.txt)")
-    code = f"from sae_lens import SAE; print(tuple(SAE.load_from_disk({str(tmp_path / 'layer_1')!r}).W_dec.shape))"
-    done = subprocess.run([str(peer), "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip().endswith("(64, 32)"), done.stderr[-400:]
+    ask_peers(Path(__file__).with_name("load_peer.py"), tmp_path / "layer_1", tmp_path / "shape.json")
+    assert json.loads((tmp_path / "shape.json").read_text()) == [64, 32]

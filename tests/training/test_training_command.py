@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from saehub.jobs.runner import execute
 from saes.models import LanguageModel
 from tests.conftest import ROOT, TEXT, child_environment, wait_for
 from training.models import Capture, Corpus, Run
+from training.numerics.checkpoint import FILE
 
-pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(1800)]
 
 
 def made(row: Any) -> None:
@@ -54,10 +54,10 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_finishes(tiny_model_dir: Path, t
         "checkpoint_every: 50\nevaluate_after: false\nharvest_after: false\n"
     )
     child = command(str(spec), "--json")
-    run = wait_for(lambda: Run.objects.first(), 120, "the run")
-    wait_for(lambda: run.points.exists() and (run.folder / "checkpoints").exists(), 150, "a checkpoint")
+    run = wait_for(lambda: Run.objects.first(), 300, "the run")
+    wait_for(lambda: run.points.exists() and (run.folder / "checkpoints" / FILE).exists(), 300, "a checkpoint")
     child.send_signal(signal.SIGINT)
-    out, error = child.communicate(timeout=200)
+    out, error = child.communicate(timeout=600)
     assert child.returncode == 130, error
     assert f"manage.py train --resume {run.pk}" in error
     assert json.loads(out)["state"] == "cancelled"
@@ -65,12 +65,11 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_finishes(tiny_model_dir: Path, t
     Run.objects.filter(pk=run.pk).update(stop_at=None)
 
     child = command("--resume", str(run.pk))
-    wait_for(lambda: run.points.last().step > step, 150, "the run to go on")
-    time.sleep(0.1)
+    wait_for(lambda: run.points.last().step > step, 300, "the run to go on")
     from django.utils import timezone
 
     Run.objects.filter(pk=run.pk).update(stop_at=timezone.now())
-    out, error = child.communicate(timeout=200)
+    out, error = child.communicate(timeout=600)
     assert child.returncode == 0, error
     run.refresh_from_db()
     assert run.ready and str(run.sae.files) in out

@@ -16,14 +16,15 @@ from saes.models import SAE
 from tests.conftest import manage, process_named, wait_for
 from tests.steering_rows import rows_of_the_run, steering_files  # noqa: F401
 from training.models import Capture, Run, Sweep
+from training.numerics.checkpoint import FILE
 
-pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.usefixtures("committed"), pytest.mark.timeout(1800)]
 HOOK = "blocks.1.hook_resid_post"
 # A checkpoint at each twentieth of some seconds: there is time to see the first.
 CONFIG = {"d_sae": 512, "k": 8, "n_tokens": 300_000, "batch_size": 1024, "seed": 0}
 
 
-def ended(row: Any, seconds: int = 200) -> Job:
+def ended(row: Any, seconds: int = 600) -> Job:
     """The row's job, once it is over; it has to be done."""
     job = wait_for(
         lambda: Job.objects.filter(pk=row.job_id).exclude(state__in=("queued", "running")).first(), seconds, str(row)
@@ -46,11 +47,11 @@ def saes_made() -> int:
 
 def kill_once_there_is_a_checkpoint(job: Job, runs: list[Run]) -> None:
     """kill -9 of the worker, with whom its child dies."""
-    folders = [run.folder / "checkpoints" for run in runs]
-    wait_for(lambda: all(folder.exists() and any(folder.iterdir()) for folder in folders), 120, "a checkpoint")
+    files = [run.folder / "checkpoints" / FILE for run in runs]
+    wait_for(lambda: all(file.exists() for file in files), 300, "a checkpoint")
     child, worker = process_named(f"job {job.pk}"), process_named(f"for job {job.pk}")
     worker.kill()
-    child.wait(10)
+    child.wait(60)
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

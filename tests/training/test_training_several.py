@@ -13,7 +13,7 @@ from training.models import Run
 from training.numerics.several import Several
 from training.trainer import Trainer
 
-pytestmark = [pytest.mark.django_db, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.django_db, pytest.mark.timeout(1200)]
 LONG = {"d_sae": 2048, "k": 4, "n_tokens": 256 * 150, "batch_size": 256, "log_every": 10, "checkpoint_every": 15}
 
 

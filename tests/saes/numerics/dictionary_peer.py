@@ -1,11 +1,10 @@
-"""Run by a Python that has peers: loads SAEs with them and writes the numbers they compute.
+"""Run by a Python that has peers (tests/peers.py): loads SAEs with them and writes the numbers they compute.
 
-python dictionary_peer.py FOLDER     FOLDER/x.safetensors, FOLDER/dictionary_learning/<sae>/..., FOLDER/sparsify/<sae>/...
+FOLDER     FOLDER/x.safetensors, FOLDER/dictionary_learning/<sae>/..., FOLDER/sparsify/<sae>/...
 
-One process for both, because they take longer to be imported than to do it. One that is not installed is left out.
+One that is not installed is left out.
 """
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,7 +29,8 @@ def sparsify(folder: Path, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"feature_acts": acts, "x_hat": coder(x).sae_out}
 
 
-def main(root: Path) -> None:
+def main(given: str) -> None:
+    root = Path(given)
     x = load_file(root / "x.safetensors")["x"]
     for numbers in (dictionary_learning, sparsify):
         if not find_spec(numbers.__name__):
@@ -40,7 +40,3 @@ def main(root: Path) -> None:
                 made = numbers(folder, x)
             tensors = {name: tensor.contiguous().clone() for name, tensor in made.items()}
             save_file(tensors, folder / "numbers.safetensors")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

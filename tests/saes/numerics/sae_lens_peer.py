@@ -1,13 +1,10 @@
-"""Runs SAELens itself, in an interpreter that has it (`make peers`); started by test_saes_peers, imported by nobody.
-
-It takes requests as lines and answers each with a line, because SAELens takes longer to be imported than to do them all:
+"""What test_saes_peers asks of SAELens itself, in an interpreter that has it (tests/peers.py).
 
 make FOLDER     one small SAE of every architecture, saved by SAELens, with the numbers it computes
 read FOLDER     for every folder in FOLDER that holds an SAE and x.safetensors: the numbers SAELens computes from it
 """
 
 import logging
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,14 +22,9 @@ from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhit
 from sae_lens_cases import D_IN, D_SAE, HEADS, INFERENCE, ROWS, TRAINING  # noqa: E402  # beside this file
 
 
-def main() -> None:
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # whatever the libraries print
-    for line in sys.stdin:
-        command, _, folder = line.rstrip("\n").partition(" ")
-        torch.manual_seed(0)
-        {"make": make, "read": read}[command](Path(folder))
-        print("done", file=answers, flush=True)
+def main(command: str, folder: str) -> None:
+    torch.manual_seed(0)
+    {"make": make, "read": read}[command](Path(folder))
 
 
 @torch.no_grad()
@@ -114,7 +106,3 @@ def read(folder: Path) -> None:
         cfg_only = SAE.load_from_disk(place, dtype="float32")
         assert not isinstance(cfg_only, TrainingSAE)
         save_file(numbers(cfg_only, load_file(place / "x.safetensors")["x"]), place / "numbers.safetensors")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,8 @@
 """dictionary_learning and sparsify load what we write and compute the same numbers.
 
-They run in an interpreter of their own, from `make peers` or named in SAEHUB_PEERS, where it has them.
+They run in an interpreter of their own (tests/peers.py), where it has them.
 """
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ from safetensors.torch import load_file, save_file
 from saes.numerics.architectures import sae_class
 from saes.numerics.formats import save_sae
 from saes.numerics.sae import SAE, SAEConfig
-from tests.saes.numerics.test_saes_peers import peer
 
-PYTHON = str(peer() or "")
 SCRIPT = Path(__file__).with_name("dictionary_peer.py")
 D, M, ROWS = 12, 60, 40
 X = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(4))
@@ -55,25 +52,23 @@ def random_sae(architecture: str, options: dict[str, Any]) -> SAE:
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory):
+def read(ask_peers, tmp_path_factory):
     """A folder of SAEs that we wrote for each package, beside the numbers it computed of them."""
     folder = tmp_path_factory.mktemp("read")
     save_file({"x": X}, folder / "x.safetensors")
     for package, cases in CASES.items():
         for name, case in cases.items():
             save_sae(random_sae(*case), folder / package / name, format=package)
-    done = subprocess.run([PYTHON, str(SCRIPT), str(folder)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    ask_peers(SCRIPT, folder)
     return folder
 
 
-@pytest.mark.skipif(not PYTHON, reason="needs the peers: make peers, or SAEHUB_PEERS=their python")
 @pytest.mark.parametrize("package", CASES)
 def test_the_package_reads_what_we_write(package, read):
     x = X
     saes = {name: random_sae(*case) for name, case in CASES[package].items()}
     if not any((read / package).glob("*/numbers.safetensors")):
-        pytest.skip(f"{PYTHON} has no {package}")
+        pytest.skip(f"the peers' Python has no {package}")
     for name, sae in saes.items():
         theirs = load_file(read / package / name / "numbers.safetensors")
         with torch.no_grad():

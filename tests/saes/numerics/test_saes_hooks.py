@@ -294,7 +294,7 @@ def test_two_threads_on_one_model_do_not_see_each_others_hooks(llama, ids):
 
     def doubled_while_the_other_runs(x: Tensor) -> Tensor:
         inside.set()
-        assert done.wait(20)
+        assert done.wait(240)
         return 2 * x
 
     def steered() -> None:
@@ -303,12 +303,12 @@ def test_two_threads_on_one_model_do_not_see_each_others_hooks(llama, ids):
 
     thread = threading.Thread(target=steered)
     thread.start()
-    assert inside.wait(20)
+    assert inside.wait(240)
     with hooked(llama, {"blocks.1.hook_resid_post": lambda x: 0 * x}):
         mine = llama.activations(ids, names)
     unhooked = llama.activations(ids, names)
     done.set()
-    thread.join(20)
+    thread.join(240)
 
     torch.testing.assert_close(results["steered"][names[0]], 2 * plain[names[0]])
     assert torch.equal(mine[names[0]], plain[names[0]])

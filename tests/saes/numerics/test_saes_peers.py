@@ -1,11 +1,5 @@
-"""SAELens as second implementation: what it saves we load, what we save it loads, and the numbers are the same.
+"""SAELens as second implementation: what it saves we load, what we save it loads, and the numbers are the same."""
 
-It runs in an interpreter of its own, from `make peers` (.venv-peers) or named in SAEHUB_PEERS.
-"""
-
-import os
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,50 +10,22 @@ from saes.numerics.formats import NotRepresentable, detect_format, load_sae, sav
 from saes.numerics.sae import SAE
 from tests.saes.numerics.sae_lens_cases import INFERENCE, TRAINING
 
-ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("sae_lens_peer.py")
 DONE = [f"{name}_done" for name in TRAINING]
 # Of these cases miStudio has no form: the architecture, the normalisation, or a b_dec that is not subtracted.
 NOT_MISTUDIOS = ("gated", "abstopk", "pursuit", "temporal", "transcoder", "layer_norm", "bf16", "whitened_jumprelu")
 
 
-def peer() -> Path | None:
-    """A Python that has SAELens."""
-    named = os.environ.get("SAEHUB_PEERS", "")
-    found = [path for path in (ROOT / ".venv-peers" / "bin" / "python", Path(named)) if named or "peers" in str(path)]
-    return next((path for path in found if path.is_file()), None)
-
-
-pytestmark = pytest.mark.skipif(peer() is None, reason="needs SAELens: make peers, or SAEHUB_PEERS=its python")
-
-
 @pytest.fixture(scope="module")
-def ask(tmp_path_factory) -> Iterator[Callable[[str, Path], None]]:
-    """Has a process with SAELens do `command` on a folder."""
-    errors = tmp_path_factory.mktemp("peer") / "errors.txt"
-    with errors.open("w") as file, subprocess.Popen(
-        [str(peer()), str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
-    ) as child:  # fmt: skip
-
-        def asked(command: str, folder: Path) -> None:
-            child.stdin.write(f"{command} {folder}\n")
-            child.stdin.flush()
-            assert child.stdout.readline() == "done\n", errors.read_text()[-3000:]
-
-        yield asked
-        child.stdin.close()  # it has nothing more to do
-
-
-@pytest.fixture(scope="module")
-def made(ask, tmp_path_factory) -> Path:
+def made(ask_peers, tmp_path_factory) -> Path:
     """SAEs that SAELens saved."""
     folder = tmp_path_factory.mktemp("made")
-    ask("make", folder)
+    ask_peers(SCRIPT, "make", folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def returned(made, ask, tmp_path_factory) -> Path:
+def returned(made, ask_peers, tmp_path_factory) -> Path:
     """The same SAEs, loaded and saved by us (the last folder name says in which format), and read by SAELens."""
     folder = tmp_path_factory.mktemp("returned")
     for name in [*INFERENCE, *TRAINING]:
@@ -72,7 +38,7 @@ def returned(made, ask, tmp_path_factory) -> Path:
             save_file(
                 {"x": load_file(made / name / "numbers.safetensors")["x"]}, folder / f"{name}-{form}" / "x.safetensors"
             )
-    ask("read", folder)
+    ask_peers(SCRIPT, "read", folder)
     return folder
 
 

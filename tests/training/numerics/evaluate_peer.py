@@ -1,10 +1,9 @@
-"""Run by a Python that has sae-lens: SAELens' own evaluation of an SAE on a table of activations.
+"""Run by a Python that has sae-lens (tests/peers.py): SAELens' own evaluation of an SAE on a table of activations.
 
-python evaluate_peer.py FOLDER: FOLDER/x.npy (n, d), FOLDER/*/ SAEs (SAELens format); prints {name: metrics} as JSON. The "model"
-is one hook point behind a lookup table, so that every token's activation is a row of x."""
+FOLDER: FOLDER/x.npy (n, d), FOLDER/*/ SAEs (SAELens format); writes {name: metrics} as FOLDER/metrics.json. The "model" is one
+hook point behind a lookup table, so that every token's activation is a row of x."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +47,8 @@ def metrics(sae: SAE, x: torch.Tensor) -> dict[str, object]:
     return found | {name: np.nan_to_num(values, nan=-1).tolist() for name, values in features.items()}
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def main(given: str) -> None:
+    folder = Path(given)
     x = torch.from_numpy(np.load(folder / "x.npy"))
     saes = {path.name: SAE.load_from_disk(path) for path in folder.iterdir() if path.is_dir()}
-    sys.stdout.write(json.dumps({name: metrics(sae, x) for name, sae in saes.items()}) + "\n")
+    (folder / "metrics.json").write_text(json.dumps({name: metrics(sae, x) for name, sae in saes.items()}))

@@ -1,10 +1,8 @@
-"""Run by a Python that has peers: the weights that their own classes begin with, and the generator's state before.
+"""Run by a Python that has peers (tests/peers.py): the weights that their own classes begin with, and the generator's state before.
 
-python initial_peer.py OUT     writes OUT/<peer>/<architecture>.safetensors for every peer that is installed: one process for
-all, because they take longer to be imported than to do it
+OUT     writes OUT/<peer>/<architecture>.safetensors for every peer that is installed
 """
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,7 +73,7 @@ def median(x: torch.Tensor) -> torch.Tensor:
     return BatchTopKTrainer.geometric_median(x)
 
 
-def main(peer: str, out: Path) -> None:
+def begin(peer: str, out: Path) -> None:
     kinds = ["topk"] if peer == "sparsify" else ["standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka"]
     make = PEERS[peer][1]
     for kind in kinds:
@@ -95,8 +93,9 @@ PEERS = {
     "dictionary_learning": ("dictionary_learning", dictionary_learning),
 }
 
-if __name__ == "__main__":
+
+def main(out: str) -> None:
     for peer, (module, _) in PEERS.items():
         if find_spec(module):
-            (folder := Path(sys.argv[1]) / peer).mkdir()
-            main(peer, folder)
+            (folder := Path(out) / peer).mkdir()
+            begin(peer, folder)

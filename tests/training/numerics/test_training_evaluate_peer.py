@@ -1,7 +1,6 @@
 """Metrics against SAELens' own evaluation of the same SAE on the same activations, in an interpreter that has it."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ import torch
 
 from saes.numerics.formats import save_sae
 from saes.numerics.sae import SAE
-from tests.saes.numerics.test_saes_peers import peer
 from tests.tiny_models import tiny_sae
 from tests.training.numerics.test_training_evaluate import data
 from training.numerics.reconstruction import Rows, reconstruction
 
-pytestmark = pytest.mark.skipif(peer() is None, reason="needs SAELens: make peers, or SAEHUB_PEERS=its python")
 SAME = {
     "l0": "l0", "l1": "l1", "mse": "mse", "cossim": "cosine", "l2_norm_in": "l2_norm_in", "l2_norm_out": "l2_norm_out",
     "l2_ratio": "l2_ratio", "relative_reconstruction_bias": "relative_reconstruction_bias",
@@ -26,17 +23,15 @@ ARCHITECTURES = ("topk", "standard")
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory) -> dict[str, tuple[SAE, dict[str, Any]]]:
-    """An SAE of each architecture and what SAELens says of it, all asked in one process."""
+def answers(ask_peers, tmp_path_factory) -> dict[str, tuple[SAE, dict[str, Any]]]:
+    """An SAE of each architecture and what SAELens says of it."""
     folder = tmp_path_factory.mktemp("evaluated")
     saes = {architecture: tiny_sae(architecture) for architecture in ARCHITECTURES}
     for architecture, sae in saes.items():
         save_sae(sae, folder / architecture)
     np.save(folder / "x.npy", data(500).numpy())
-    script = Path(__file__).with_name("evaluate_peer.py")
-    answer = subprocess.run([str(peer()), str(script), str(folder)], capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr[-2000:]
-    said = json.loads(answer.stdout.splitlines()[-1])
+    ask_peers(Path(__file__).with_name("evaluate_peer.py"), folder)
+    said = json.loads((folder / "metrics.json").read_text())
     return {architecture: (sae, said[architecture]) for architecture, sae in saes.items()}
 
 

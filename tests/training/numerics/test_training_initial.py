@@ -1,6 +1,6 @@
 """First weights as a choice: each peer's, what follows from the first batch, and that training goes on from there."""
 
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAE, SAEConfig
-from tests.saes.numerics.test_saes_peers import peer
 from training.numerics.checkpoint import TrainingError
 from training.numerics.initial import INITIALIZATIONS, begin, geometric_median
 from training.numerics.train import TrainConfig, Training, train
@@ -113,13 +112,10 @@ def test_a_peer_that_does_not_train_the_architecture_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each peer begins with, all asked in one process."""
-    if peer() is None:
-        pytest.skip("needs the peers: make peers, or SAEHUB_PEERS=their python")
+def begun(ask_peers: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each peer begins with."""
     folder = tmp_path_factory.mktemp("begun")
-    answer = subprocess.run([str(peer()), str(SCRIPT), str(folder)], capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr[-2000:]
+    ask_peers(SCRIPT, folder)
     return folder
 
 

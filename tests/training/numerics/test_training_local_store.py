@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from saes.numerics.lm import LM, load_lm
 from tests.conftest import TEXT
-from tests.saes.numerics.test_saes_peers import peer
+from tests.peers import peer
 from training.numerics.capture import capture
 from training.numerics.local_store import read_run, write_run
 from training.numerics.shards import CaptureError, open_capture

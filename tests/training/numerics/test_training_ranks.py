@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAEConfig
+from tests.conftest import free_port
 from tests.training.numerics.test_training_train import D_SAE, D, rows
 from training.numerics.ranks import ALONE, Ranks
 from training.numerics.train import TrainConfig, TrainResult, train
@@ -39,12 +39,6 @@ def trained(case: str, x: torch.Tensor, ranks: Ranks = ALONE, **more: Any) -> Tr
     return train(sae, iter(x.split(BATCH)), TrainConfig(**given | changes | more), held_out=x[:32], ranks=ranks)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case trained by two processes; the folder of what they wrote."""
@@ -54,7 +48,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = [sys.executable, str(Path(__file__).with_name("ranks_peer.py")), str(folder)]
     started = [subprocess.Popen(script, env=os.environ | given | {"RANK": str(rank)}) for rank in range(2)]
     try:
-        assert [process.wait(240) for process in started] == [0, 0]
+        assert [process.wait(900) for process in started] == [0, 0]
     finally:
         for process in started:
             process.kill()

@@ -243,14 +243,15 @@ import sys
 from tests.training.numerics.test_training_train import config, sae_of, stream
 from training.numerics.train import train
 train(sae_of(), stream(), config(steps=300, checkpoint_every=1), checkpoint_dir=sys.argv[1],
-      on_step=lambda report: print(report.step, flush=True))
-"""
+      on_step=lambda report: (print(report.step, flush=True), report.step < 60 or sys.stdin.read()))
+"""  # at step 60 it waits: however slow who kills it is, it does not reach its end
 
 
 def test_kill_9_leaves_a_checkpoint_that_continues_to_the_same_weights(tmp_path):
     made = config(checkpoint_every=1, steps=300)
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
@@ -262,7 +263,7 @@ def test_kill_9_leaves_a_checkpoint_that_continues_to_the_same_weights(tmp_path)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     found = load_checkpoint(tmp_path)
-    assert found is not None and 19 <= found[1]["step"] < 300  # a step is reported before its checkpoint is written
+    assert found is not None and 19 <= found[1]["step"] <= 60  # a step is reported before its checkpoint is written
     resumed, whole = sae_of(), sae_of()
     train(resumed, stream(), made, checkpoint_dir=tmp_path)
     train(whole, stream(), made)
@@ -432,7 +433,7 @@ def test_a_checkpoint_beyond_the_quota_keeps_the_one_before_it(tmp_path):
 
 def test_a_process_whose_memory_is_really_limited_trains_in_parts():
     """A gated step on 4,096 rows of 4,096 features needs more than a gigabyte; the process gets 300 MB."""
-    child = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=200, cwd=ROOT)
+    child = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, cwd=ROOT)
     assert child.returncode == 0, child.stderr[-2000:]
     steps, halved, sentence = child.stdout.split(maxsplit=2)
     assert int(steps) == 3 and int(halved) >= 1

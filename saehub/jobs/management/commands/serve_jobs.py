@@ -31,6 +31,8 @@ class Command(BaseCommand):
         name_process(f"job {order.job}")
         end_with_parent()
         end_with_worker(order.channel)
-        job = Job.objects.select_related("owner").get(pk=order.job)
+        job = Job.objects.select_related("owner").filter(pk=order.job).first()
+        if job is None:  # deleted meanwhile; the worker says so
+            return
         job.token = uuid.UUID(bytes=order.token)
         execute(job)
