@@ -314,9 +314,9 @@ def test_a_spec_may_name_another_revision_than_the_row_has(served: MiniHub) -> N
 @pytest.mark.usefixtures("committed")
 def test_ctrl_c_leaves_all_as_it_is_and_the_same_command_goes_on(served: MiniHub, listed: Path, tmp_path: Path) -> None:
     """In a process of its own, as in a terminal."""
-    served.fault("/lfs/", "rate", 40_000, times=None)
+    rate = served.fault("/lfs/", "rate", 40_000, times=None)
     served.repos["models/lab/saes"] |= {
-        f"layer_{n}/sae_weights.safetensors": padded(n, 4_000_000) for n in range(4)
+        f"layer_{n}/sae_weights.safetensors": padded(n, 200_000) for n in range(4)
     }  # fmt: skip
     command = [sys.executable, str(ROOT / "manage.py"), "download_saes", "--spec", str(listed), "--jobs", "2"]
     child = subprocess.Popen(
@@ -329,6 +329,7 @@ def test_ctrl_c_leaves_all_as_it_is_and_the_same_command_goes_on(served: MiniHub
             return sum(path.stat().st_size for path in parts.glob("*.incomplete")) > 50_000
 
         wait_for(lambda: begun() or child.poll() is not None, 300, "some bytes")
+        rate.value = 100  # no file comes to its end any more
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=600)
     finally:
@@ -350,8 +351,8 @@ def test_ctrl_c_leaves_all_as_it_is_and_the_same_command_goes_on(served: MiniHub
 
 @pytest.mark.usefixtures("committed")
 def test_in_a_terminal_each_file_on_its_way_has_a_bar(served: MiniHub, listed: Path) -> None:
-    rate = served.fault("/lfs/", "rate", 60_000, times=None)
-    served.repos["models/lab/saes"] |= {f"layer_{n}/sae_weights.safetensors": padded(n, 1_000_000) for n in range(4)}
+    rate = served.fault("/lfs/", "rate", 40_000, times=None)
+    served.repos["models/lab/saes"] |= {f"layer_{n}/sae_weights.safetensors": padded(n, 100_000) for n in range(4)}
     near, far = pty.openpty()
     fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     command = [sys.executable, str(ROOT / "manage.py"), "download_saes", "--spec", str(listed), "--jobs", "2"]
