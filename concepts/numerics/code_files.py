@@ -21,7 +21,7 @@ import torch
 
 from concepts.numerics.sparse_encode import Fires, SparseEncoder
 from saes.numerics.sae import SAE
-from training.numerics import sparse
+from training.numerics.compiled import kernels
 from training.numerics.shards import Capture, Split, write_json
 
 BLOCK_CODES = 2**20  # codes grouped at once, up to twice as many; about 60 bytes of memory each (100 without numba)
@@ -156,7 +156,7 @@ def _check_space(needed: float, folder: Path) -> None:
 @cache
 def compiled() -> Any:
     """The compiled loops over codes, or None where numba is not installed."""
-    if sparse.kernels() is None:
+    if kernels() is None:
         return None
     from concepts.numerics import column_kernels
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from concepts.featurefile import HISTOGRAM_BINS
 from concepts.numerics.code_files import Block, compiled
-from training.numerics import sparse
+from training.numerics.threads import share
 
 TOP_TOKENS = 10
 RUNS, MIN_FEATURES = 16, 64  # shares of a block's features, and the least of one
@@ -114,7 +114,7 @@ def _collect_quickly(
         compiled().top_tokens(first, last, bounds, value, token, vocabulary, ids, sums, counts)
 
     run = max(MIN_FEATURES, -(-n // RUNS))
-    sparse.share(statistics, n, run)
+    share(statistics, n, run)
     for name, column in (
         ("n_fires", fires), ("n_contexts", contexts), ("maximum", maximum), ("mean", mean), ("histogram", histogram),
         ("top_token_ids", ids), ("top_token_sums", sums), ("top_token_counts", counts),
@@ -129,7 +129,7 @@ def _collect_quickly(
     starts[total] = size
     given = maximum, groups, draws, k, intervals, per_interval, HISTOGRAM_BINS
     made = chosen, tags, starts, peak_at, peaks
-    sparse.share(lambda i, j: compiled().examples(i, j, *sorted_codes, *given, *made), n, run)
+    share(lambda i, j: compiled().examples(i, j, *sorted_codes, *given, *made), n, run)
 
     there = chosen >= 0
     kept = chosen[there]

@@ -10,6 +10,7 @@ Only columns that their bounds do not rule out are computed again in float32: th
 above the k-th largest of the values of the largest bounds. So the choice and the values are those of float32.
 """
 
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.sae import SAE, encodes_as
 from saes.numerics.standard import StandardSAE
 from saes.numerics.topk import TopKSAE
-from training.numerics import sparse
+from training.numerics.compiled import arrays, as_both, kernels
+from training.numerics.threads import Scratch, share
 from training.numerics.topk_plain import topk_codes
 
 CHUNK_ROWS = 4096  # rows encoded at once, at most
@@ -61,15 +63,15 @@ class SparseEncoder:
         self._factors = self.sae.W_enc.detach().contiguous()
         self._bias = self.sae.b_enc.detach().contiguous()
         self._half = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-        self._scratch = sparse.Scratch()
+        self._scratch = Scratch()
         if not self._half:
             self._weights = self._factors.t().contiguous()
             return bool(self._factors.isfinite().all())
         d_in, d_sae = self._factors.shape
-        weights, given = torch.empty(d_sae, d_in), _numpy(self._factors, self._bias)
+        weights, given = torch.empty(d_sae, d_in), arrays(self._factors, self._bias)
         factors, lengths, lost = torch.empty(d_in + 1, d_sae, dtype=torch.bfloat16), *torch.empty(2, d_sae)
-        made = _numpy(factors.view(torch.uint16), weights, lengths, lost)
-        sparse.share(lambda i, j: self._kernels.round_encoder(*given, i, j, *made), d_sae, RUN_ROWS)
+        made = arrays(factors.view(torch.uint16), weights, lengths, lost)
+        share(lambda i, j: self._kernels.round_encoder(*given, i, j, *made), d_sae, RUN_ROWS)
         self._factors, self._weights, self._lengths, self._lost = factors, weights, lengths, lost
         return bool(lengths.isfinite().all())
 
@@ -108,10 +110,10 @@ class SparseEncoder:
         def task(first: int, last: int) -> Fires:
             rows = self._inputs(x[first:last])
             factors, slack, scale = self._bounding(rows)
-            place = f"{sparse.get_ident()}"
+            place = f"{get_ident()}"
             z = self._scratch(f"z {place}", RUN_ROWS, d_sae, dtype=factors.dtype)[: len(rows)]
             torch.mm(factors, self._factors, out=z)
-            given = *sparse.as_both(z), not self._half, *_numpy(slack, rows, self._weights, self._bias, scale)
+            given = *as_both(z), not self._half, *arrays(slack, rows, self._weights, self._bias, scale)
             counts = np.empty(len(rows), np.int64)
             cols = self._scratch(f"cols {place}", room, dtype=torch.int32).numpy()
             values = self._scratch(f"values {place}", room).numpy()
@@ -121,7 +123,7 @@ class SparseEncoder:
                 n = self._kernels.encode_above(*given, self._threshold.numpy(), counts, cols, values)
             return counts, cols[:n].copy(), values[:n].copy()
 
-        found = sparse.share(task, len(x), RUN_ROWS)
+        found = share(task, len(x), RUN_ROWS)
         counts, cols, values = (np.concatenate(part) for part in zip(*found, strict=True))
         return np.repeat(np.arange(len(x)), counts), cols, values
 
@@ -131,7 +133,7 @@ class SparseEncoder:
             return rows, self._bias, torch.ones(len(rows))
         rounded = torch.empty(len(rows), rows.shape[1] + 1, dtype=torch.bfloat16)
         scale, largest = torch.empty(len(rows)), torch.empty(2)
-        self._kernels.scale_rows(*_numpy(rows, rounded.view(torch.uint16), scale, largest))
+        self._kernels.scale_rows(*arrays(rows, rounded.view(torch.uint16), scale, largest))
         return rounded, self._lengths * largest[0] + self._lost * largest[1], scale
 
     def _leaves_many_open(self, rows: Tensor) -> bool:
@@ -151,14 +153,10 @@ def _threshold(sae: SAE) -> Tensor | None:
     return sae.tensor("threshold").detach().clamp_min(0).contiguous() if encodes_as(sae, JumpReLUSAE) else None
 
 
-def _numpy(*tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.numpy() for tensor in tensors]
-
-
 def _kernels() -> Any:
     """The compiled loops, or None where numba is not installed."""
-    if sparse.kernels() is None:
+    if kernels() is None:
         return None
-    from concepts.numerics import kernels
+    from concepts.numerics import kernels as loops
 
-    return kernels
+    return loops

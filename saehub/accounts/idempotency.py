@@ -73,9 +73,17 @@ def _digest(request: HttpRequest) -> str:
             ],
         ]
     else:
-        content = json.loads(request.body) if request.body else None
+        content = _read(request.body)
     parts = [request.method, request.path, query, content]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _read(body: bytes) -> Any:
+    """Its JSON; what it is to the letter where it is none, since operations that take no body do not look at it."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return body.hex()
 
 
 def _digest_of_file(file: Any) -> str:

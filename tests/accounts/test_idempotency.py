@@ -11,7 +11,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.utils import timezone
 
 from saehub.accounts.models import KeptAnswer
-from saehub.jobs.models import Job
+from saehub.jobs.models import Job, enqueue
 from tests.api_calls import ask, good, problem
 from tests.conftest import make_user
 from training.models import Corpus
@@ -42,6 +42,16 @@ def test_a_refused_request_keeps_no_key(api: Any) -> None:
     problem(api("researcher", "post", "/corpora", {"text": " "}, key="a"), 422)
     assert not KeptAnswer.objects.exists()
     assert good(api("researcher", "post", "/corpora", BODY, key="a"), 202)["id"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("body", [b"", b"wait=1", b"\xff{", b"[" * 100_000])
+def test_a_body_that_nobody_reads_may_be_anything(api: Any, run_job: Any, body: bytes) -> None:
+    job = enqueue("probe", None, title="Count", steps=1, fail=True)
+    run_job(job)
+    form = {"data": body, "content_type": "application/x-www-form-urlencoded"}
+    first = good(api("curator", "post", f"/jobs/{job.pk}/retry", key="a", **form))
+    assert first["state"] == "queued" and good(api("curator", "post", f"/jobs/{job.pk}/retry", key="a", **form)) == first
 
 
 @pytest.mark.django_db

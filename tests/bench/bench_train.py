@@ -76,7 +76,7 @@ def ours(name: str, args: argparse.Namespace, first: Tensor, start: dict[str, Te
     import training.numerics.gradients as ways
     from training.numerics.losses import Terms
     from training.numerics.optim import Optimizer, matmul_precision
-    from training.numerics.sparse import Scratch
+    from training.numerics.threads import Scratch
     from training.numerics.train import TrainConfig, follow_codes
 
     if name in ("ours, plain torch", "ours, autograd"):

@@ -11,16 +11,8 @@ from saes.numerics.topk import TopKSAE
 from training.numerics.losses import Terms, centre, squared_error
 from training.numerics.ranks import ALONE, Ranks
 from training.numerics.row_gradients import PairGradients
-from training.numerics.sparse import (
-    Encoder,
-    Scratch,
-    bias_of,
-    by_feature,
-    choose,
-    chosen_by_norm,
-    decode,
-    products_are_rounded,
-)
+from training.numerics.sparse import Encoder, bias_of, by_feature, choose, chosen_by_norm, decode, products_are_rounded
+from training.numerics.threads import Scratch
 
 
 def auxk(

@@ -12,19 +12,12 @@ from torch import Tensor
 from saes.numerics.gated import GatedSAE
 from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.sae import SAE
+from training.numerics.compiled import dense_kernels, update_kernels
 from training.numerics.dead_features import dead_gradients
 from training.numerics.losses import Outcome, Terms
 from training.numerics.row_gradients import SummedGradients
-from training.numerics.sparse import (
-    CHUNK_FEATURES,
-    CHUNK_ROWS,
-    Scratch,
-    bias_of,
-    dense_kernels,
-    share,
-    skip_gradient,
-    update_kernels,
-)
+from training.numerics.sparse import CHUNK_FEATURES, CHUNK_ROWS, bias_of, skip_gradient
+from training.numerics.threads import Scratch, share
 from training.numerics.transcoding import codes_goal, sides
 
 DENSE_FEATURES = 768  # at once: a sixth less time in products than 256

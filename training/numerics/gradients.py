@@ -6,6 +6,7 @@ from torch import Tensor
 
 from saes.numerics.sae import SAE
 from saes.numerics.topk import BatchTopKSAE, TopKSAE
+from training.numerics.compiled import kernels
 from training.numerics.dead_features import dead_gradients, dead_part
 from training.numerics.dense import dense_gradients
 from training.numerics.losses import (
@@ -21,15 +22,14 @@ from training.numerics.losses import (
 from training.numerics.row_gradients import PairGradients
 from training.numerics.sparse import (
     Encoder,
-    Scratch,
     by_feature,
     choose,
     chosen_by_norm,
     decode,
-    kernels,
     products_are_rounded,
     skip_gradient,
 )
+from training.numerics.threads import Scratch
 from training.numerics.topk_plain import topk_gradients
 from training.numerics.transcoding import sides
 

@@ -6,7 +6,7 @@ A code is a *pair* (row b, feature i) with a value f > 0. Row b's pairs lie in s
 of `cols` (the features) and `values`; sorted by feature they lie in slots bounds[i] ... bounds[i + 1].
 
 Every kernel is serial and gives up the interpreter's lock, so that threads of one process run it side by side on their
-own rows or features (see sparse.py). What a row or a feature becomes does not depend on how they are shared out: the
+own rows or features (see threads.py). What a row or a feature becomes does not depend on how they are shared out: the
 result is the same to the bit for any number of threads. Sums run in a fixed order, which `reassoc` lets the compiler
 choose once, when it compiles.
 

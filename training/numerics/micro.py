@@ -8,7 +8,7 @@ from torch import Tensor
 from saes.numerics.sae import SAE
 from training.numerics.gradients import gradients
 from training.numerics.losses import Outcome, Terms
-from training.numerics.sparse import Scratch
+from training.numerics.threads import Scratch
 
 MICRO_ROWS = 16  # fewer at once would not be training any more
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from saes.numerics.sae import SAE
 from saes.numerics.topk import BatchTopKSAE, ByNorm
+from training.numerics.compiled import update_kernels
 from training.numerics.losses import trained
 from training.numerics.row_gradients import Rates, RowGradients, Targets, remove_parallel
-from training.numerics.sparse import share, update_kernels
+from training.numerics.threads import share
 
 IN_UNITS_OF_X = ("b_enc", "b_dec", "b_gate", "b_mag", "threshold")
 # Adam's usual 1e-8 is not small beside the gradients of a loss of about 1 spread over millions of weights: features that

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from saes.numerics.sae import SAE
-from training.numerics.sparse import CHUNK_FEATURES, Scratch, as_both, bias_of, share, update_kernels
+from training.numerics.compiled import as_both, update_kernels
+from training.numerics.sparse import CHUNK_FEATURES, bias_of
+from training.numerics.threads import Scratch, share
 
 TINY = 1e-6  # torch's, in clip_grad_norm_
 

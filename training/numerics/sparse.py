@@ -1,16 +1,10 @@
-"""The sparse training step on a CPU: torch for the products, numba for the rest, our own threads for both.
+"""The sparse training step on a CPU: torch for the products, numba for the rest.
 
-A batch goes through in runs of rows, its features in runs of features; each run is one task of a small pool of threads
-in which torch itself uses one thread. Two OpenMP runtimes (torch's and numba's) would take the cores from each other,
-and threads of OpenMP that wait by spinning would take them from ours.
+A batch goes through in runs of rows, its features in runs of features; each run is one task of our own threads (threads.py).
 """
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from threading import Barrier, get_ident
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +14,9 @@ from torch import Tensor
 from saes.numerics.sae import SAE
 from saes.numerics.topk import ByNorm
 from saes.numerics.transcoders import Skip
+from training.numerics.compiled import arrays, as_both, kernels, topk_kernels
 from training.numerics.ranks import ALONE, Ranks
+from training.numerics.threads import Scratch, share
 from training.numerics.transcoding import codes_goal, sides
 
 CHUNK_ROWS = 256  # whose pre-activations stay in a core's second cache between the product and the choice
@@ -29,63 +25,6 @@ CHUNK_FEATURES = 256
 SKIP_ROWS = 128  # of W_skip
 BELOW = 0.95  # of the last batch's smallest code: few batches end below it
 ROOM = 4  # times the mean number of codes of a run of rows
-
-
-@cache
-def kernels() -> Any:
-    """The compiled kernels, or None where numba is not installed."""
-    try:
-        from training.numerics import kernels
-    except ImportError:
-        return None
-    return kernels
-
-
-@cache
-def dense_kernels() -> Any:
-    """The compiled passes of the dense steps; only where `kernels` are."""
-    from training.numerics import dense_kernels
-
-    return dense_kernels
-
-
-@cache
-def topk_kernels() -> Any:
-    """The compiled choice of TopK; only where `kernels` are."""
-    from training.numerics import topk_kernels
-
-    return topk_kernels
-
-
-@cache
-def update_kernels() -> Any:
-    """The compiled sums of gradients and Adam's steps; only where `kernels` are."""
-    from training.numerics import update_kernels
-
-    return update_kernels
-
-
-@cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """A pool of threads in which torch uses one thread; one a process, because threads do not survive a fork."""
-    ready = Barrier(threads + 1)
-
-    def start() -> None:
-        torch.get_num_threads()  # torch reads the process's number once a thread, and not again after this
-        torch.set_num_threads(1)
-        ready.wait()
-
-    pool = ThreadPoolExecutor(threads, "sparse")
-    for _ in range(threads):
-        pool.submit(start)
-    ready.wait()
-    torch.set_num_threads(threads)  # the line above set the number of threads yet to come, too
-    return pool
-
-
-def warm_up() -> None:
-    """Make the pool of threads now: several threads that first need it at once would make several."""
-    _pool(os.getpid(), torch.get_num_threads())
 
 
 def bias_of(sae: SAE) -> str:
@@ -101,43 +40,6 @@ def chosen_by_norm(sae: SAE) -> bool:
 def products_are_rounded() -> bool:
     """Whether float32 products are computed from inputs rounded to bfloat16 now, see optim.matmul_precision."""
     return bool(torch.backends.mkldnn.matmul.fp32_precision == "bf16")  # type: ignore[attr-defined]
-
-
-def share(task: Callable[[int, int], Any], total: int, size: int) -> list[Any]:
-    """[task(start, stop), ...] for the runs of `size` that make up `total`, side by side on as many threads as torch
-    has; in order, whichever thread did them."""
-    runs = [(start, min(start + size, total)) for start in range(0, total, size)]
-    results: list[Any] = [None] * len(runs)
-    waiting = iter(range(len(runs)))  # each thread takes the next one itself: a future a run costs more than some runs
-
-    def work(_: int) -> None:
-        for i in waiting:
-            results[i] = task(*runs[i])
-
-    threads = torch.get_num_threads()
-    for _ in _pool(os.getpid(), threads).map(work, range(min(threads, len(runs)))):
-        pass  # raises what a task raised
-    return results
-
-
-class Scratch:
-    """Arrays that a step needs and the next step uses again, by name: allocating them anew costs a page fault a page."""
-
-    def __init__(self) -> None:
-        self.bound: float | None = None  # where to look for the next batch's codes first, see batchtopk_pairs
-        self._arrays: dict[str, Tensor] = {}
-        self._others: dict[str, Scratch] = {}
-
-    def of(self, name: str) -> "Scratch":
-        """Another one, for arrays of the same names in another part of the step."""
-        return self._others.setdefault(name, Scratch())
-
-    def __call__(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """An uninitialised tensor; the one of the last step when it had the same shape."""
-        found = self._arrays.get(name)
-        if found is None or found.shape != shape or found.dtype != dtype:
-            found = self._arrays[name] = torch.empty(shape, dtype=dtype)
-        return found
 
 
 @dataclass(frozen=True)
@@ -216,7 +118,7 @@ def choose(sae: SAE, encoder: Encoder, n: int, scratch: Scratch, ranks: Ranks = 
 def _unweigh(pairs: Pairs, norms: Tensor) -> None:
     def task(first: int, last: int) -> None:
         rows = slice(first, last)
-        kernels().unweigh(*_numpy(pairs.starts[rows], pairs.counts[rows], pairs.cols, pairs.values, norms))
+        kernels().unweigh(*arrays(pairs.starts[rows], pairs.counts[rows], pairs.cols, pairs.values, norms))
 
     share(task, len(pairs.starts), CHUNK_ROWS)
 
@@ -230,7 +132,7 @@ def _of_all(pairs: Pairs, k: int, ranks: Ranks) -> Pairs:
         return pairs
     if not kept:
         return Pairs(torch.zeros_like(pairs.starts), torch.zeros_like(pairs.counts), cols, values)
-    least = kernels().keep_largest(*_numpy(pairs.starts, pairs.counts, cols, values), kept)
+    least = kernels().keep_largest(*arrays(pairs.starts, pairs.counts, cols, values), kept)
     return Pairs(pairs.starts, pairs.counts, cols, values, float(least))
 
 
@@ -248,7 +150,7 @@ def topk_pairs(encoder: Encoder, n: int, k: int, scratch: Scratch, positive: boo
         found = own("found", rows, room, dtype=torch.int32), own("found values", rows, room)
         slots = slice(first * k, last * k)
         into = counts[first:last], cols[slots], values[slots]
-        topk_kernels().choose_topk(*z, k, positive, *_numpy(best, keys, *found, *into))
+        topk_kernels().choose_topk(*z, k, positive, *arrays(best, keys, *found, *into))
 
     share(task, n, TOPK_ROWS)
     return Pairs(starts, counts, cols, values)
@@ -278,7 +180,7 @@ def _guessed_pairs(encoder: Encoder, n: int, k: int, groups: int, scratch: Scrat
     def task(first: int, last: int) -> int:
         out = scratch(f"z {get_ident()}", CHUNK_ROWS, encoder.d_sae, dtype=encoder.dtype)[: last - first]
         arguments, run = encoder(first, last, out), first // CHUNK_ROWS
-        into = _numpy(counts[first:last], cols[run], values[run])
+        into = arrays(counts[first:last], cols[run], values[run])
         return int(kernels().collect_above(*arguments, scratch.bound, groups, *into))
 
     found = share(task, n, CHUNK_ROWS)
@@ -287,7 +189,7 @@ def _guessed_pairs(encoder: Encoder, n: int, k: int, groups: int, scratch: Scrat
     starts = counts.cumsum(0) - counts
     for run, before in enumerate(np.cumsum([0, *found[:-1]])):
         starts[run * CHUNK_ROWS : (run + 1) * CHUNK_ROWS] += run * room - int(before)
-    least = kernels().keep_largest(*_numpy(starts, counts, cols.view(-1), values.view(-1)), k)
+    least = kernels().keep_largest(*arrays(starts, counts, cols.view(-1), values.view(-1)), k)
     return Pairs(starts, counts, cols.view(-1)[:k], values.view(-1)[:k], float(least))
 
 
@@ -303,14 +205,14 @@ def _bounded_pairs(encoder: Encoder, n: int, k: int, groups: int, scratch: Scrat
 
     def look(first: int, last: int) -> Tensor:
         histogram = torch.empty(2**15, dtype=torch.int64)
-        kernels().group_maxima(*encoder(first, last, z[first:last]), *_numpy(best[first:last], histogram))
+        kernels().group_maxima(*encoder(first, last, z[first:last]), *arrays(best[first:last], histogram))
         return histogram
 
     def collect(fill: bool, cols: Tensor, values: Tensor) -> None:
         def task(first: int, last: int) -> None:
             rows = slice(first, last)
             arguments = *encoder.as_arguments(z[rows]), best[rows].numpy(), bound, fill
-            kernels().collect(*arguments, *_numpy(starts[rows], counts[rows], cols, values))
+            kernels().collect(*arguments, *arrays(starts[rows], counts[rows], cols, values))
 
         share(task, n, CHUNK_ROWS)
 
@@ -327,7 +229,7 @@ def _bounded_pairs(encoder: Encoder, n: int, k: int, groups: int, scratch: Scrat
     cols, values = torch.empty(total, dtype=torch.int32), torch.empty(total)
     collect(True, cols, values)
     least = (
-        kernels().keep_largest(*_numpy(starts, counts, cols, values), k)
+        kernels().keep_largest(*arrays(starts, counts, cols, values), k)
         if total > k
         else values.min().item()
         if total
@@ -356,16 +258,16 @@ def decode(
     parts, n, d = len(widths), len(rows), sae.config.d_out
     residual, dz = scratch("residual", parts, n, d), scratch("dz", len(pairs.values))
     close = scratch("rounded", parts, n, d, dtype=torch.bfloat16) if fast else residual
-    weights = _numpy(sae.W_dec.detach(), sae.b_dec.detach(), torch.tensor(widths))
+    weights = arrays(sae.W_dec.detach(), sae.b_dec.detach(), torch.tensor(widths))
 
     def task(first: int, last: int) -> tuple[Tensor, Tensor]:
         run = slice(first, last)
         goal = codes_goal(sae, rows[run]).contiguous().numpy()
-        slots = _numpy(pairs.starts[run], pairs.counts[run], pairs.cols, pairs.values)
+        slots = arrays(pairs.starts[run], pairs.counts[run], pairs.cols, pairs.values)
         errors = torch.empty(parts, dtype=torch.float64)
         if parts > 1:
             kernels().sort_rows(*slots)
-        kernels().decode(goal, *weights, *slots, scale, first, *_numpy(residual, dz, errors))
+        kernels().decode(goal, *weights, *slots, scale, first, *arrays(residual, dz, errors))
         if fast:
             close[:, run].copy_(residual[:, run])
         return errors, residual[:, run].sum(1)
@@ -389,19 +291,5 @@ def by_feature(pairs: Pairs, dz: Tensor, d_sae: int, scratch: Scratch) -> tuple[
     size = len(pairs.values)
     bounds, rows = torch.empty(d_sae + 1, dtype=torch.int64), scratch("rows", size, dtype=torch.int32)
     made = (bounds, rows, scratch("sorted values", size), scratch("sorted dz", size))
-    kernels().sort_by_feature(*_numpy(pairs.starts, pairs.counts, pairs.cols, pairs.values, dz), *_numpy(*made))
+    kernels().sort_by_feature(*arrays(pairs.starts, pairs.counts, pairs.cols, pairs.values, dz), *arrays(*made))
     return made
-
-
-def _numpy(*tensors: Tensor) -> list[Any]:
-    return [tensor.numpy() for tensor in tensors]
-
-
-def as_both(*tensors: Tensor) -> Iterator[Any]:
-    """The tensors as bfloat16 arrays (uint16 to numpy), then as float32 ones; empty where they are not."""
-    for dtype in (torch.bfloat16, torch.float32):
-        for tensor in tensors:
-            if tensor.dtype == dtype:
-                yield (tensor.view(torch.uint16) if dtype == torch.bfloat16 else tensor).numpy()
-            else:
-                yield np.empty((0,) * tensor.ndim, np.uint16 if dtype == torch.bfloat16 else np.float32)

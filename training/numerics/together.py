@@ -11,7 +11,7 @@ from torch import Tensor
 from training.numerics.checkpoint import TrainingError
 from training.numerics.optim import matmul_precision
 from training.numerics.shards import Capture, Hooks
-from training.numerics.sparse import warm_up
+from training.numerics.threads import warm_up
 from training.numerics.train import TrainConfig, Training, TrainResult
 
 Streams = Callable[[int], Iterator[Mapping[Hooks, Tensor]]]  # from a first row to batches {hooks: (n, d)}

@@ -23,7 +23,7 @@ from training.numerics.micro import MICRO_ROWS, accumulate
 from training.numerics.optim import Optimizer, fold_norms, matmul_precision, ramp
 from training.numerics.ranks import ALONE, Ranks
 from training.numerics.shards import Capture, Hooks
-from training.numerics.sparse import Scratch
+from training.numerics.threads import Scratch
 from training.numerics.train_config import TrainConfig as TrainConfig
 from training.numerics.transcoding import Units, row_width, sides
 

@@ -17,7 +17,8 @@ from training.numerics.gradients import autograd_gradients, gradients, pair_grad
 from training.numerics.losses import Terms
 from training.numerics.optim import Optimizer, fold_norms, matmul_precision
 from training.numerics.row_gradients import PairGradients, SummedGradients
-from training.numerics.sparse import Encoder, Scratch, batchtopk_pairs, topk_pairs
+from training.numerics.sparse import Encoder, batchtopk_pairs, topk_pairs
+from training.numerics.threads import Scratch
 from training.numerics.topk_plain import topk_gradients
 from training.numerics.train import TrainConfig, train
 
