@@ -4,8 +4,26 @@ from __future__ import annotations
 
 from ninja import Router
 
-from concepts import api_changes, api_configs, api_dictionaries, api_exports, api_features, api_labels, api_search
+from concepts import (
+    api_changes,
+    api_configs,
+    api_dictionaries,
+    api_exports,
+    api_features,
+    api_imports,
+    api_labels,
+    api_search,
+)
 
 router = Router()
-for part in (api_features, api_labels, api_search, api_exports, api_dictionaries, api_changes, api_configs):
+for part in (
+    api_features,
+    api_labels,
+    api_search,
+    api_exports,
+    api_dictionaries,
+    api_imports,
+    api_changes,
+    api_configs,
+):
     router.add_router("", part.router)

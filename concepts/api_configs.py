@@ -11,7 +11,7 @@ from ninja import Field, Query, Router, Schema, Status
 from pydantic import ConfigDict
 
 from concepts import compile as compiler
-from concepts.concept_forms import LONGEST_JSON, ConfigForm, as_json, read_config
+from concepts.config_forms import LONGEST_JSON, ConfigForm, as_json, read_config
 from concepts.dictionary_views import moved
 from concepts.interchange import RowRefused
 from concepts.models import ConceptConfig

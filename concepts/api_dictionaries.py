@@ -1,4 +1,4 @@
-"""Concept dictionaries in /api/v1: made, filled from files that are looked at first, listed, exported."""
+"""Concept dictionaries in /api/v1: made, listed, exported."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from typing import Any
 from django.db.models import Count
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
-from django.utils.datastructures import MultiValueDict
-from ninja import Field, File, Form, Query, Router, Schema, Status
-from ninja.files import UploadedFile
+from ninja import Field, Query, Router, Schema, Status
 from pydantic import ConfigDict
 
-from concepts import imports, interchange
-from concepts.concept_forms import ConceptForm, DictionaryForm, ImportForm
+from concepts import interchange
+from concepts.concept_forms import ConceptForm, DictionaryForm
 from concepts.dictionary_views import file_of
-from concepts.import_views import AT_ONCE
-from concepts.models import Concept, ConceptDictionary, ConceptImport
+from concepts.models import Concept, ConceptDictionary
 from saehub.accounts.api_access import Needs, Problem, require_own
 from saehub.accounts.api_pages import LIMIT, OFFSET, Page, like, page
 from saehub.accounts.idempotency import keyed
-from saehub.jobs.starting import starts
 from saes.api_forms import laid_over, refuse
 from saes.models import SAE
 
@@ -31,13 +27,6 @@ DICTIONARY: Any = {
 }  # fmt: skip
 MEMBER: Any = {"feature": 2117, "weight": 1.0, "sign": 1, "score": 0.83}
 CONCEPT: Any = {"id": 6, "dictionary_id": 4, "name": "capital cities", "description": "", "members": [MEMBER]}
-LOADED: Any = {
-    "id": 8, "concept_id": 8, "sae_id": 12, "dictionary_id": 4, "name": "concepts.csv", "status": "looked at", "form": "csv",
-    "counts": {"added": 2, "changed": 0, "unchanged": 0, "refused": 1},
-    "added": [{"row": 2, "feature": 2117, "name": "capital cities", "score": 0.83, "changes": ""}], "changed": [],
-    "refused": [{"row": 3, "reason": "There is no feature 9999; this SAE has features 0 to 4,607."}],
-    "job_id": None, "job_ids": [], "error": "",
-}  # fmt: skip
 
 
 class DictionaryOut(Schema):
@@ -113,37 +102,6 @@ class ConceptIn(Schema):
     members: list[MemberIO] = Field(max_length=10_000)
 
 
-class LoadIn(Schema):
-    """What goes along with a file: where it goes, and whether it is applied at once."""
-
-    dictionary_id: int | None = Field(None, description="Into this dictionary")
-    sae_id: int | None = Field(None, description="Into the labels of this SAE, or into a new dictionary over it")
-    dictionary: str = Field("", max_length=10_000, description="Name of a new dictionary over sae_id")
-    accept: bool = Field(True, description="Labels: accept them where a feature has no accepted one")
-    apply: bool = Field(False, description="Without looking at the preview first")
-
-
-class LoadOut(Schema):
-    """What a file would do, or has done. `concept_id` is another name of `id`."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [LOADED]})
-
-    id: int
-    concept_id: int
-    sae_id: int
-    dictionary_id: int | None
-    name: str
-    status: str
-    form: str
-    counts: dict[str, int]
-    added: list[dict[str, Any]] = Field(description=f"The first {imports.SHOWN}")
-    changed: list[dict[str, Any]]
-    refused: list[dict[str, Any]]
-    job_id: int | None
-    job_ids: list[int]
-    error: str
-
-
 def dictionaries() -> Any:
     return ConceptDictionary.objects.select_related("sae", "owner").annotate(n_concepts=Count("concepts"))
 
@@ -187,10 +145,11 @@ def dictionary_list(
 @keyed
 def dictionary_create(request: HttpRequest, given: DictionaryIn) -> Any:
     data = given.dict()
-    return Status(201, dictionary_out(_new(request, data.pop("sae_id"), **data)))
+    return Status(201, dictionary_out(new_dictionary(request, data.pop("sae_id"), **data)))
 
 
-def _new(request: HttpRequest, sae: int, **fields: Any) -> Any:
+def new_dictionary(request: HttpRequest, sae: int, **fields: Any) -> Any:
+    """The row, as `dictionaries` gives it. Raises Problem."""
     form = DictionaryForm(laid_over(DictionaryForm(), fields | {"sae": sae}))
     refuse(form, {"sae": "sae_id"})
     form.instance.owner = request.user
@@ -311,146 +270,3 @@ def _exported(request: HttpRequest, what: ConceptDictionary | SAE, form: str, pk
     return file_of(
         request, form, what, f"{'dictionary' if isinstance(what, ConceptDictionary) else 'labels-of-sae'}-{pk}"
     )
-
-
-# ------------------------------------------------------------------------------------------------------------- files
-
-
-def _load_out(row: ConceptImport) -> dict[str, Any]:
-    found: dict[str, Any] = {"form": row.form, "counts": row.counts, "added": [], "changed": [], "refused": []}
-    error = row.job.error if row.job else ""
-    if not row.ready and not row.busy:
-        try:
-            plan = imports.preview(row)
-            found = {"form": plan.form, "counts": plan.counts, "refused": [vars(one) for one in plan.refused]}
-            for sort in ("added", "changed"):
-                found[sort] = [_difference(one) for one in getattr(plan, sort)]
-        except (interchange.FileRefused, FileNotFoundError) as refusal:
-            error = str(refusal) if isinstance(refusal, interchange.FileRefused) else "The file is gone; send it again."
-    return found | {
-        "id": row.pk, "concept_id": row.pk, "sae_id": row.sae_id, "dictionary_id": row.dictionary_id, "name": row.name,
-        "status": _status(row), "job_id": row.job_id,
-        "job_ids": [row.job_id] if row.busy else [], "error": error,
-    }  # fmt: skip
-
-
-def _status(row: ConceptImport) -> str:
-    """applied, looked at, or how the job stands that does either."""
-    if row.ready:
-        return "applied"
-    if row.job is None or (row.job.kind == row.LOOK and row.look is not None and not row.busy):
-        return "looked at"
-    return str(row.job.state)
-
-
-def _difference(one: imports.Difference) -> dict[str, Any]:
-    entry = one.entry
-    return {"row": entry.row, "feature": entry.feature, "name": entry.name, "score": entry.score, "changes": one.words}
-
-
-def _load_row(pk: Any) -> ConceptImport:
-    rows = ConceptImport.objects.select_related("sae", "dictionary", "owner", "job")
-    row: ConceptImport = get_object_or_404(rows, pk=pk)
-    return row
-
-
-@router.post(
-    "/concepts/load",
-    auth=Needs("concepts.add_conceptimport"),
-    response={200: LoadOut, 202: LoadOut},
-    summary="Send a file of concepts or labels",
-)
-@starts(lambda pk: _load_out(_load_row(pk)))
-def concepts_load(request: HttpRequest, file: UploadedFile = File(...), form: LoadIn = Form(...)) -> Any:
-    """Validated against the SAE's features. Answers with the preview; nothing is written before /concepts/load/{id}/apply,
-    or with `apply`. A file above 2 MB is looked at by a job. CSV and concepts.json of mi_crow, explanations of Neuronpedia, or our own lines."""
-    checked = ImportForm({"accept": "on"} if form.accept else {}, MultiValueDict({"file": [file]}))
-    refuse(checked)
-    sae, dictionary = _target(request, form)
-    row = imports.keep(checked.cleaned_data["file"], request.user, sae, dictionary, form.accept)
-    long = imports.is_long(row)
-    try:
-        if not long:
-            imports.plan(row)
-    except interchange.FileRefused as refusal:
-        row.delete()
-        raise Problem(422, f"file: {refusal}", errors={"file": [str(refusal)]}) from None
-    if form.apply:
-        _apply(request, row)
-    elif long:
-        row.look_at(request.user)
-    return row.pk
-
-
-def _target(request: HttpRequest, form: LoadIn) -> tuple[SAE, ConceptDictionary | None]:
-    """Where the file goes. Raises Problem."""
-    if (form.dictionary_id is None) == (form.sae_id is None):
-        raise Problem(422, "Say one of dictionary_id and sae_id.")
-    if form.dictionary_id is not None:
-        dictionary = get_object_or_404(ConceptDictionary.objects.select_related("sae"), pk=form.dictionary_id)
-        require_own(request, "concepts.change_conceptdictionary", dictionary)
-        return dictionary.sae, dictionary
-    if form.dictionary:
-        made = _new(request, form.sae_id or 0, name=form.dictionary)
-        return made.sae, made
-    sae = get_object_or_404(SAE, pk=form.sae_id)
-    if not sae.n_features:
-        raise Problem(422, f"How many features {sae.name} has is not known yet, so no file can be checked against it.")
-    return sae, None
-
-
-@router.get(
-    "/concepts/load/{int:pk}", auth=Needs("concepts.view_conceptimport"), response=LoadOut, summary="What a file does"
-)
-def concepts_loaded(request: HttpRequest, pk: int) -> Any:
-    return _load_out(_load_row(pk))
-
-
-@router.post(
-    "/concepts/load/{int:pk}/apply",
-    auth=Needs("concepts.add_conceptimport"),
-    response={200: LoadOut, 202: LoadOut},
-    summary="Apply a file that was looked at",
-)
-@starts(lambda pk: _load_out(_load_row(pk)))
-def concepts_apply(request: HttpRequest, pk: int) -> Any:
-    """All of its rows that are not refused, or none; a job where they are many."""
-    row = _load_row(pk)
-    require_own(request, "concepts.add_conceptimport", row)
-    if row.dictionary is not None:
-        require_own(request, "concepts.change_conceptdictionary", row.dictionary)
-    _apply(request, row)
-    return row.pk
-
-
-def _doing(row: ConceptImport) -> str:
-    return "looked at" if row.looking else "applied"
-
-
-def _apply(request: HttpRequest, row: ConceptImport) -> None:
-    if row.ready or row.busy:
-        raise Problem(409, "This file is applied already." if row.ready else f"This file is being {_doing(row)}.")
-    try:
-        if imports.is_long(row) or imports.plan(row).effective > AT_ONCE:
-            row.start(request.user)
-        else:
-            imports.apply(row, request.user)
-    except interchange.FileRefused as refusal:
-        raise Problem(422, str(refusal)) from None
-    except FileNotFoundError:
-        raise Problem(409, "The file is not there any more; send it again.") from None
-
-
-@router.delete(
-    "/concepts/load/{int:pk}",
-    auth=Needs("concepts.add_conceptimport"),
-    response={204: None},
-    summary="Throw a file away",
-)
-def concepts_discard(request: HttpRequest, pk: int) -> Any:
-    row = _load_row(pk)
-    require_own(request, "concepts.add_conceptimport", row)
-    if row.ready or row.busy:
-        raise Problem(409, "This file is applied already." if row.ready else f"This file is being {_doing(row)}.")
-    row.delete()
-    return Status(204, None)

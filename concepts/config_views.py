@@ -10,16 +10,8 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 
 from concepts import compile as compiler
-from concepts.concept_forms import (
-    MAX_ROWS,
-    ConfigForm,
-    ConfigFormSet,
-    ConfigJSONForm,
-    ConfigRows,
-    as_json,
-    target_of,
-    usable_saes,
-)
+from concepts.concept_forms import usable_saes
+from concepts.config_forms import MAX_ROWS, ConfigForm, ConfigFormSet, ConfigJSONForm, ConfigRows, as_json, target_of
 from concepts.dictionary_views import moved
 from concepts.models import Concept, ConceptConfig
 from saehub.accounts.access import check, needs

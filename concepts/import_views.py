@@ -18,9 +18,6 @@ from saehub.accounts.access import check, needs
 from saehub.fragments import part
 from saes.models import SAE
 
-AT_ONCE = 5000  # rows that a page applies itself; more are a job
-
-
 # -------------------------------------------------------------------------------------------------------------- labels
 
 
@@ -168,7 +165,7 @@ def import_detail(request: HttpRequest, pk: int) -> HttpResponse:
         try:
             found = imports.preview(row)
             context |= {"plan": found, "format": interchange.FORMATS[found.form]}
-            context["as_job"] = row.by_job or found.effective > AT_ONCE
+            context["as_job"] = row.by_job or found.effective > imports.APPLY_AT_ONCE
             context["looked_at"] = parse_datetime(row.look["at"]) if row.look else None
         except interchange.FileRefused as refusal:
             context["fault"] = str(refusal)
@@ -198,12 +195,11 @@ def _decide(request: HttpRequest, row: ConceptImport) -> HttpResponse:
 
 def _apply(request: HttpRequest, row: ConceptImport) -> HttpResponse:
     try:
-        if imports.is_long(row) or imports.plan(row).effective > AT_ONCE:
-            row.start(request.user)
-            return redirect(row)
-        counts = imports.apply(row, request.user)
+        counts = imports.begin(row, request.user)
     except (interchange.FileRefused, FileNotFoundError):
         return redirect(row)  # its page says why
+    if counts is None:
+        return redirect(row)
     messages.success(
         request, f"{counts['added']:,} added, {counts['changed']:,} changed, {counts['refused']:,} refused."
     )

@@ -26,6 +26,7 @@ from saes.models import SAE
 
 SHOWN = 50  # rows of each sort that a preview lists
 LOOK_AT_ONCE = 2 * 2**20  # bytes that a page looks through itself, a twentieth of it when gzipped; more are a job
+APPLY_AT_ONCE = 5000  # rows that a page applies itself; more are a job
 REPORT_EVERY = 10_000  # rows
 ROWS_AT_ONCE = 5000
 TOLD = ("score", "confidence", "notes")  # what a file may change of a label
@@ -125,6 +126,17 @@ def preview(row: ConceptImport) -> Plan:
     for sort in ("added", "changed"):
         getattr(found, sort).extend(Difference(Entry(**one["entry"]), one["words"]) for one in seen[sort])
     return found
+
+
+def begin(row: ConceptImport, user: Any) -> dict[str, int] | None:
+    """Apply it now and return the counts, or queue the job that does where it is much work, and return None.
+
+    Raises interchange.FileRefused, and FileNotFoundError where the file is gone.
+    """
+    if is_long(row) or plan(row).effective > APPLY_AT_ONCE:
+        row.start(user)
+        return None
+    return apply(row, user)
 
 
 def apply(row: ConceptImport, user: Any) -> dict[str, int]:

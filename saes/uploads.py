@@ -26,7 +26,7 @@ def safe_name(text: str) -> PurePosixPath:
     path = PurePosixPath(text.replace("\\", "/"))
     if not text or len(text) > MAX_NAME or any(ord(letter) < 32 for letter in text):
         raise ValidationError(f"A file is named {shown}, which is not a name files here can have.")
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or path.name in ("", "."):
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise ValidationError(f"A file is named {shown}, which leads out of its folder; nothing was unpacked.")
     return path
 
@@ -96,7 +96,7 @@ def check_zip(file: IO[bytes] | UploadedFile | Path) -> list[zipfile.ZipInfo]:
         if member.flag_bits & 1:
             raise ValidationError(f"{member.filename} in the archive is encrypted; send it without a password.")
     for member in members:
-        if member.is_dir():
+        if member.is_dir() and PurePosixPath(member.filename).parts:  # "./" is the folder itself, as bsdtar writes it
             safe_name(member.filename.rstrip("/"))
     _refuse_twice(safe_name(member.filename) for member in found)
     if not found:

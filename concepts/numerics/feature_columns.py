@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -87,6 +87,15 @@ def collect(
     way(block, tokens, columns, k, intervals, per_interval, rng)
 
 
+class _Sorted(NamedTuple):
+    """The codes of a block by feature, in order within each: those of feature i are bounds[i] ... bounds[i + 1]."""
+
+    bounds: np.ndarray
+    context: np.ndarray
+    position: np.ndarray
+    value: np.ndarray
+
+
 def _collect_quickly(
     block: Block,
     tokens: np.ndarray,
@@ -96,48 +105,73 @@ def _collect_quickly(
     per_interval: int,
     rng: np.random.Generator,
 ) -> None:
-    codes, n = block.codes(), block.end - block.first
-    size = len(codes)
-    bounds, context, position = np.empty(n + 1, np.int64), *np.empty((2, size), np.int32)
-    value, token = np.empty(size, np.float32), np.empty(size, np.int32)
-    sorted_codes = bounds, context, position, value
-    compiled().by_feature(codes.view(np.int32).reshape(-1, 4), block.first, tokens, *sorted_codes, token)
-    del codes
-    vocabulary = int(token.max(initial=0)) + 1
+    codes, token = _sort(block, tokens)
+    maximum, contexts = _append_statistics(codes, token, columns)
+    _append_examples(codes, maximum, contexts, columns, k, intervals, per_interval, rng)
 
+
+def _sort(block: Block, tokens: np.ndarray) -> tuple[_Sorted, np.ndarray]:
+    """The codes, and the token id of each."""
+    codes, n = block.codes(), block.end - block.first
+    context, position = np.empty((2, len(codes)), np.int32)
+    made = _Sorted(np.empty(n + 1, np.int64), context, position, np.empty(len(codes), np.float32))
+    token = np.empty(len(codes), np.int32)
+    compiled().by_feature(codes.view(np.int32).reshape(-1, 4), block.first, tokens, *made, token)
+    return made, token
+
+
+def _run_of(n: int) -> int:
+    """Features that one task takes of n."""
+    return max(MIN_FEATURES, -(-n // RUNS))
+
+
+def _append_statistics(codes: _Sorted, token: np.ndarray, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """Statistics and top tokens; returns the maximum (features,) float32 and in how many contexts each fires."""
+    n, vocabulary = len(codes.bounds) - 1, int(token.max(initial=0)) + 1
     maximum, mean = np.empty(n, np.float32), np.empty(n, np.float32)
     contexts, fires, histogram = np.empty(n, np.int64), np.empty(n, np.int64), np.empty((n, HISTOGRAM_BINS), np.int64)
     ids, sums, counts = (np.empty((n, TOP_TOKENS), dtype) for dtype in (np.int32, np.float32, np.int64))
 
-    def statistics(first: int, last: int) -> None:
-        compiled().statistics(first, last, *sorted_codes, contexts, maximum, mean, histogram, fires)
-        compiled().top_tokens(first, last, bounds, value, token, vocabulary, ids, sums, counts)
+    def task(first: int, last: int) -> None:
+        compiled().statistics(first, last, *codes, contexts, maximum, mean, histogram, fires)
+        compiled().top_tokens(first, last, codes.bounds, codes.value, token, vocabulary, ids, sums, counts)
 
-    run = max(MIN_FEATURES, -(-n // RUNS))
-    share(statistics, n, run)
+    share(task, n, _run_of(n))
     for name, column in (
         ("n_fires", fires), ("n_contexts", contexts), ("maximum", maximum), ("mean", mean), ("histogram", histogram),
         ("top_token_ids", ids), ("top_token_sums", sums), ("top_token_counts", counts),
     ):  # fmt: skip
         columns.append(name, column)
+    return maximum, contexts
 
-    groups = np.concatenate([[0], np.cumsum(contexts)])
-    total, room = int(groups[-1]), k + intervals * per_interval
+
+def _append_examples(
+    codes: _Sorted,
+    maximum: np.ndarray,
+    contexts: np.ndarray,
+    columns: Columns,
+    k: int,
+    intervals: int,
+    per_interval: int,
+    rng: np.random.Generator,
+) -> None:
+    n, room, groups = len(maximum), k + intervals * per_interval, np.concatenate([[0], np.cumsum(contexts)])
+    total = int(groups[-1])
     draws = rng.random(total).astype(np.float32)
     chosen, tags = np.empty((n, room), np.int64), np.empty((n, room), np.uint8)
     starts, peak_at, peaks = np.empty(total + 1, np.int64), np.empty(total, np.int32), np.empty(total, np.float32)
-    starts[total] = size
+    starts[total] = len(codes.value)
     given = maximum, groups, draws, k, intervals, per_interval, HISTOGRAM_BINS
     made = chosen, tags, starts, peak_at, peaks
-    share(lambda i, j: compiled().examples(i, j, *sorted_codes, *given, *made), n, run)
+    share(lambda i, j: compiled().examples(i, j, *codes, *given, *made), n, _run_of(n))
 
     there = chosen >= 0
     kept = chosen[there]
     first, length = starts[kept], starts[kept + 1] - starts[kept]
     positions, values = np.empty(int(length.sum()), np.int32), np.empty(int(length.sum()), np.float32)
-    compiled().pick(first, length, position, value, positions, values)
+    compiled().pick(first, length, codes.position, codes.value, positions, values)
     for name, column in (
-        ("example_count", there.sum(1)), ("example_group", tags[there]), ("example_context", context[first]),
+        ("example_count", there.sum(1)), ("example_group", tags[there]), ("example_context", codes.context[first]),
         ("example_peak", peak_at[kept]), ("example_value", peaks[kept]), ("activation_count", length),
         ("activation_position", positions), ("activation_value", values),
     ):  # fmt: skip

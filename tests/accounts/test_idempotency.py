@@ -51,7 +51,9 @@ def test_a_body_that_nobody_reads_may_be_anything(api: Any, run_job: Any, body: 
     run_job(job)
     form = {"data": body, "content_type": "application/x-www-form-urlencoded"}
     first = good(api("curator", "post", f"/jobs/{job.pk}/retry", key="a", **form))
-    assert first["state"] == "queued" and good(api("curator", "post", f"/jobs/{job.pk}/retry", key="a", **form)) == first
+    assert (
+        first["state"] == "queued" and good(api("curator", "post", f"/jobs/{job.pk}/retry", key="a", **form)) == first
+    )
 
 
 @pytest.mark.django_db

@@ -144,6 +144,19 @@ def test_files_that_say_nothing(rows: Rows, api: Any) -> None:
     assert not ConceptImport.objects.exists()
 
 
+def test_a_refused_file_leaves_no_dictionary_of_its_name(rows: Rows, api: Any) -> None:
+    def send(content: bytes, **more: Any) -> Any:
+        data = {"file": SimpleUploadedFile("c.csv", content)} | more
+        return api("researcher", "post", "/concepts/load", data=data)
+
+    whole, wrong = b"neuron_idx,concept_name,score\n4,dogs,1\n", b"name,score\n"
+    problem(send(wrong, sae_id=rows.sae.pk, dictionary="animals"), 422, "file")
+    assert not ConceptDictionary.objects.exists()
+    made = good(send(whole, sae_id=rows.sae.pk, dictionary="animals", apply=True))
+    problem(send(wrong, dictionary_id=made["dictionary_id"], dictionary="animals"), 422, "file")
+    assert ConceptDictionary.objects.get().concepts.get().name == "dogs", "one that was there before stays"
+
+
 def test_a_dictionary_made_by_hand(rows: Rows, api: Any) -> None:
     made = good(api("researcher", "post", "/concepts/dictionaries", {"sae_id": rows.sae.pk, "name": "cities"}), 201)
     problem(api("researcher", "post", "/concepts/dictionaries", {"sae_id": rows.sae.pk, "name": "cities"}), 422, "name")

@@ -24,7 +24,7 @@ def kin(mode: str, value: float = 0.0, *members: tuple[int, float, int]) -> dict
 
 
 def test_the_modes_are_those_of_steering() -> None:
-    from concepts.concept_forms import ConfigEditForm
+    from concepts.config_forms import ConfigEditForm
     from concepts.dictionary_views import STEERING_ROWS
     from inference.edit_forms import MAX_EDITS, MAX_VALUE
     from inference.models import Generation

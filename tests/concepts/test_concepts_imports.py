@@ -178,9 +178,8 @@ def test_a_file_above_the_limit_is_refused_before_it_is_kept(
 def test_a_long_import_goes_on_as_a_job(
     dictionary: ConceptDictionary, client_of: Any, run_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from concepts import import_views
 
-    monkeypatch.setattr(import_views, "AT_ONCE", 2)
+    monkeypatch.setattr(imports, "APPLY_AT_ONCE", 2)
     client = client_of("researcher")
     path = sent(client, into(dictionary), CSV + b"5,x,1\n6,x,1\n7,y,1\n").url
     assert "goes on as a job" in client.get(path).content.decode()

@@ -328,6 +328,7 @@ def hostile(name: str, data: bytes = b"x", mode: int = 0) -> SimpleUploadedFile:
         (hostile("a/../../outside.txt"), "leads out of its folder"),
         (hostile("..\\outside.txt"), "leads out of its folder"),
         (hostile("C:/outside.txt"), "leads out of its folder"),
+        (hostile("."), "leads out of its folder"),
         (hostile("link", b"/etc/passwd", stat.S_IFLNK | 0o777), "is a link or a device"),
         (hostile("x" * 500), "not a name files here can have"),
         (hostile("a\nb"), "not a name files here can have"),
@@ -342,6 +343,22 @@ def test_hostile_archives_are_refused_before_anything_is_kept(
     response = client_of("researcher").post(url(), {"where": "upload", "files": archive})
     assert response.status_code == 422 and part in response.context["form"].errors["files"][0]
     assert not SAE.objects.exists() and not Job.objects.exists() and files_below(data_folder) == []
+
+
+def test_a_file_that_the_browser_names_as_the_folder_itself_is_refused(client_of: Any, tmp_path: Path) -> None:
+    tree = [SimpleUploadedFile("params.npz", b"x"), SimpleUploadedFile("cfg.json", b"{}")]
+    response = client_of("researcher").post(url(), {"where": "folder", "tree": tree, "paths": "./\ncfg.json"})
+    assert response.status_code == 422 and "leads out of its folder" in response.context["form"].errors["tree"][0]
+
+
+def test_an_archive_may_list_the_folder_it_was_made_in(bring: Any, tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("./", b"")  # as bsdtar writes it
+        for file in write_sae(tmp_path / "given").iterdir():
+            archive.write(file, f"./{file.name}")
+    row, job = bring(where="upload", files=SimpleUploadedFile("sae.zip", out.getvalue()))
+    assert job.state == State.DONE and row.ready
 
 
 def test_an_archive_that_unpacks_too_large_is_refused_by_what_it_declares(client_of: Any, settings: Any) -> None:
