@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from saehub.figures import bytes_text
 from saehub.jobs.progress import JobError, Progress
+from saehub.plain import plain
 from saes.checksums import checksums, weights_digest
 from saes.fields import size_of
 from saes.hook_places import place_of
@@ -400,16 +401,3 @@ def config_of(sae: Weights) -> dict[str, Any]:
     values = {field.name: getattr(sae.config, field.name) for field in fields(sae.config)}
     dtype = next((str(tensor.dtype).removeprefix("torch.") for tensor in sae.state_dict().values()), "")
     return plain(values | {"dtype": dtype, "reconstructs": sae.reconstructs, "row_by_row": sae.row_by_row})
-
-
-def plain(value: Any) -> Any:
-    """JSON values without what PostgreSQL refuses: NaN, infinities, null characters, lone surrogates."""
-    if isinstance(value, str):
-        return value.replace("\0", "").encode("utf-8", "replace").decode()
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {plain(str(key)): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return value if isinstance(value, bool | int | None) else str(value)

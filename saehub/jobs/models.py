@@ -13,6 +13,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from saehub.jobs.kinds import KINDS, Kind
+from saehub.plain import plain
 
 
 class State(models.TextChoices):
@@ -258,7 +259,7 @@ class Job(models.Model):
         transaction.on_commit(lambda: push(self.pk, self.queue))
 
     def write(self, text: str) -> None:
-        JobLine.objects.create(job=self, text=text[:2000])
+        JobLine.objects.create(job=self, text=plain(text[:2000]))
 
     def announce(self) -> None:
         from saehub.jobs.queue import announce

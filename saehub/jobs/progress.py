@@ -9,7 +9,8 @@ from typing import Any
 import psutil
 from django.utils import timezone
 
-from saehub.jobs.models import Job, JobLine, lease
+from saehub.jobs.models import Job, lease
+from saehub.plain import plain
 
 FLUSH_SECONDS = 0.5
 
@@ -44,19 +45,21 @@ class Progress:
         self._last: dict[str, Any] = {}
 
     def __call__(self, done: int, total: int | None = None, step: str = "") -> None:
-        self._last = {"done": done, "total": total} | ({"step": step[:200]} if step else {})
+        self._last = {"done": done, "total": total} | ({"step": plain(step[:200])} if step else {})
         if time.monotonic() - self._written >= FLUSH_SECONDS or (total and done >= total):
             self.flush()
 
     def start(self, step: str, *, unit: str = "", total: int | None = None) -> None:
         """Begin a new part of the work: the count and the rate start again from nothing."""
         self._marks.clear()
-        self._last = {"done": 0, "total": total, "step": step[:200], "rate": None} | ({"unit": unit} if unit else {})
+        self._last = {"done": 0, "total": total, "step": plain(step[:200]), "rate": None} | (
+            {"unit": unit} if unit else {}
+        )
         self.flush()
         self.log(step)
 
     def log(self, text: str) -> None:
-        JobLine.objects.create(job=self.job, text=text[:2000])
+        self.job.write(text)
         self.job.announce()
 
     def flush(self) -> None:

@@ -21,6 +21,7 @@ from saehub.jobs.models import Job, State, ended_early, lease
 from saehub.jobs.processes import name_process
 from saehub.jobs.progress import Cancelled, LeaseLost, Progress
 from saehub.jobs.server import LOST, JobProcess
+from saehub.plain import plain
 
 log = logging.getLogger(__name__)
 DELETED = "job %s: was deleted while it ran, stopped"
@@ -81,14 +82,15 @@ def execute(job: Job) -> None:
     progress = Progress(job)
     try:
         result = job.kind_row.function()(progress, **job.params)
-        job.finish(State.DONE, result=result, done=_done(job, result), step="")
+        job.finish(State.DONE, result=plain(result), done=_done(job, result), step="")
     except Cancelled:
         job.finish(State.CANCELLED)
     except LeaseLost:
         there = Job.objects.filter(pk=job.pk).exists()
         log.warning("job %s: lease lost, stopped" if there else DELETED, job.pk)
     except BaseException as error:
-        job.finish(State.FAILED, error=sentence(error), hint=hint(error), traceback=traceback.format_exc())
+        said = {"error": sentence(error), "hint": hint(error), "traceback": traceback.format_exc()}
+        job.finish(State.FAILED, **plain(said))
         if not isinstance(error, Exception):
             raise
     finally:

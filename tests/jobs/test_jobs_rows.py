@@ -54,6 +54,25 @@ def test_an_unexpected_error_names_its_type(run_job: Any, monkeypatch: pytest.Mo
     assert job.error == "Unexpected ZeroDivisionError: division by zero"
 
 
+def test_what_a_hostile_file_says_does_not_keep_a_job_from_ending(
+    run_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(progress: Progress, **ids: Any) -> dict[str, Any]:
+        progress.start("reading a\0b \ud800")
+        raise ValueError("It is named a\0b \ud800.")
+
+    monkeypatch.setattr(probe, "probe", told)
+    job = run_job(make())
+    assert (job.state, job.error, job.step) == (State.FAILED, "It is named ab ?.", "reading ab ?")
+    assert [line.text for line in job.lines.all()] == ["reading ab ?"] and "It is named ab ?." in job.traceback
+
+
+def test_a_number_that_json_has_not_does_not_lose_a_result(run_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "probe", lambda progress, **ids: {"loss": float("nan"), "steps": 3, "names": ["a\0"]})
+    job = run_job(make())
+    assert (job.state, job.result) == (State.DONE, {"loss": None, "steps": 3, "names": ["a"]})
+
+
 def test_a_full_disk_is_said_in_plain_words() -> None:
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         assert sentence(OSError(number, os.strerror(number))) == "The disk is full."

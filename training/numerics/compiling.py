@@ -6,8 +6,9 @@ from typing import Any
 
 from saes.numerics.sae import SAE
 from saes.numerics.topk import BatchTopKSAE, TopKSAE
+from training.numerics.compiled import dense_kernels, kernels, topk_kernels, update_kernels
 from training.numerics.optim import matmul_precision
-from training.numerics.sparse import dense_kernels, kernels, products_are_rounded, topk_kernels, update_kernels
+from training.numerics.sparse import products_are_rounded
 from training.numerics.train_config import TrainConfig
 
 
