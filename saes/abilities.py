@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saes.models import SAE
+from saes.models import SAE, LanguageModel
 
 # Action -> what an SAE must be for it. `place`: its hook point exists in a model that is here. `one`: it reads one place.
 # `rows`: its codes depend on one position alone. `own`: what it gives back belongs where it reads. `goal`: there is
@@ -72,11 +72,16 @@ def _of_goal(sae: SAE) -> str:
         return _of_own_place(sae)
     if not sae.hook_name_out:
         return "Nothing says which hook point this transcoder predicts, so there is nothing to compare its output with."
-    hook = sae.model.hook(sae.hook_name_out) if sae.model and sae.model.ready else None
+    return no_goal(sae, sae.model) if sae.model and sae.model.ready else ""
+
+
+def no_goal(sae: SAE, model: LanguageModel) -> str:
+    """Why this model does not have what a transcoder predicts; "" where it does."""
+    hook = model.hook(sae.hook_name_out)
     d_out = sae.config.get("d_out") or sae.d_in
-    if sae.model and sae.model.ready and hook is None:
-        return f"{sae.model.name} has no hook point {sae.hook_name_out}, which this transcoder predicts."
-    if hook is not None and hook["d"] != d_out:
+    if hook is None:
+        return f"{model.name} has no hook point {sae.hook_name_out}, which this transcoder predicts."
+    if hook["d"] != d_out:
         return f"It predicts vectors of {d_out} numbers, but {sae.hook_name_out} gives {hook['d']}."
     return ""
 
@@ -89,6 +94,11 @@ def _of_model(sae: SAE) -> str:
         return f"{model.name} is not ready yet."
     if not sae.hook_name:
         return "Nothing says at which hook point it reads."
+    return no_place(sae, model)
+
+
+def no_place(sae: SAE, model: LanguageModel) -> str:
+    """Why this model does not have what an SAE reads, or has it in another width; "" where it does."""
     hook = model.hook(sae.hook_name)
     if hook is None:
         return f"{model.name} has no hook point {sae.hook_name}."

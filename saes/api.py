@@ -16,6 +16,7 @@ from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
 from saes import api_bringing, api_cache, api_marks, api_models, api_sharing, gemma_scope
 from saes.api_bringing import variants_of
 from saes.api_rows import SAEDetail, SAEPage, brief, row_of, whole
+from saes.compatibility import fits
 from saes.dependents import dependents, users
 from saes.models import SAE, Release
 from saes.one_sae import curate
@@ -89,6 +90,24 @@ class Resolved(Schema):
     place: dict[str, Any] | None
     nearest: list[dict[str, Any]]
     feature: Any
+
+
+FIT: Any = {
+    "model": 1, "name": "gemma-2-2b", "named": True, "level": "fits",
+    "reasons": [{"level": "fits", "about": "model", "text": "It is of gemma-2-2b."}],
+}  # fmt: skip
+
+
+class FitOut(Schema):
+    """How a language model that is here stands to an SAE. `named`: it is the one that the SAE says it is of."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [FIT]})
+
+    model: int
+    name: str
+    named: bool
+    level: str
+    reasons: list[dict[str, str]]
 
 
 class Deleted(Schema):
@@ -229,6 +248,21 @@ def sae_detail(request: HttpRequest, pk: int) -> dict[str, Any]:
 def sae_config(request: HttpRequest, pk: int) -> dict[str, Any]:
     config: dict[str, Any] = get_object_or_404(SAE.objects.only("config"), pk=pk).config
     return config
+
+
+@router.get(
+    "/saes/{int:pk}/compatibility",
+    auth=Needs("saes.view_sae"),
+    response=list[FitOut],
+    summary="Which language models here it fits, and why",
+)
+def sae_compatibility(request: HttpRequest, pk: int) -> list[dict[str, Any]]:
+    """Each model that is here: `fits`, `care` (something is not known, or was different in training) or `no`."""
+    return [
+        {"model": fit.model.pk, "name": fit.model.name, "named": fit.named, "level": fit.level,
+         "reasons": [asdict(reason) for reason in fit.reasons]}
+        for fit in fits(row_of(pk))
+    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------- changing

@@ -23,8 +23,13 @@ def link_waiting(model: LanguageModel) -> int:
     """Give a new model the SAEs that were here before it and name it; returns how many."""
     waiting = SAE.objects.ready().filter(model=None).exclude(model_name="")
     names = waiting.order_by().values_list("model_name", flat=True).distinct()
-    meant = [name for name in names if any(_same(name, spelling) for spelling in _spellings(model))]
+    meant = [name for name in names if means(name, model)]
     return int(waiting.filter(model_name__in=meant).update(model=model))
+
+
+def means(name: str, model: LanguageModel) -> bool:
+    """Whether a name means this model."""
+    return any(_same(name, spelling) for spelling in _spellings(model))
 
 
 def _spellings(row: LanguageModel) -> tuple[str, str, str]:

@@ -23,6 +23,7 @@ from saehub.typed import row_number
 from saes.abilities import abilities
 from saes.card import model_card
 from saes.claims import claims
+from saes.compatibility import NO, fits
 from saes.dependents import dependents, users
 from saes.fetching import fetch
 from saes.history import ADDITION, note, notes_of
@@ -108,10 +109,13 @@ def hub_address() -> str:
 
 
 def _overview(sae: SAE) -> dict[str, Any]:
+    found = fits(sae)
     return {
         "evaluations": sae.evaluations.select_related("capture__corpus", "corpus", "job", "owner")[:20],
         "captures": _fitting_captures(sae),
         "claims": claims(sae),
+        "fits": found,
+        "others": [fit for fit in found if fit.level == NO and not fit.named],
         "beside": recommended_beside(sae),
         "curations": SAE.Curation.choices,
     }
