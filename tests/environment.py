@@ -6,8 +6,13 @@ and so does every process of a run that pytest-xdist spreads over several.
 
 import fcntl
 import os
+import signal
 import tempfile
 from pathlib import Path
+
+# A shell's background job is born deaf to Ctrl-C, and so is all that it starts; the tests press it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 worker = os.environ.get("PYTEST_XDIST_WORKER")
 if worker:  # one of several processes of one run: beside the folder the run took
