@@ -154,7 +154,7 @@ def new_corpus(request: HttpRequest, given: CorpusIn) -> Corpus:
 )
 @starts(_answer)
 def corpus_upload(request: HttpRequest, file: UploadedFile = File(...), form: UploadIn = Form(...)) -> Any:
-    """Text, JSON Lines, CSV or Parquet."""
+    """Text, JSON (an array), JSON Lines, CSV or Parquet."""
     return _made(request, form.dict() | {"source": "upload"}, MultiValueDict({"file": [file]})).pk
 
 

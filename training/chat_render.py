@@ -16,14 +16,14 @@ SECONDS = 3  # of computing
 MEMORY = 2**30
 
 
-def render(template: str, chats: list[list[dict[str, Any]]], names: dict[str, str]) -> list[tuple[str, str]]:
-    """Each conversation's text and "", or "" and why the template cannot be used on it."""
+def render(template: str, chats: list[dict[str, Any]], names: dict[str, str]) -> list[tuple[str, str]]:
+    """Each conversation's text and "", or "" and why the template cannot be used on it. chats: {"messages", "tools"}."""
     made = []
     compiled: Any = None
-    for messages in chats:
+    for given in chats:
         try:
             compiled = compiled or _environment().from_string(template)
-            chat = compiled.render(messages=messages, tools=None, documents=None, add_generation_prompt=False, **names)
+            chat = compiled.render(**given, documents=None, add_generation_prompt=False, **names)
             made.append((chat, ""))
         except Exception as error:  # whatever its author made it raise
             made.append(("", " ".join(str(error).split())[:300] or type(error).__name__))

@@ -20,6 +20,7 @@ from training.models import Corpus
 
 SNIFF_BYTES = 65536
 PARQUET = b"PAR1"
+BOM_AND_SPACE = b"\xef\xbb\xbf \t\r\n"
 FIELD_HELP = 'Column or key, such as data.text; when left empty "text", "messages" or "conversations"'
 
 
@@ -37,7 +38,7 @@ class CorpusForm(NewRow):
     )
     file = forms.FileField(
         label="File",
-        help_text="Text, JSON Lines, CSV or Parquet; a row is a text, or a conversation as a list of messages",
+        help_text="Text, JSON (an array), JSON Lines, CSV or Parquet; a row is a text, or a conversation as a list of messages",
         error_messages={"required": "Choose a file to upload.", "empty": "The file is empty; choose a file with text."},
     )
     text = forms.CharField(
@@ -155,11 +156,11 @@ def refuse_what_is_not_text(name: str, start: bytes) -> None:
         if not start.startswith(PARQUET):
             raise ValidationError(f"{name} is not a Parquet file: it does not begin with PAR1.")
         return
-    if suffix == ".json":
-        raise ValidationError(f"{name} is a JSON document; save it as JSON Lines (.jsonl), one document a line.")
+    if suffix == ".json" and start.lstrip(BOM_AND_SPACE)[:1] not in (b"[", b"{"):
+        raise ValidationError(f"{name} is not a JSON array: save its documents as one, or as JSON Lines (.jsonl).")
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(start)
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise ValidationError(f"{name} is not UTF-8 text; choose a text, JSON Lines, CSV or Parquet file.")
+        raise ValidationError(f"{name} is not UTF-8 text; choose a text, JSON, CSV or Parquet file.")

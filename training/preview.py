@@ -105,7 +105,9 @@ def _texts(sample: Sampled, policy: Policy, words: _Words) -> tuple[list[str], s
     chats = (*sample.chats, *sample.shapes)
     if not policy.chat_template:
         return (_plain(sample.chats) if policy.plain_chats else ([], NO_CHOICE)) if chats else (list(sample.texts), "")
-    given = [chat.messages for chat in chats] or [({"role": "user", "content": text},) for text in sample.texts]
+    given: list[dict[str, Any]] = [{"messages": chat.messages, "tools": chat.tools or None} for chat in chats] or [
+        {"messages": [{"role": "user", "content": text}], "tools": None} for text in sample.texts
+    ]
     shown = len(sample.chats or sample.texts)
     rendered = _rendered(words.template, json.dumps(given), words.names)
     fault = next((_fault(chats, i, said) for i, (_, said) in enumerate(rendered) if said), "")

@@ -1,7 +1,7 @@
 """The beginning of a corpus, kept with its row: what its page shows, and what captures are previewed on. Without torch.
 
 Of texts it is the beginnings of the first, BETWEEN_DOCUMENTS them. Of conversations it is a line of JSON each: {"where",
-"messages"}; after the first ones, {"shape": true} beside it, come the first of every other succession of roles (a system
+"messages", "tools"}; after the first ones, {"shape": true} beside it, come the first of every other succession of roles (a system
 message, a tool's, two of a user in a row), because that is what chat templates refuse, and better before a capture than in it.
 """
 
@@ -64,16 +64,19 @@ def sampled(sample: str, chats: bool) -> Sampled:
     if not chats:
         return Sampled(texts=tuple(sample.split(BETWEEN_DOCUMENTS)))
     rows = [json.loads(line) for line in sample.splitlines()]
-    made = [(Conversation(tuple(row["messages"]), row["where"]), bool(row.get("shape"))) for row in rows]
+    made = [
+        (Conversation(tuple(row["messages"]), row["where"], tuple(row.get("tools", ()))), bool(row.get("shape")))
+        for row in rows
+    ]
     return Sampled(
         chats=tuple(chat for chat, shape in made if not shape), shapes=tuple(chat for chat, shape in made if shape)
     )
 
 
 def _shape(chat: Conversation) -> frozenset[tuple[str, str]]:
-    """Which role follows which."""
+    """Which role follows which, and whether there are tools."""
     roles = [message["role"] for message in chat.messages]
-    return frozenset(zip(["", *roles], roles, strict=False))
+    return frozenset(zip(["", *roles], roles, strict=False)) | ({("tools", "")} if chat.tools else frozenset())
 
 
 def _cut(chat: Conversation, room: int | None) -> Conversation:
@@ -86,9 +89,10 @@ def _cut(chat: Conversation, room: int | None) -> Conversation:
         whole = len(json.dumps(message, default=str)) <= SAMPLE_CHARACTERS
         kept.append({**(message if whole else {"role": message["role"]}), "content": content})
         room = None if room is None else room - len(content)
-    return Conversation(tuple(kept), chat.where)
+    whole = len(json.dumps(chat.tools, default=str)) <= SAMPLE_CHARACTERS
+    return Conversation(tuple(kept), chat.where, chat.tools if whole else ())
 
 
 def _line(chat: Conversation, **more: Any) -> str:
-    made = {"where": chat.where, "messages": chat.messages} | more
+    made = {"where": chat.where, "messages": chat.messages} | ({"tools": chat.tools} if chat.tools else {}) | more
     return json.dumps(made, ensure_ascii=False, default=str).replace("\\u0000", "") + "\n"

@@ -1,5 +1,6 @@
 """A corpus of conversations from upload to evaluation, by its real jobs and pages."""
 
+import json
 from typing import Any
 
 import pytest
@@ -206,3 +207,35 @@ def test_the_api_takes_conversations_and_says_so(add: Any, chat_model: LanguageM
     assert run_job(row.job).state == State.DONE
     row.refresh_from_db()
     assert row.manifest["policy"]["plain_chats"] is True
+
+
+def test_system_and_tools_columns_reach_the_chat_template(
+    tiny_model_dir: Any, tmp_path: Any, run_job: Any, user_of: Any, add: Any, client_of: Any
+) -> None:
+    template = (
+        "{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}"
+        "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
+    )
+    model = LanguageModel.objects.create(
+        name="calling", source="folder", location=str(chatting(tiny_model_dir, tmp_path, template)), owner=None
+    )
+    run_job(model.start(None))
+    model.refresh_from_db()
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"key": "ünï"}}}
+    corpus, job = add([{"messages": chat, "system": "Be brief.", "tools": json.dumps([tool])} for chat in CHATS])
+    assert job.state == State.DONE, job.traceback
+    page = client_of("viewer").get(corpus.get_absolute_url()).content.decode()
+    assert "<dt>system</dt>" in page and "<dt>tools</dt>" in page
+
+    url = reverse("training:capture_create")
+    given = form(model, corpus, chat_template="on", packed="0", context_length=64)
+    shown = client_of("researcher").get(url, given | {"look": 1}).context["estimate"].preview
+    client_of("researcher").post(url, given)
+    row = Capture.objects.get()
+    assert run_job(row.job).state == State.DONE, row.job.traceback
+    ids = open_capture(row.folder).contexts()[0].tolist()
+    tokenizer = load_lm(model.load_from).tokenizer
+    messages = [{"role": "system", "content": "Be brief."}, *CHATS[0]]
+    own = tokenizer.apply_chat_template(messages, tools=[tool], tokenize=True, return_dict=True)["input_ids"]
+    assert ids == own[:64] and "look_up" in tokenizer.decode(ids).replace(" ", "")
+    assert [token.text for token in shown.examples[0].tokens] == [tokenizer.decode([token]) for token in own[:64]]

@@ -61,7 +61,7 @@ def test_a_dataset_is_known_by_its_id(client_of: Any) -> None:
         ("blank.txt", b"  \n\n ", "blank.txt is empty"),
         ("empty.txt", b"", "The file is empty"),
         ("table.parquet", b"not parquet at all", "table.parquet is not a Parquet file"),
-        ("data.json", b'{"text": "x"}', "save it as JSON Lines"),
+        ("data.json", b'"text"', "data.json is not a JSON array"),
     ],
 )
 def test_a_file_that_is_not_text_is_refused(client_of: Any, name: str, content: bytes, says: str) -> None:

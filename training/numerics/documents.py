@@ -2,9 +2,11 @@
 
 A conversation is a list of messages in one of two forms: {"role", "content"}, as most datasets and all chat templates have
 it, or ShareGPT's {"from", "value"}, whose names of speakers are read as in SPEAKERS. All else that a message of the first
-form holds (tool_calls, name, ...) is kept for the template. A corpus is of one kind: all texts, or all conversations.
+form holds (tool_calls, name, ...) is kept for the template. A dataset may keep a conversation's system message and the
+tools that it may call in columns of their own ("system", "tools") beside the messages. A corpus is of one kind: all texts, or all conversations.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +31,12 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True)
 class Conversation:
-    """messages: dicts with "role" and "content", both text. where: its file and row, for sentences about it."""
+    """messages: dicts with "role" and "content", both text. where: its file and row, for sentences about it. tools: what
+    the assistant may call, each as its dataset describes it, for the chat template."""
 
     messages: tuple[dict[str, Any], ...]
     where: str = "the conversation"
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def n_characters(self) -> int:
@@ -41,7 +45,12 @@ class Conversation:
     def plain(self) -> str:
         """Its messages one after the other, each as `role: content`, an empty line between two.
 
-        Raises CorpusError for a message with tool calls, which would be lost."""
+        Raises CorpusError for tools and for messages that call them, which would be lost."""
+        if self.tools:
+            raise CorpusError(
+                f"{self.where} has tools beside its messages, which joining them plainly would leave out; put the "
+                "conversations through the chat template."
+            )
         for number, message in enumerate(self.messages, start=1):
             if message.get("tool_calls"):
                 raise CorpusError(
@@ -52,6 +61,16 @@ class Conversation:
 
 
 Document = str | Conversation
+BESIDE = ("system", "tools")  # columns that belong to the messages of their row
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The messages of a row, and what its columns of BESIDE hold for them."""
+
+    messages: list[Any]
+    system: Any = None
+    tools: Any = None
 
 
 def characters(document: Document) -> int:
@@ -97,6 +116,8 @@ class Kinds:
 
 def document_of(value: Any, where: str) -> Document:
     """A value of a row as a text or a conversation; "" for nothing. Raises CorpusError, naming the row."""
+    beside = value if isinstance(value, Beside) else Beside([])
+    value = value.messages if isinstance(value, Beside) else value
     if value is None:
         return ""
     if isinstance(value, str):
@@ -111,10 +132,43 @@ def document_of(value: Any, where: str) -> Document:
     messages = tuple(_message(message, f"{where}: message {number}") for number, message in enumerate(value, start=1))
     if not any(message["content"].strip() or message.get("tool_calls") for message in messages):
         return ""
-    made = Conversation(messages, where)
+    made = Conversation(_with_system(messages, beside.system, where), where, _tools(beside.tools, where))
     if made.n_characters > MAX_CONVERSATION_CHARS:
         raise CorpusError(f"{where}: the conversation is longer than {MAX_CONVERSATION_CHARS:,} characters; split it.")
     return made
+
+
+def _with_system(messages: tuple[dict[str, Any], ...], system: Any, where: str) -> tuple[dict[str, Any], ...]:
+    """The column's system message before the others; where they begin with one of their own, that one holds."""
+    if not system or messages[0]["role"] == "system":
+        return messages
+    if not isinstance(system, str):
+        raise CorpusError(f'{where}: "system" holds a value of type {type(system).__name__}, not text.')
+    return ({"role": "system", "content": clean(system)}, *messages) if system.strip() else messages
+
+
+def _tools(value: Any, where: str) -> tuple[dict[str, Any], ...]:
+    """A list of objects, or the JSON of one."""
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value) if value.strip() else None
+        except json.JSONDecodeError as error:
+            raise CorpusError(f'{where}: "tools" is text that is not valid JSON ({error.msg}).') from error
+    if not found:
+        return ()
+    if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
+        raise CorpusError(f'{where}: "tools" is not a list of objects, each of which describes a tool.')
+    if len(json.dumps(found, default=str)) > MAX_CONVERSATION_CHARS:
+        raise CorpusError(f'{where}: "tools" is longer than {MAX_CONVERSATION_CHARS:,} characters.')
+    return tuple(_given(found))
+
+
+def _given(value: Any) -> Any:
+    """Without what is null: Parquet fills in what other rows have."""
+    if isinstance(value, Mapping):
+        return {name: _given(part) for name, part in value.items() if part is not None}
+    return [_given(part) for part in value] if isinstance(value, list) else value
 
 
 def clean(text: str) -> str:

@@ -141,7 +141,7 @@ def texts_of(documents: Iterable[Document], tokenizer: Any, policy: TokenPolicy)
 def _chat(document: Document, tokenizer: Any) -> str:
     chat = Conversation(({"role": "user", "content": document},), "") if isinstance(document, str) else document
     try:
-        return chat_text(tokenizer, chat.messages)
+        return chat_text(tokenizer, chat.messages, **({"tools": list(chat.tools)} if chat.tools else {}))
     except ChatError as error:
         said = " ".join(str(error).split())
         raise CorpusError(f"{chat.where}: {said[0].lower()}{said[1:]}" if chat.where else said) from error
