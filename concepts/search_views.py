@@ -29,7 +29,7 @@ WAYS = {
 @needs("concepts.view_featureview")
 def feature_search(request: HttpRequest) -> HttpResponse:
     way = request.GET.get("by", "") if request.GET.get("by") in WAYS else "label"
-    text = request.GET.get("q", "").replace("\0", "")[:200]
+    text = request.GET.get("q", "")[:200]
     saes = list(SAE.objects.filter(pk__in=FeatureView.objects.ready().values("sae")).order_by("-pk")[:400])
     sae = _sae(request)
     context: dict[str, Any] = {

@@ -204,7 +204,7 @@ SUGGESTED = 12
 @needs("inference.add_generation")
 def edit_suggest(request: HttpRequest) -> JsonResponse:
     """What can be edited of an SAE whose label or name holds `?q=`: [{value, text}], value being what the row takes."""
-    words = request.GET.get("q", "").replace("\0", "").strip()[:100]
+    words = request.GET.get("q", "").strip()[:100]
     sae = SAE.objects.ready().filter(pk=row_number(request.GET.get("sae", ""))).first()
     if sae is None or not words:
         return JsonResponse({"found": []})

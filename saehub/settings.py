@@ -109,6 +109,7 @@ MIDDLEWARE = [
     "servestatic.middleware.ServeStaticMiddleware",
     "saehub.error_pages.NotAPage",
     "saehub.accounts.api_problems.ProblemMiddleware",
+    "saehub.error_pages.NoZeroBytes",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",

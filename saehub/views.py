@@ -89,7 +89,7 @@ def home(request: HttpRequest) -> HttpResponse:
 def search(request: HttpRequest) -> HttpResponse:
     """The omnibox: `sae/123` or `name/123` opens that feature; an id or address of an SAE its page (saes/resolve.py says which
     are known); anything else is looked for in names."""
-    text = request.GET.get("q", "").replace("\0", "").strip()[:500]
+    text = request.GET.get("q", "").strip()[:500]
     feature = _feature_named(text)
     if feature:
         return redirect(feature)

@@ -60,7 +60,7 @@ def sae_state(request: HttpRequest, pk: int) -> HttpResponse:
 def sae_recommended(request: HttpRequest) -> HttpResponse:
     """Of each site and layer of a model the SAE to begin with, and why it is that one."""
     models = models_with_saes()
-    model = request.GET.get("model", "").replace("\0", "")[:120] or (models[0][0] if models else "")
+    model = request.GET.get("model", "")[:120] or (models[0][0] if models else "")
     known = any(name == model for name, _ in models)
     rows = recommended(model) if model else []
     context = {"section": "saes", "models": models, "model": model, "known": known, "rows": rows}
@@ -81,7 +81,7 @@ def sae_download(request: HttpRequest) -> HttpResponseBase:
     """Choose SAEs of a repository on the Hub; of Gemma Scope by layer, site, width and L0."""
     if request.method == "POST":
         return _download(request)
-    text = request.GET.get("repo", "").replace("\0", "").strip()[:400]
+    text = request.GET.get("repo", "").strip()[:400]
     place = place_of(text) if text else None
     context: dict[str, Any] = {
         "section": "saes",
@@ -89,7 +89,7 @@ def sae_download(request: HttpRequest) -> HttpResponseBase:
         "place": place,
         "gemma_scope": known_gemma_scope(),
         "hub_offline": is_offline_mode(),
-        "q": request.GET.get("q", "").replace("\0", "").strip()[:200] or (place.path if place else ""),
+        "q": request.GET.get("q", "").strip()[:200] or (place.path if place else ""),
     }
     status = 200
     if text and place is None:
@@ -197,7 +197,7 @@ def _download(request: HttpRequest) -> HttpResponseBase:
 def _row(request: HttpRequest, place: Place, pair: str) -> SAE:
     """`format|path`, as the page offered it; the format only says which files are fetched, it is looked at again then."""
     form, _, path = pair.partition("|")
-    revision = request.POST.get("revision", "").strip()[:80]
+    revision = request.POST.get("revision", "").replace("\0", "").strip()[:80]
     return row_at(request.user, place.repo_id[:200], path.strip("/")[:300], revision=revision, format=form[:40])
 
 

@@ -59,9 +59,9 @@ def listing(
 
     facets: URL key -> (label, text field of the row). A value that no row has leaves an empty list, which says so.
     """
-    q = request.GET.get("q", "").replace("\0", "").strip()[:200]
+    q = request.GET.get("q", "").strip()[:200]
     rows = _searched(rows, q, search)
-    chosen = {key: value for key in facets or {} if (value := request.GET.get(key, "").replace("\0", ""))}
+    chosen = {key: value for key in facets or {} if (value := request.GET.get(key))}
     found = [_facet(rows, key, label, field, chosen, facets or {}) for key, (label, field) in (facets or {}).items()]
     rows = _filtered(rows, chosen, facets or {})
     sort, headers = sorting(request.GET.get("sort", ""), columns)

@@ -42,6 +42,13 @@ def test_a_crash(client_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in ours(client.get("/"), 500, "Something broke on our side")
 
 
+@pytest.mark.parametrize("address", ["/saes/?q=a%00b", "/search/?q=a%0%000b", "/saes/download/?q=a%00b&revision=%00"])
+def test_zero_bytes_are_left_out_of_an_address(client_of: Any, address: str) -> None:
+    answer = client_of("researcher").get(address)
+    assert answer.status_code == 200 and "ab" in answer.content.decode()
+    assert client_of("viewer").get("/search/?q=%2500").context["q"] == "%00", "a percent sign is none"
+
+
 def test_a_form_without_its_token(client_of: Any) -> None:
     client = Client(enforce_csrf_checks=True)
     ours(client.post("/login/", {"username": "a"}), 403, "This form has to be sent again", "nothing was done")
