@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSER = "tests/e2e/"
-# What takes half a minute or longer begins first, so that no process still works at it when the other has nothing left.
+# What takes a quarter of a minute or longer begins first, so that no process still works at it when the other has nothing left.
 LONG = (
     BROWSER,
     "tests/training/test_training_killed.py",
@@ -30,6 +30,12 @@ LONG = (
     "tests/training/numerics/",
     "tests/saes/numerics/",
     "tests/saes/test_saes_download_killed.py",
+    "tests/training/test_training_sweeps.py",
+    "tests/concepts/numerics/",
+    "tests/saes/test_saes_import.py",
+    "tests/saes/test_saes_list.py",
+    "tests/saes/test_saes_catalogue.py",
+    "tests/concepts/test_concepts_pages.py",
 )
 # These ask other implementations, in a process that takes longer to import them than to answer: one for all.
 PEERS = (

@@ -9,7 +9,7 @@ import pytest
 from saehub.jobs.models import Job, State, enqueue
 from tests.conftest import wait_for
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 WATCH = """() => {
   window.heard = 0; window.left = 0;
   document.body.addEventListener("htmx:wsAfterMessage", () => window.heard++);
@@ -23,7 +23,7 @@ def counting(page: Any) -> Job:
     job = enqueue("probe", None, title="count", steps=3000, seconds=0.1)
     page.goto(job.get_absolute_url())
     page.evaluate(WATCH)
-    wait_for(lambda: page.evaluate("document.querySelector('.job progress')?.value > 0"), 60, "the job to count")
+    wait_for(lambda: page.evaluate("document.querySelector('.job progress')?.value > 0"), 300, "the job to count")
     messages(page, 1)
     return job
 
@@ -31,16 +31,22 @@ def counting(page: Any) -> Job:
 def messages(page: Any, more: int) -> None:
     """Until the socket has brought so many more cards."""
     until = page.evaluate("window.heard") + more
-    wait_for(lambda: page.evaluate("window.heard") >= until, 60, "the socket's cards")
+    wait_for(lambda: page.evaluate("window.heard") >= until, 300, "the socket's cards")
+
+
+def middle(page: Any, selector: str) -> list[float]:
+    """Where an element is, asked in one go: between two questions of Playwright's it may have been swapped."""
+    look = "(s) => { const box = document.querySelector(s).getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; }"
+    found: list[float] = page.evaluate(look, selector)
+    return found
 
 
 def is_cancelled(job: Job) -> None:
-    wait_for(lambda: Job.objects.get(pk=job.pk).state == State.CANCELLED, 60, "the job to be cancelled")
+    wait_for(lambda: Job.objects.get(pk=job.pk).state == State.CANCELLED, 300, "the job to be cancelled")
 
 
 def test_a_press_that_lasts_longer_than_a_card_is_a_click(page: Any, counting: Job) -> None:
-    box = page.get_by_role("button", name="Cancel").bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(*middle(page, ".job .act button"))
     page.mouse.down()
     messages(page, 3)
     page.mouse.up()
@@ -49,15 +55,13 @@ def test_a_press_that_lasts_longer_than_a_card_is_a_click(page: Any, counting: J
 
 
 def test_a_card_is_only_held_while_it_is_pressed(page: Any, counting: Job) -> None:
-    text = page.locator(".job .step")
-    box = text.bounding_box()
-    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    page.mouse.move(*middle(page, ".job .step"))
     page.mouse.down()
     messages(page, 2)
     held = page.evaluate("document.querySelector('.job progress').value")
     page.mouse.up()
     shown = "document.querySelector('.job progress').value"
-    wait_for(lambda: page.evaluate(shown) > held, 60, "the card to move on")
+    wait_for(lambda: page.evaluate(shown) > held, 300, "the card to move on")
 
 
 def test_focus_stays_on_the_button_itself(page: Any, counting: Job) -> None:

@@ -34,6 +34,11 @@ def lines(job: Job) -> list[str]:
     return list(job.lines.values_list("text", flat=True))
 
 
+def but_of_compiling(job: Job) -> list[str]:
+    """Whether this run has to compile the kernels depends on what ran before it on this machine."""
+    return [text for text in lines(job) if text != trainer.COMPILING]
+
+
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     "stored, reads", [(True, "Reading the first activations"), (False, trainer.COMPUTING)], ids=["stored", "streamed"]
@@ -54,7 +59,7 @@ def test_a_run_says_what_it_does_before_it_counts_tokens(
     run, job = make_run(evaluate_after=False, harvest_after=False)
     assert job.state == State.DONE, job.traceback
     assert set(seen) == {(reads, None, 0)}, "no count of tokens while none is trained on"
-    assert lines(job)[:3] == ["Loading the compiled kernels", reads, f"Training on {run.place}"]
+    assert but_of_compiling(job)[:3] == ["Loading the compiled kernels", reads, f"Training on {run.place}"]
     job.refresh_from_db()
     assert (job.done, job.total) == (run.tokens, run.tokens)
 
@@ -71,7 +76,7 @@ def test_a_sweep_says_it_too(make_capture: Any, run_job: Any, user_of: Any) -> N
         )  # fmt: skip
     job = run_job(sweep.start(sweep.owner))
     assert job.state == State.DONE, job.traceback
-    assert lines(job)[:4] == [
+    assert but_of_compiling(job)[:4] == [
         "Preparing 2 SAEs", "Loading the compiled kernels", "Reading the first activations",
         "Training 2 SAEs side by side",
     ]  # fmt: skip
