@@ -334,12 +334,17 @@ def train_cancel(request: HttpRequest, pk: int) -> Any:
     return _detail(pk)
 
 
+def _own(request: HttpRequest, pk: int) -> Run:
+    row: Run = get_object_or_404(_runs(), pk=pk)
+    require_own(request, "training.add_run", row)
+    return row
+
+
 @router.post("/train/{int:pk}/stop", auth=Needs("training.add_run"), response=RunDetail, summary="Stop and keep")
 def train_stop(request: HttpRequest, pk: int) -> Any:
     """Ends it at its next step; what it has trained becomes an SAE. One that is paused, failed or cancelled is kept as
     its checkpoint has it. 409 where there is nothing to keep."""
-    row = get_object_or_404(_runs(), pk=pk)
-    require_own(request, "training.add_run", row)
+    row = _own(request, pk)
     if row.ready:
         raise Problem(409, "This run is finished already.")
     if not row.stop(request.user):
@@ -351,8 +356,7 @@ def train_stop(request: HttpRequest, pk: int) -> Any:
 def train_pause(request: HttpRequest, pk: int) -> Any:
     """Ends it at its next step with a checkpoint, and its worker is free; one that is queued leaves the queue at once.
     `status` is `paused` then."""
-    row = get_object_or_404(_runs(), pk=pk)
-    require_own(request, "training.add_run", row)
+    row = _own(request, pk)
     if not row.pause():
         raise Problem(409, "This run is not going on, so there is nothing to pause.")
     return _detail(pk)
@@ -367,8 +371,7 @@ def train_pause(request: HttpRequest, pk: int) -> Any:
 @starts(_detail)
 def train_resume(request: HttpRequest, pk: int) -> Any:
     """Of a paused run. 409 for any other."""
-    row = get_object_or_404(_runs(), pk=pk)
-    require_own(request, "training.add_run", row)
+    row = _own(request, pk)
     if row.state != "paused":
         raise Problem(409, f"Only a paused run can go on; this one is {row.state}.")
     row.resume(request.user)

@@ -158,12 +158,18 @@ def run_detail(request: HttpRequest, pk: int) -> HttpResponse:
     return render(request, "training/run_detail.html" + part(request, "live"), context)
 
 
+def _own_run(request: HttpRequest, pk: int) -> Run:
+    """The run, for who may change it."""
+    run: Run = get_object_or_404(Run.objects.select_related("job", "sweep"), pk=pk)
+    check(request.user, "training.add_run", run)
+    return run
+
+
 @require_POST
 @needs("training.view_run", post="training.add_run")
 def run_stop(request: HttpRequest, pk: int) -> HttpResponse:
     """Stop and keep: the run ends at its next step, or where it rests, and what it has trained becomes an SAE."""
-    run = get_object_or_404(Run.objects.select_related("job"), pk=pk)
-    check(request.user, "training.add_run", run)
+    run = _own_run(request, pk)
     if run.ready:
         messages.warning(request, "This run is finished already.")
     elif run.stop(request.user):
@@ -177,8 +183,7 @@ def run_stop(request: HttpRequest, pk: int) -> HttpResponse:
 @needs("training.view_run", post="training.add_run")
 def run_pause(request: HttpRequest, pk: int) -> HttpResponse:
     """The run ends at its next step with a checkpoint, and its worker is free; one that waits leaves the queue."""
-    run = get_object_or_404(Run.objects.select_related("job", "sweep"), pk=pk)
-    check(request.user, "training.add_run", run)
+    run = _own_run(request, pk)
     if run.pause():
         waits = "The run rests; Resume puts it back into the queue."
         goes = "The run pauses at its next step; its checkpoint is kept."
@@ -192,8 +197,7 @@ def run_pause(request: HttpRequest, pk: int) -> HttpResponse:
 @needs("training.view_run", post="training.add_run")
 def run_resume(request: HttpRequest, pk: int) -> HttpResponse:
     """A paused run goes on from its checkpoint."""
-    run = get_object_or_404(Run.objects.select_related("job"), pk=pk)
-    check(request.user, "training.add_run", run)
+    run = _own_run(request, pk)
     if run.ready:
         messages.warning(request, "This run is finished already.")
     else:
@@ -236,14 +240,25 @@ def sweep_detail(request: HttpRequest, pk: int) -> HttpResponse:
     return render(request, "training/sweep_detail.html" + part(request, "live"), context)
 
 
+def _own_sweep(request: HttpRequest, pk: int) -> Sweep:
+    """The sweep, for who may change it."""
+    sweep: Sweep = get_object_or_404(Sweep.objects.select_related("job"), pk=pk)
+    check(request.user, "training.add_sweep", sweep)
+    return sweep
+
+
+def _runs(n: int, one: str, several: str) -> str:
+    return f"{n} run {one}" if n == 1 else f"{n} runs {several}"
+
+
 @require_POST
 @needs("training.view_sweep", post="training.add_sweep")
 def sweep_stop(request: HttpRequest, pk: int) -> HttpResponse:
     """Every run that goes on ends at its next step, and what it has trained becomes an SAE."""
-    sweep = get_object_or_404(Sweep, pk=pk)
-    check(request.user, "training.add_sweep", sweep)
+    sweep = _own_sweep(request, pk)
     if stopped := sweep.stop(request.user):
-        messages.success(request, f"{stopped} runs stop at their next step and keep what they have trained.")
+        one, several = "stops at its next step and keeps what it has", "stop at their next step and keep what they have"
+        messages.success(request, f"{_runs(stopped, one, several)} trained.")
     else:
         messages.warning(request, "None of its runs has trained anything yet, so there is nothing to keep.")
     return redirect(sweep)
@@ -253,11 +268,14 @@ def sweep_stop(request: HttpRequest, pk: int) -> HttpResponse:
 @needs("training.view_sweep", post="training.add_sweep")
 def sweep_pause(request: HttpRequest, pk: int) -> HttpResponse:
     """Every run that goes on ends at its next step with a checkpoint; those that wait leave the queue."""
-    sweep = get_object_or_404(Sweep.objects.select_related("job"), pk=pk)
-    check(request.user, "training.add_sweep", sweep)
-    paused = sweep.pause()
-    going = "pause at their next step; their checkpoints are kept" if sweep.busy else "rest"
-    messages.success(request, f"{paused} runs {going}.")
+    sweep = _own_sweep(request, pk)
+    if not (paused := sweep.pause()):
+        messages.warning(request, "None of its runs goes on, so there is nothing to pause.")
+    elif sweep.busy:
+        going = "pauses at its next step; its checkpoint is", "pause at their next step; their checkpoints are"
+        messages.success(request, f"{_runs(paused, *going)} kept.")
+    else:
+        messages.success(request, f"{_runs(paused, 'rests', 'rest')}.")
     return redirect(sweep)
 
 
@@ -265,10 +283,12 @@ def sweep_pause(request: HttpRequest, pk: int) -> HttpResponse:
 @needs("training.view_sweep", post="training.add_sweep")
 def sweep_resume(request: HttpRequest, pk: int) -> HttpResponse:
     """Its paused runs go on from their checkpoints, side by side again."""
-    sweep = get_object_or_404(Sweep.objects.select_related("job"), pk=pk)
-    check(request.user, "training.add_sweep", sweep)
-    resumed = sweep.resume(request.user)
-    messages.success(request, f"{resumed} runs go on from their checkpoints.")
+    sweep = _own_sweep(request, pk)
+    if resumed := sweep.resume(request.user):
+        going = _runs(resumed, "goes on from its checkpoint", "go on from their checkpoints")
+        messages.success(request, f"{going}.")
+    else:
+        messages.warning(request, "None of its runs is paused.")
     return redirect(sweep)
 
 

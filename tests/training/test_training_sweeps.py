@@ -199,6 +199,18 @@ def test_a_sweep_that_waits_is_paused_at_once(make_sweep: Any, run_job: Any, cli
     assert sweep.runs.filter(ready_at=None).count() == 0
 
 
+def test_a_sweep_says_how_many_of_its_runs_it_moved(make_sweep: Any, client_of: Any) -> None:
+    sweep = make_sweep(*SEVERAL)
+    sweep.start(sweep.owner)
+    sweep.runs.filter(pk__in=[run.pk for run in sweep.runs.order_by("pk")[1:]]).delete()
+    client = client_of("researcher")
+    for name, says in (
+        ("sweep_pause", "1 run rests."), ("sweep_pause", "nothing to pause"),
+        ("sweep_resume", "1 run goes on from its checkpoint."), ("sweep_resume", "None of its runs is paused."),
+    ):  # fmt: skip
+        assert says in client.post(reverse(f"training:{name}", args=[sweep.pk]), follow=True).content.decode()
+
+
 def test_one_paused_as_its_sweep_begins_is_left_out(make_sweep: Any, run_job: Any) -> None:
     """Between the claim of the job and its look at the runs."""
     sweep = make_sweep(*SEVERAL)
