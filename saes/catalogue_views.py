@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from django.contrib import messages
@@ -31,6 +31,7 @@ from saes.recommended import models_with_saes, recommended
 from saes.registry import Row, registry
 from saes.repository import StillAsking, known_gemma_scope, listing_of, places, variants
 from saes.resolve import Place, place_of
+from saes.same_weights import here_as
 from saes.tags import starred_by
 
 MOST_AT_ONCE = 500
@@ -120,10 +121,9 @@ def _places(request: HttpRequest, place: Place, q: str, token: str | None) -> di
     if not shown and q and any(one.path and q.startswith(f"{one.path}/") for one in found):  # a file inside of one
         shown = [one for one in found if one.path and q.startswith(f"{one.path}/")]
     page = Paginator(shown, PAGE).get_page(request.GET.get("page"))
-    rows = _rows(place.repo_id, [one.path for one in page])
     return {
         "page": page,
-        "rows": [(one, rows.get(one.path)) for one in page],
+        "rows": _rows(place.repo_id, list(page), listing),
         "n_found": len(found),
         "n_files": len(listing.files),
         "commit": listing.commit,
@@ -146,12 +146,12 @@ def _gemma_scope(request: HttpRequest, place: Place, token: str | None) -> dict[
     if wanted is not None:
         shown = gemma_scope.nearest_each(shown, wanted)
     page = Paginator(shown, PAGE).get_page(request.GET.get("page"))
-    rows = _rows(place.repo_id, [one.path for one in page])
+    listing = listing_of(place.repo_id, place.revision, token) if source == "the Hub" else None  # it was just asked
     labels = {"layer": "Layer", "site": "Site", "width": "Features", "size": "L0 size"}
     return {
         "scope": True,
         "page": page,
-        "rows": [(one, rows.get(one.path)) for one in page],
+        "rows": _rows(place.repo_id, list(page), listing),
         "n_found": len(every),
         "source": source,
         "facets": [
@@ -167,9 +167,21 @@ def _gemma_scope(request: HttpRequest, place: Place, token: str | None) -> dict[
     }
 
 
-def _rows(repo_id: str, paths: Iterable[str]) -> dict[str, Row]:
-    known = SAE.objects.filter(repo_id=repo_id, repo_path__in=list(paths)).select_related("job")
-    return {sae.repo_path: Row(sae) for sae in known}
+@dataclass(frozen=True)
+class Offer:
+    """An SAE that a repository holds: its row where it is known here, and another that is here with the same weights."""
+
+    one: Any  # a Place or a Variant
+    row: Row | None
+    twin: SAE | None
+
+
+def _rows(repo_id: str, shown: list[Any], listing: Any) -> list[Offer]:
+    """Without a listing the Hub was not asked, and nothing is known of the weights."""
+    known = SAE.objects.filter(repo_id=repo_id, repo_path__in=[one.path for one in shown]).select_related("job")
+    rows = {sae.repo_path: Row(sae) for sae in known}
+    twins = here_as(listing, shown) if listing else {}
+    return [Offer(one, rows.get(one.path), twins.get(one.path)) for one in shown]
 
 
 def _download(request: HttpRequest) -> HttpResponseBase:

@@ -35,13 +35,14 @@ def checksums(
     return {name: {"sha256": digest(root / name, tick), "bytes": (root / name).stat().st_size} for name in names}
 
 
+def is_weights(name: str) -> bool:
+    """Whether a file of an SAE holds its weights, by its name."""
+    return name.endswith(WEIGHTS) and not name.endswith("sparsity.safetensors")
+
+
 def weights_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     """One digest for an SAE's weights: that of its weight file, or of the sorted digests when there are several."""
-    found = sorted(
-        entry["sha256"]
-        for name, entry in files.items()
-        if name.endswith(WEIGHTS) and not name.endswith("sparsity.safetensors")
-    )
+    found = sorted(entry["sha256"] for name, entry in files.items() if is_weights(name))
     return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest() if found else ""
 
 

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import difflib
 import posixpath
-from fnmatch import fnmatch
 from typing import Any
 
 from saehub.accounts.hub_tokens import hub_token
 from saehub.jobs.progress import JobError, Progress
 from saes import hub
+from saes.checksums import WEIGHTS
 from saes.dependents import dependents
 from saes.history import DELETION, note
 from saes.hub import HubFile, Listing
 from saes.hub_access import remember_once
-from saes.layouts import wanted_files
+from saes.layouts import files_at
 from saes.models import SAE
-
-WEIGHTS = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".th")
-NOT_OF_AN_SAE = (
-    "examples.safetensors", "optimizer*", "scheduler*", "trainer_state*", "rng_state*", "*.md", "*.png", ".gitattributes",
-)  # fmt: skip
+from saes.same_weights import told
 
 
 class NothingThere(JobError):
@@ -51,11 +47,22 @@ def bring(progress: Progress, row: SAE) -> dict[str, Any]:
     if row.revision != listing.commit:
         row.revision = listing.commit
         row.save(update_fields=["revision"])
+    if digest := told(files):
+        _name_twin(progress, row, digest)
     folder = hub.download(progress, listing, files, token)
     if not listing.offline:
         remember_once(row.repo_id, token)
     made = adopt_files(progress, row, folder / row.repo_path, {})
     return made | {"commit": listing.commit, "bytes": sum(file.size for file in files)}
+
+
+def _name_twin(progress: Progress, row: SAE, digest: str) -> None:
+    """Say before the first byte is fetched that the weights are here already: Cancel saves it."""
+    twin = SAE.objects.ready().filter(sha256=digest).exclude(pk=row.pk).only("pk", "name").first()
+    if twin is not None:
+        progress.log(
+            f"The same weights are here already, as {twin.name} (SAE {twin.pk}); what is fetched is a second copy"
+        )
 
 
 def _forget(progress: Progress, row: SAE) -> None:
@@ -69,34 +76,14 @@ def _forget(progress: Progress, row: SAE) -> None:
 def files_of(row: SAE, listing: Listing) -> list[HubFile]:
     """The files of the repository that belong to this SAE. Raises NothingThere when there are none with weights."""
     entry = row.repo_path.strip("/")
-    names = [file.path for file in listing.files]
-    wanted = set(_wanted(row.format, entry, names))
-    if not any(name.endswith(WEIGHTS) for name in wanted):
+    files = files_at(row.format, entry, listing.files)
+    if not any(file.path.endswith(WEIGHTS) for file in files):
         if listing.offline:
             raise JobError(
                 f"{row.repo_id} is only in part on this machine, and the Hub cannot be reached.", "Press Retry later."
             )
-        raise _nothing_there(row, entry, names)
-    return [file for file in listing.files if file.path in wanted]
-
-
-def _wanted(form: str, entry: str, names: list[str]) -> list[str]:
-    return wanted_files(form, entry, names) or beside(entry, names)
-
-
-def beside(entry: str, names: list[str]) -> list[str]:
-    """What belongs to an SAE of an unknown format: a file and the configs beside it, or what lies in a folder."""
-    if entry in names:
-        folder = posixpath.dirname(entry)
-        return [name for name in names if name == entry or _config_in(folder, name)]
-    inside = [name for name in names if not entry or name.startswith(f"{entry}/")]
-    inside = [name for name in inside if not any(fnmatch(posixpath.basename(name), bad) for bad in NOT_OF_AN_SAE)]
-    direct = [name for name in inside if posixpath.dirname(name) == entry]
-    return direct if any(name.endswith(WEIGHTS) for name in direct) else inside
-
-
-def _config_in(folder: str, name: str) -> bool:
-    return posixpath.dirname(name) == folder and name.endswith((".json", ".yaml", ".yml"))
+        raise _nothing_there(row, entry, [file.path for file in listing.files])
+    return files
 
 
 def _nothing_there(row: SAE, entry: str, names: list[str]) -> NothingThere:

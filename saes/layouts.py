@@ -13,15 +13,22 @@ into the files and has the last word.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Collection, Iterable, Iterator
-from typing import NamedTuple
+from fnmatch import fnmatch
+from typing import Any, NamedTuple
+
+from saes.checksums import WEIGHTS
 
 # Big, or not to be opened by anyone who only uses the SAE: other people's pickles and the state of a training.
 NEVER = re.compile(
     r"(^|/)(examples\.safetensors|trainer_state\.pt|activations_store_state\.safetensors|optimizer[^/]*|scheduler[^/]*)$"
 )
 INDEX = ".safetensors.index.json"
+NOT_OF_AN_SAE = (
+    "examples.safetensors", "optimizer*", "scheduler*", "trainer_state*", "rng_state*", "*.md", "*.png", ".gitattributes",
+)  # fmt: skip
 
 
 class InFolder(NamedTuple):
@@ -251,6 +258,31 @@ def _parents(folder: str) -> Iterator[str]:
     while folder:
         folder = folder.rpartition("/")[0]
         yield folder
+
+
+def files_at(form: str, entry: str, files: Iterable[Any]) -> list[Any]:
+    """The files of a repository that belong to the SAE at a place of it, by the rules of its format on their names.
+
+    `files` are those of a listing (saes.hub.HubFile).
+    """
+    there = {file.path: file for file in files}
+    wanted = set(wanted_files(form, entry, list(there)) or beside(entry, list(there)))
+    return [file for path, file in there.items() if path in wanted]
+
+
+def beside(entry: str, names: list[str]) -> list[str]:
+    """What belongs to an SAE of an unknown format: a file and the configs beside it, or what lies in a folder."""
+    if entry in names:
+        folder = posixpath.dirname(entry)
+        return [name for name in names if name == entry or _config_in(folder, name)]
+    inside = [name for name in names if not entry or name.startswith(f"{entry}/")]
+    inside = [name for name in inside if not any(fnmatch(posixpath.basename(name), bad) for bad in NOT_OF_AN_SAE)]
+    direct = [name for name in inside if posixpath.dirname(name) == entry]
+    return direct if any(name.endswith(WEIGHTS) for name in direct) else inside
+
+
+def _config_in(folder: str, name: str) -> bool:
+    return posixpath.dirname(name) == folder and name.endswith((".json", ".yaml", ".yml"))
 
 
 def natural_key(text: str) -> list[tuple[bool, int, str]]:

@@ -32,6 +32,7 @@ from saes.metrics import density_chart, grouped
 from saes.models import SAE, HubRepository
 from saes.recommended import recommended_beside
 from saes.removal import InUse, in_cache, may_remove, remove
+from saes.same_weights import twins_of
 from saes.sharing import ExportForm, UploadForm, archives, licence_of, may_upload, uploads_of
 from saes.snippets import snippets
 from saes.tags import starred_by
@@ -84,7 +85,7 @@ def detail_page(request: HttpRequest, sae: SAE, tab: str = "", **filled: forms.F
         "jobs": jobs,
         "busy": any(job.is_live for job in jobs),
         "can_now": abilities(sae),
-        "twins": _twins(sae),
+        "twins": twins_of(sae),
         "hub": hub_address(),
         "licence": licence_of(sae),
         "repository": HubRepository.objects.filter(repo_id=sae.repo_id).first() if sae.repo_id else None,
@@ -176,12 +177,6 @@ def _history(sae: SAE) -> dict[str, Any]:
     kinds = [kind.name for kind in KINDS.values() if kind.subject == "sae"]
     past = Job.objects.filter(kind__in=kinds, subject_id=sae.pk).select_related("owner")[:50]
     return {"notes": notes_of(sae), "past_jobs": past}
-
-
-def _twins(sae: SAE) -> list[SAE]:
-    if not sae.sha256:
-        return []
-    return list(SAE.objects.filter(sha256=sae.sha256).exclude(pk=sae.pk).only("pk", "name", "ready_at", "job_id")[:5])
 
 
 def jobs_of(sae: SAE) -> list[Job]:

@@ -23,6 +23,7 @@ from saehub.jobs.progress import JobError, Progress
 from saes import hub
 from saes.downloads import files_of
 from saes.models import SAE
+from saes.same_weights import told
 
 LARGEST_HEADER = 16 * 1024 * 1024
 LARGEST_CONFIG = 1024 * 1024
@@ -66,6 +67,7 @@ def read_remote(progress: Progress, row: SAE, token: str | None = None) -> dict[
     fields = described(remote)
     for name, text in contradictions(remote, fields, row):
         progress.log(f"{name}: {text}")
+    fields["sha256"] = told(files)
     fields = {name: value for name, value in fields.items() if value not in (None, "")}
     tensors = {name: list(shape) for name, shape in remote.shapes.items()}
     SAE.objects.filter(pk=row.pk, ready_at=None).update(

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from saehub.accounts import hub_tokens
 from saehub.jobs.models import Job, State
 from saes.abilities import why_not
-from saes.downloads import beside
+from saes.layouts import beside
 from saes.models import SAE, LanguageModel
 from saes.numerics.formats import load_sae
 from tests.mini_hub import COMMIT, MiniHub

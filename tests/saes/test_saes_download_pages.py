@@ -42,6 +42,11 @@ def choose(client_of: Any) -> Any:
     return post
 
 
+def offers(answer: Any) -> list[Any]:
+    """The places or variants that a page shows."""
+    return [offer.one for offer in answer.context["rows"]]
+
+
 MIXED = {
     "README.md": b"# SAEs", "cfg.json": b"{}",
     "layers.3/cfg.json": b"{}", "layers.3/sae.safetensors": b"s" * 10,
@@ -59,14 +64,14 @@ MIXED = {
 def test_a_repository_shows_the_saes_it_holds(hub: MiniHub, look: Any) -> None:
     hub.repos["models/lab/saes"] = MIXED
     answer = look(repo="lab/saes")
-    found = {one.path: one.format for one, _ in answer.context["rows"]}
+    found = {one.path: one.format for one in offers(answer)}
     assert found == {
         "layer0.sae.pt": "qwen_scope", "layers.3": "sparsify", "layers.10": "sparsify", "odd.pt": "", "scope": "llama_scope",
         "t0": "dictionary_learning", "tl": "saelens",
     }  # fmt: skip
-    paths = [one.path for one, _ in answer.context["rows"]]
+    paths = [one.path for one in offers(answer)]
     assert paths.index("layers.3") < paths.index("layers.10"), "in the order of numbers"
-    sizes = {one.path: one.size_bytes for one, _ in answer.context["rows"]}
+    sizes = {one.path: one.size_bytes for one in offers(answer)}
     assert sizes["layers.10"] == 12, "examples are never downloaded"
     html = answer.content.decode()
     assert f"{COMMIT[:8]}" in html and "7 SAEs in 16 files" in html and 'value="sparsify|layers.3"' in html
@@ -74,10 +79,10 @@ def test_a_repository_shows_the_saes_it_holds(hub: MiniHub, look: Any) -> None:
 
 def test_words_narrow_the_paths(hub: MiniHub, look: Any) -> None:
     hub.repos["models/lab/saes"] = MIXED
-    assert [one.path for one, _ in look(repo="lab/saes", q="layers 1").context["rows"]] == ["layers.10"]
+    assert [one.path for one in offers(look(repo="lab/saes", q="layers 1"))] == ["layers.10"]
     assert look(repo="lab/saes", q="nothing").context["rows"] == []
     pasted = look(repo="https://huggingface.co/lab/saes/blob/main/layers.3/sae.safetensors")
-    assert [one.path for one, _ in pasted.context["rows"]] == ["layers.3"], "an address of a file is its SAE"
+    assert [one.path for one in offers(pasted)] == ["layers.3"], "an address of a file is its SAE"
 
 
 def test_one_that_is_chosen_becomes_a_row_and_a_job(hub: MiniHub, choose: Any, user_of: Any) -> None:
@@ -178,7 +183,7 @@ def test_a_repository_without_saes_says_so(hub: MiniHub, look: Any) -> None:
 def test_gemma_scope_is_chosen_by_facets(hub: MiniHub, look: Any) -> None:
     hub.repos[f"models/{SCOPE}"] = FILES
     answer = look(repo=SCOPE)
-    assert [(one.layer, one.l0) for one, _ in answer.context["rows"]] == [(9, 22), (9, 82), (12, 22), (12, 82)]
+    assert [(one.layer, one.l0) for one in offers(answer)] == [(9, 22), (9, 82), (12, 22), (12, 82)]
     assert [key for key, *_ in answer.context["facets"]] == ["layer"], "what all share is no choice"
     html = answer.content.decode()
     assert (
@@ -186,10 +191,10 @@ def test_gemma_scope_is_chosen_by_facets(hub: MiniHub, look: Any) -> None:
         and "from the Hub" in html
         and 'value="gemma_scope_1|layer_9/width_16k/average_l0_22"' in html
     )
-    assert [one.l0 for one, _ in look(repo=SCOPE, layer="12").context["rows"]] == [22, 82]
-    near = look(repo=SCOPE, l0="70").context["rows"]
-    assert [(one.layer, one.l0) for one, _ in near] == [(9, 82), (12, 82)], "one of each layer"
-    assert [one.canonical for one, _ in look(repo=SCOPE, canonical="1").context["rows"]] == [True, True]
+    assert [one.l0 for one in offers(look(repo=SCOPE, layer="12"))] == [22, 82]
+    near = look(repo=SCOPE, l0="70")
+    assert [(one.layer, one.l0) for one in offers(near)] == [(9, 82), (12, 82)], "one of each layer"
+    assert [one.canonical for one in offers(look(repo=SCOPE, canonical="1"))] == [True, True]
     wrong = look(repo=SCOPE, l0="many")
     assert len(wrong.context["rows"]) == 4 and "Give a number" in wrong.content.decode()
 
@@ -325,5 +330,5 @@ def test_the_pages_ask_as_often_for_three_rows_as_for_one(
     for path in list(FILES)[:3]:
         SAE.objects.create(name=path, source="hub", repo_id=SCOPE, repo_path=path.removesuffix("/params.npz"))
         client.get(reverse("saes:sae_download"), {"repo": SCOPE, "live": 1})
-        with django_assert_num_queries(9):
+        with django_assert_num_queries(10):
             client.get(reverse("saes:sae_download"), {"repo": SCOPE, "live": 1})
