@@ -9,13 +9,13 @@ from typing import Any
 
 from django.conf import settings
 
+from training.memory import FLOAT, GPU_PROCESS, PROCESS, Room, room, run_memory, streamed_memory
 from training.models import Capture
 from training.preview import Policy, Preview, preview
 from training.speed import Speed, Speeds
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text, where the model's own tokenizer cannot be asked
 STORAGE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-FLOAT = 4
 
 
 def free_bytes() -> int:
@@ -108,12 +108,15 @@ def _depth(model: Any, hooks: list[dict[str, Any]]) -> int:
 @dataclass(frozen=True)
 class RunEstimate:
     """seconds None: nothing comparable was trained here yet; else at `speed`, of several runs that of the first. passes:
-    how often each training token is seen."""
+    how often each training token is seen. memory: bytes that all of it takes, `shared` of them once however many runs
+    there are; room: what there is where it will run."""
 
     seconds: float | None
     speed: Speed | None
     passes: float
     memory: int
+    shared: int
+    room: Room
     disk: int
     free: int
     runs: int = 1
@@ -122,6 +125,16 @@ class RunEstimate:
     def fits(self) -> bool:
         return self.disk <= self.free
 
+    @property
+    def too_large(self) -> bool:
+        """It takes more memory than there is at all."""
+        return self.memory > self.room.total
+
+    @property
+    def crowded(self) -> bool:
+        """It takes more memory than is free now, though not more than there is."""
+        return self.room.free < self.memory <= self.room.total
+
 
 def together(each: Sequence[RunEstimate]) -> RunEstimate:
     """Of runs side by side. Their time is the sum: what they share is small beside what each computes."""
@@ -129,25 +142,40 @@ def together(each: Sequence[RunEstimate]) -> RunEstimate:
     return replace(
         each[0],
         seconds=sum(known) if len(known) == len(each) else None,
-        memory=sum(run.memory for run in each),
+        memory=sum(run.memory - run.shared for run in each) + each[0].shared,
         disk=sum(run.disk for run in each),
         runs=len(each),
     )
 
 
 def estimate_run(
-    speeds: Speeds, hook_name: str, architecture: str, d_sae: int, n_tokens: int, batch_size: int
+    speeds: Speeds,
+    hook_name: str,
+    architecture: str,
+    d_sae: int,
+    n_tokens: int,
+    batch_size: int,
+    hook_name_out: str = "",
+    has: Room | None = None,
 ) -> RunEstimate:
-    """Of a run on the capture of `speeds`, whose measured runs tell the time."""
-    capture = speeds.capture
+    """Of a run on the capture of `speeds`, whose measured runs tell the time. has: the room there is, where it is known."""
+    capture, has = speeds.capture, has or room()
     d_in = capture.d_in(hook_name) or 0
-    weights = 2 * d_in * d_sae + d_in + d_sae
+    d_out = capture.d_in(hook_name_out) or d_in
+    weights = (d_in + d_out + 1) * d_sae + d_out
+    shared = GPU_PROCESS if has.gpu else PROCESS
+    if not capture.stored:
+        width = sum(capture.d_in(name) or 0 for name in filter(None, (hook_name, hook_name_out)))
+        shared += streamed_memory(capture.model.size_bytes or 0, width)
+    processes = 1 if has.gpu else speeds.processes  # each on a GPU of its own
     speed = speeds.of(architecture, d_in, d_sae, batch_size) if d_in and d_sae else None
     return RunEstimate(
         seconds=n_tokens / speed.tokens_per_second if speed else None,
         speed=speed,
         passes=n_tokens / max(0.95 * (capture.n_tokens or 0), 1),
-        memory=4 * FLOAT * weights,  # weights, gradients, Adam's two moments
+        memory=processes * (shared + run_memory(architecture, d_in, d_out, d_sae, batch_size, gpu=has.gpu)),
+        shared=processes * shared,
+        room=has,
         disk=2
         * 3
         * FLOAT

@@ -12,6 +12,7 @@ from saehub.typed import whole_number
 from saes.fields import NewRow
 from saes.models import SAE
 from training.estimates import RunEstimate, estimate_run, together
+from training.memory import room
 from training.models import Capture, Run, Sweep
 from training.speed import Speeds
 from training.sweep_form import AXES, MOST_RUNS, NumbersField, grid, in_words, points
@@ -327,7 +328,7 @@ class RunForm(NewRow):
         if capture is None or not data.get("n_tokens"):
             return None
         runs = self.points or points({"d_sae": data.get("d_sae")}) or [{}]
-        speeds = Speeds(capture, data.get("processes") or 1)
+        speeds, has = Speeds(capture, data.get("processes") or 1), room()
         each = [
             estimate_run(
                 speeds,
@@ -336,6 +337,8 @@ class RunForm(NewRow):
                 point.get("d_sae") or EXPANSION * (capture.d_in(hook) or 0),
                 data["n_tokens"],
                 data.get("batch_size") or BATCH_SIZE,
+                data.get("hook_name_out") or "",
+                has,
             )
             for point in runs
         ]

@@ -111,6 +111,7 @@ class Command(BaseCommand):
         estimate = form.estimate()
         facts = {
             "dry_run": True, "runs": len(form.points), "seconds": estimate.seconds, "memory": estimate.memory,
+            "memory_free": estimate.room.free, "memory_total": estimate.room.total,
             "disk": estimate.disk, "free": estimate.free, "points": form.points,
             "measured_on": estimate.speed.measured.run.pk if estimate.speed else None,
         }  # fmt: skip
@@ -123,7 +124,8 @@ class Command(BaseCommand):
         if estimate.speed:
             spent += f" (as measured on run {estimate.speed.measured.run.pk})"
         self.stdout.write(
-            f"{len(form.points)} to train: {spent}, {count_text(estimate.memory)}B of memory, "
+            f"{len(form.points)} to train: {spent}, {count_text(estimate.memory)}B of memory "
+            f"of {count_text(estimate.room.free)}B free, "
             f"{count_text(estimate.disk)}B of disk of {count_text(estimate.free)}B to spare"
         )
 
