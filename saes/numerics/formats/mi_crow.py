@@ -25,7 +25,8 @@ from saes.numerics.folders import whole_folder
 from saes.numerics.formats.archives import read_torch
 from saes.numerics.formats.files import FormatError, NotRepresentable, Place, read_json
 from saes.numerics.formats.saelens_cfg import k_from, taken_name
-from saes.numerics.formats.weights import UNIT, assemble, refuse_non_finite, upcast
+from saes.numerics.formats.weights import UNIT, assemble, upcast
+from saes.numerics.formats.writing import refuse_unusable
 from saes.numerics.sae import SAE, SAEConfig
 
 STATE, METADATA = "sae_state_dict", "mi_crow_metadata"
@@ -183,12 +184,7 @@ def save(sae: SAE, path: Path) -> None:
     """
     scale = _scale(sae)
     tensors = {name: tensor.detach().cpu() for name, tensor in sae.state_dict().items()}
-    try:
-        refuse_non_finite(tensors)
-    except FormatError as error:
-        raise NotRepresentable(
-            "This SAE has weights that are not finite numbers, so it is not worth saving."
-        ) from error
+    refuse_unusable(tensors)
     state = {
         NAMES["W_enc"]: tensors["W_enc"].T.clone(memory_format=torch.contiguous_format),
         NAMES["b_enc"]: tensors["b_enc"].clone(),  # torch.save writes all of the memory that a tensor is a part of

@@ -12,7 +12,6 @@ model and hook point. What differs from our equations is folded into the weights
 SAELens has no BatchTopK for inference: one is written as SAELens writes it, as the JumpReLU SAE that training made.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +47,9 @@ from saes.numerics.formats.weights import (
     check_tensors,
     fold_decoder_norm,
     fold_scale,
-    refuse_non_finite,
     upcast,
 )
+from saes.numerics.formats.writing import json_of, refuse_unusable
 from saes.numerics.sae import SAE, SAEConfig
 from saes.numerics.topk import BatchTopKSAE
 
@@ -227,16 +226,8 @@ def for_inference(sae: SAE) -> SAE:
 def write(folder: Path, cfg: Mapping[str, Any], sae: SAE) -> None:
     """Write cfg.json, the weights as they are and, if known, the firing rates. Raises NotRepresentable, FolderError."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    try:
-        refuse_non_finite(tensors)
-    except FormatError as error:
-        raise NotRepresentable(
-            "This SAE has weights that are not finite numbers, so it is not worth saving."
-        ) from error
-    try:
-        text = json.dumps(cfg, indent=1, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise NotRepresentable(f"The SAE's metadata cannot be written as JSON ({error}).") from error
+    refuse_unusable(tensors)
+    text = json_of(cfg)
     with whole_folder(folder, replaces=FILES) as partial:
         save_file(tensors, partial / WEIGHTS)
         if sae.log_sparsity is not None:

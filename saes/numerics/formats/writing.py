@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from saes.numerics.formats.files import NotRepresentable
+from saes.numerics.formats.files import FormatError, NotRepresentable
+from saes.numerics.formats.weights import refuse_non_finite
 from saes.numerics.sae import SAEConfig
 
 
@@ -21,11 +21,15 @@ def refuse_extras(config: SAEConfig, format: str) -> None:
 
 def refuse_unusable(tensors: Mapping[str, Tensor]) -> None:
     """Raises NotRepresentable for weights that are not finite numbers: no reader would take them."""
-    if any(not bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise NotRepresentable("This SAE has weights that are not finite numbers, so it is not worth saving.")
+    try:
+        refuse_non_finite(tensors)
+    except FormatError as error:
+        raise NotRepresentable(
+            "This SAE has weights that are not finite numbers, so it is not worth saving."
+        ) from error
 
 
-def json_of(value: dict[str, Any]) -> str:
+def json_of(value: Mapping[str, Any]) -> str:
     """Raises NotRepresentable for what JSON cannot hold."""
     try:
         return json.dumps(value, indent=1, allow_nan=False)
