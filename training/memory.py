@@ -66,7 +66,16 @@ def ram_room(cgroup: Path = CGROUP) -> Room:
     limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
     if limit is None or limit >= memory.total:
         return Room(memory.total, memory.available)
-    return Room(limit, max(min(memory.available, limit - (used or 0)), 0))
+    return Room(limit, max(min(memory.available, limit - (used or 0) + _cached(cgroup)), 0))
+
+
+def _cached(cgroup: Path) -> int:
+    """Bytes of files that were read and can be let go: they count as used (memory.stat, inactive_file)."""
+    try:
+        lines = (cgroup / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
 def gpu_room() -> Room | None:

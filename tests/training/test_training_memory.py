@@ -73,6 +73,8 @@ def test_room_is_what_the_container_may_use(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("400000\n")
     assert memory.ram_room(tmp_path) == Room(1_000_000, 600_000)
+    (tmp_path / "memory.stat").write_text("anon 150000\ninactive_file 250000\n")
+    assert memory.ram_room(tmp_path) == Room(1_000_000, 850_000), "files that were read can be let go"
 
 
 def test_the_gpu_is_asked_where_torch_could_use_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
