@@ -72,7 +72,7 @@ def look(client: Any, repo: str, **query: Any) -> tuple[dict[str, str], str]:
     return twins, answer.content.decode()
 
 
-@pytest.mark.parametrize("number, kind", enumerate(KINDS))
+@pytest.mark.parametrize("number, kind", list(enumerate(KINDS)))
 def test_the_download_page_names_what_is_here(
     number: int, kind: str, stocked: MiniHub, bring: Any, client_of: Any
 ) -> None:

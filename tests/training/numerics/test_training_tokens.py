@@ -108,7 +108,7 @@ def test_a_folder_is_read_in_name_order(tmp_path):
         ("a.csv", "id,text\n1\n", "a.csv line 2 has 1 columns where the header has 2"),
         ("a.csv", 'id,text\n1,"never closed\n2,b\n', "a.csv line 3 is not valid CSV (unexpected end of data)"),
         ("a.parquet", b"PAR1 cut", "a.parquet is not a readable Parquet file"),
-        ("a.json", "[]", "save it as JSON Lines"),
+        ("a.json", "[]", "a.json holds no text"),
     ],
 )
 def test_bad_files_get_one_sentence(tmp_path, name, content, sentence):
