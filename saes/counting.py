@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from threading import Lock
 from typing import Any
 
@@ -81,6 +81,7 @@ WITH gone AS (
 INSERT INTO saes_listchange (weight) SELECT sum(weight) FROM gone HAVING count(*) > 0
 """
 MOST_CHANGES = 1_000  # rows of saes_listchange, which are then made one
+MOST_TEXTS = 16_384  # taken apart once for all requests
 MOST_REMEMBERED = 48  # lists of filters; one is some hundred kilobytes where the registry is large
 
 
@@ -166,6 +167,7 @@ def _by_index(words: str) -> Iterator[None]:
         cursor.execute("SET LOCAL enable_seqscan TO DEFAULT")
 
 
+@lru_cache(MOST_TEXTS)
 def _key(text: str) -> Key:
     here, *rest, tags, model = text.split(SEPARATOR, len(FACET_FIELDS) - 1)
     return ("here" if here else "none", *rest, () if tags == "[]" else tuple(json.loads(tags)), model)
