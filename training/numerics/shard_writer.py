@@ -168,7 +168,7 @@ class ShardWriter:
 
     def _write(self, batches: list[dict[str, Tensor]], entry: dict[str, Any]) -> None:
         """Write the shard, and then that it is whole."""
-        shard = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+        shard = {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
         batches.clear()
         file = self.path / entry["file"]
         write_tensors(file, shard)
@@ -239,6 +239,15 @@ class ShardWriter:
                 f"Activations at {hook} are too large for {self.dtype}; store them as bfloat16 or float32."
             )
         return stored
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Rows of several tensors in one. By numpy: in this thread torch would have a team of OpenMP threads of its own, which
+    then spin on the cores of the model's (measured: a capture in bfloat16 took a quarter longer)."""
+    dtype = parts[0].dtype
+    if dtype == torch.bfloat16:  # which numpy does not know
+        parts = [part.view(torch.int16) for part in parts]
+    return torch.from_numpy(np.concatenate([part.numpy() for part in parts])).view(dtype)
 
 
 def unfinished_file(path: Path, part: int = 0, parts: int = 1) -> Path:
