@@ -13,7 +13,7 @@ from saes.models import SAE, LanguageModel
 from tests.conftest import TEXT, wait_for
 from tests.e2e.conftest import PATIENCE
 from tests.e2e.looking import becomes, click, no_violations, not_reloaded, stamp
-from training.models import Capture, Corpus
+from training.models import Capture, Corpus, Run
 
 pytestmark = pytest.mark.timeout(900)
 LONGEST = 300_000  # milliseconds that a job may take where much else is done
@@ -62,18 +62,23 @@ def test_from_a_capture_to_a_steered_generation(page: Any, site: str, tiny_model
     page.check("[name=architecture][value=topk]")
     page.fill("[name=k]", "8")
     page.fill("[name=d_sae]", "256")
-    page.fill("[name=n_tokens]", "8000000")
+    page.fill("[name=n_tokens]", "100000000")
     page.click("main .form button.primary")
     page.wait_for_url(re.compile(r"/training/\d+/$"))
     stamp(page)
     watch_the_bar(page)
     page.wait_for_selector("#live .charts svg", timeout=LONGEST)
-    page.wait_for_selector(".job .chip.ok", timeout=LONGEST)
-    page.wait_for_selector("#to-sae", timeout=LONGEST)
+    assert not_reloaded(page)
+    no_violations(page)
+    click(page, "#stop-and-keep")
+    stamp(page)
+    page.wait_for_selector("#to-sae", timeout=LONGEST)  # not the card: a run that is over before its page is back has none
     assert not_reloaded(page)
     no_violations(page)
 
     sae = SAE.objects.get()
+    run = Run.objects.get()
+    assert run.stop_at and run.tokens and run.tokens < 100_000_000
     wait_for(lambda: not Job.objects.filter(state__in=("queued", "running")).exists(), 300, "evaluation and harvest")
     assert set(Job.objects.values_list("state", flat=True)) == {State.DONE}, list(
         Job.objects.values_list("kind", "error")
