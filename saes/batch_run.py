@@ -23,6 +23,7 @@ from saes import hub
 from saes.downloads import files_of
 from saes.hub import HubError, HubFile, Listing
 from saes.models import SAE
+from saes.same_weights import ready_with, told
 
 POLL_SECONDS = 0.3
 SWEEP_SECONDS = 5.0
@@ -43,6 +44,7 @@ class Part:
     listing: Listing | None = None
     here: bool = False  # it was ready before
     joined: bool = False  # its job is somebody else's
+    twin: SAE | None = None  # with the same weights: an SAE that is here, else an earlier one of the batch
 
     @property
     def state(self) -> str:
@@ -68,12 +70,14 @@ class Part:
             "sae": self.row.pk, "name": self.row.name, "repo": self.row.repo_id, "path": self.row.repo_path,
             "revision": self.row.revision, "state": self.state, "bytes": self.size, "cached": self.cached,
             "seconds": self.seconds, "job": self.job.pk if self.job else None, "error": self.error, "hint": self.hint,
+            "same_weights": {"sae": self.twin.pk, "name": self.twin.name} if self.twin else None,
         }  # fmt: skip
 
 
 # -- before it starts --------------------------------------------------------------------------------------------------
 def measure(rows: list[SAE], user: Any, say: Callable[[int], None] = lambda n: None) -> list[Part]:
-    """Sizes, and what is here already. Each repository is asked once; what it refuses stands in its parts' `error`."""
+    """Sizes, what is here already, and what comes twice. Each repository is asked once; what it refuses
+    stands in its parts' `error`."""
     token = hub_token(user)
     listings: dict[tuple[str, str], Listing | HubError] = {}
     parts = []
@@ -85,6 +89,12 @@ def measure(rows: list[SAE], user: Any, say: Callable[[int], None] = lambda n: N
         else:
             _measure(part, listings, token)
         say(len(parts))
+    digests = [told(part.files) if part.files else "" for part in parts]
+    here = ready_with(digests)
+    for part, digest in zip(parts, digests, strict=True):
+        part.twin = here.get(digest)
+        if digest:
+            here.setdefault(digest, part.row)
     return parts
 
 

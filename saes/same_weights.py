@@ -25,16 +25,17 @@ def told(files: Iterable[Any]) -> str:
 def here_as(listing: Any, found: Iterable[Any]) -> dict[str, SAE]:
     """{path: an SAE that is here and has the weights that lie there}, of places in a listing. One query."""
     digests = {one.path: told(files_at(one.format, one.path, listing.files)) for one in found}
-    wanted = {digest for digest in digests.values() if digest}
-    rows = (
-        SAE.objects.ready()
-        .filter(sha256__in=wanted)
-        .only("pk", "name", "sha256", "repo_id", "repo_path")
-        .order_by("-pk")
-    )
-    here = {row.sha256: row for row in rows}  # the oldest of several
+    here = ready_with(digests.values())
     twins = {path: here[digest] for path, digest in digests.items() if digest in here}
     return {path: row for path, row in twins.items() if (row.repo_id, row.repo_path) != (listing.repo_id, path)}
+
+
+def ready_with(digests: Iterable[str]) -> dict[str, SAE]:
+    """{digest: the oldest SAE that is here and has these weights}. One query, however many are asked for."""
+    rows = SAE.objects.ready().filter(sha256__in={digest for digest in digests if digest})
+    return {
+        row.sha256: row for row in rows.only("pk", "name", "sha256", "repo_id", "repo_path", "ready_at").order_by("-pk")
+    }
 
 
 def twins_of(sae: SAE) -> list[SAE]:

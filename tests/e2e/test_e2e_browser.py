@@ -72,7 +72,9 @@ def test_from_a_capture_to_a_steered_generation(page: Any, site: str, tiny_model
     no_violations(page)
     click(page, "#stop-and-keep")
     stamp(page)
-    page.wait_for_selector("#to-sae", timeout=LONGEST)  # not the card: a run that is over before its page is back has none
+    page.wait_for_selector(
+        "#to-sae", timeout=LONGEST
+    )  # not the card: a run that is over before its page is back has none
     assert not_reloaded(page)
     no_violations(page)
 

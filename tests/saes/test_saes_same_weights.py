@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.urls import reverse
 
 from saehub.jobs.models import Job, State, enqueue
@@ -117,6 +120,29 @@ def test_a_config_that_was_read_tells_the_double_and_so_does_the_download(
     said = [line.text for line in job.lines.all()]
     before = next(place for place, text in enumerate(said) if "The same weights are here already, as lab/first" in text)
     assert row.ready and before < next(place for place, text in enumerate(said) if "is in the format" in text)
+
+
+def test_a_dry_run_names_them_before_anything_is_fetched(
+    stocked: MiniHub, bring: Any, tmp_path: Path, user_of: Any
+) -> None:
+    first, _ = bring("lab/first", "layers.0", "saelens")
+    stocked.repos["models/lab/copies"] |= at("other_0b", files(tmp_path / "again", "saelens", seed=5))
+    wanted = tmp_path / "list.csv"
+    wanted.write_text("repo,path\n" + "".join(f"lab/copies,{name}\n" for name in ("copy_0", "other_0", "other_0b")))
+    asked = len([request for request in stocked.requests if "/resolve/" in request.path])
+
+    def call(*words: str) -> str:
+        out = io.StringIO()
+        call_command("download_saes", "--spec", str(wanted), "--dry-run", *words, stdout=out, stderr=io.StringIO())
+        return out.getvalue()
+
+    lines = {line.split()[0]: line for line in call().splitlines() if line.startswith("lab/copies")}
+    assert lines["lab/copies:copy_0"].endswith(f"same weights as {first.name} (SAE {first.pk}), which is here")
+    assert "same weights" not in lines["lab/copies:other_0"]
+    assert lines["lab/copies:other_0b"].endswith("same weights as lab/copies:other_0"), "of two that come, the second"
+    told_of = [one["same_weights"] for one in json.loads(call("--json"))["saes"]]
+    assert told_of == [{"sae": first.pk, "name": first.name}, None, {"sae": None, "name": "lab/copies:other_0"}]
+    assert len([request for request in stocked.requests if "/resolve/" in request.path]) == asked
 
 
 def test_nothing_is_said_where_the_hub_tells_another_hash() -> None:

@@ -126,7 +126,7 @@ class Command(BaseCommand):
                 place(part),
                 size(part.size),
                 size(part.cached),
-                said(part) if part.error or part.here else "",
+                preview_of(part),
             )
             for part in parts
         ]
@@ -253,6 +253,15 @@ def said(part: Part) -> str:
     if part.state == "waiting":
         return "not begun"
     return f"{part.state}: {part.error}" if part.error else part.state
+
+
+def preview_of(part: Part) -> str:
+    """What a dry run says of it beside its size."""
+    if part.error or part.here:
+        return said(part)
+    if part.twin is None:
+        return ""
+    return f"same weights as {part.twin.name}" + (f" (SAE {part.twin.pk}), which is here" if part.twin.ready else "")
 
 
 def size(n: float | None) -> str:
