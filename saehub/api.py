@@ -17,6 +17,7 @@ from saehub.accounts.access import LOGIN
 from saehub.accounts.api_access import Needs, Problem, problem
 from saehub.accounts.api_problems import StrictParser
 from saehub.jobs.api import router as jobs
+from saehub.jobs.api_workers import router as workers
 from saehub.openapi import HubAPI
 from saes.api import router as saes
 from training.api import router as training
@@ -102,6 +103,7 @@ def me(request: HttpRequest) -> Any:
 
 
 api.add_router("", jobs)
+api.add_router("", workers)
 api.add_router("", saes)
 api.add_router("", training)
 api.add_router("", concepts)

@@ -12,6 +12,7 @@ urlpatterns = [
     path("", views.home, name="home"),
     path("search/", views.search, name="search"),
     path("healthz", views.health, name="health"),
+    path("readyz", views.ready, name="ready"),
     path("favicon.ico", views.favicon, name="favicon"),
     path("login/", needs(PUBLIC)(LoginView.as_view(redirect_authenticated_user=True)), name="login"),
     path("logout/", needs(PUBLIC)(LogoutView.as_view()), name="logout"),

@@ -20,6 +20,7 @@ from inference.models import Generation
 from saehub.accounts.access import LOGIN, PUBLIC, allowed, needs
 from saehub.fragments import part
 from saehub.jobs.models import Job
+from saehub.jobs.workers import troubles
 from saehub.styleguide import samples
 from saehub.typed import row_number, whole_number
 from saes.filters import search_query
@@ -162,6 +163,15 @@ def health(request: HttpRequest) -> HttpResponse:
     """For probes: the site answers and its database too."""
     connection.ensure_connection()
     return HttpResponse("ok\n", content_type="text/plain")
+
+
+@needs(PUBLIC)
+def ready(request: HttpRequest) -> HttpResponse:
+    """For probes: 200 where all that people ask for can be done, else 503 with what is missing."""
+    missing = troubles()
+    return HttpResponse(
+        "".join(f"{text}\n" for text in missing or ["ready"]), status=503 if missing else 200, content_type="text/plain"
+    )
 
 
 @needs(PUBLIC)

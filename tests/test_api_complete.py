@@ -16,6 +16,7 @@ LOOKS = {  # pages that only show; their figures are those of GET operations
     "concepts:config_list", "concepts:config_detail", "inference:inference_list", "inference:inference_detail",
     "inference:promptbatch_list", "inference:promptbatch_detail", "inference:generation_list", "inference:edit_suggest",
     "inference:generation_detail", "inference:sweep_detail", "jobs:job_list", "jobs:job_detail", "jobs:job_running",
+    "jobs:worker_list",
 }  # fmt: skip
 OWN = {"jobs:job_probe"}  # tries the workers
 DOES = {

@@ -9,7 +9,8 @@ from typing import Any
 
 from django.conf import settings
 
-from training.memory import FLOAT, GPU_PROCESS, PROCESS, Room, room, run_memory, streamed_memory
+from saehub.machine import Room
+from training.memory import FLOAT, GPU_PROCESS, PROCESS, room, run_memory, streamed_memory
 from training.models import Capture
 from training.preview import Policy, Preview, preview
 from training.speed import Speed, Speeds

@@ -7,13 +7,9 @@ Those of a GPU follow from the tensors of the step; they have not been measured.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
-import psutil
+from saehub.machine import Room, gpus, ram_room
 
 FLOAT = 4
 PROCESS = 330_000_000  # Python with Django, torch and transformers, and the order of a window of rows
@@ -28,16 +24,6 @@ CODES = {
 }  # times (n, d_sae)
 GPU_PROCESS, GPU_WEIGHTS, GPU_CODES = 600_000_000, 4.5, 6.0  # gradients are whole there, and so are the codes
 STREAMED_ROWS = 16 * 8192  # that a streamed capture keeps, see numerics/stream.py
-CGROUP = Path("/sys/fs/cgroup")
-
-
-@dataclass(frozen=True)
-class Room:
-    """Bytes that a run may use where it will run: all of them, and those that are free now."""
-
-    total: int
-    free: int
-    gpu: bool = False
 
 
 def run_memory(architecture: str, d_in: int, d_out: int, d_sae: int, batch_size: int, *, gpu: bool = False) -> int:
@@ -60,40 +46,7 @@ def room() -> Room:
     return gpu_room() or ram_room()
 
 
-def ram_room(cgroup: Path = CGROUP) -> Room:
-    """Of this machine, within what its container may use."""
-    memory = psutil.virtual_memory()
-    limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
-    if limit is None or limit >= memory.total:
-        return Room(memory.total, memory.available)
-    return Room(limit, max(min(memory.available, limit - (used or 0) + _cached(cgroup)), 0))
-
-
-def _cached(cgroup: Path) -> int:
-    """Bytes of files that were read and can be let go: they count as used (memory.stat, inactive_file)."""
-    try:
-        lines = (cgroup / "memory.stat").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-
-
 def gpu_room() -> Room | None:
-    """Of the first GPU as nvidia-smi tells it; None where there is none, or torch was built without."""
-    program = shutil.which("nvidia-smi")
-    if program is None or "+cpu" in version("torch"):
-        return None
-    call = [program, "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(call, capture_output=True, text=True, timeout=5, check=True).stdout
-        total, free = (int(word) * 2**20 for word in said.splitlines()[0].split(","))
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
-    return Room(total, free, gpu=True)
-
-
-def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # "max": no limit
-        return None
+    """Of the first GPU; None where there is none, or torch was built without."""
+    found = [] if "+cpu" in version("torch") else gpus()
+    return Room(found[0].total, found[0].free, gpu=True) if found else None

@@ -281,6 +281,30 @@ class JobLine(models.Model):
         return self.text
 
 
+class Worker(models.Model):
+    """A `manage.py work` that serves a queue, as it last said itself, with how its machine stood then."""
+
+    name = models.CharField(max_length=120, unique=True, help_text="host:process:queue, as its jobs name it")
+    host = models.CharField(max_length=100)
+    queue = models.CharField(max_length=10)
+    processes = models.PositiveIntegerField(help_text="Jobs that it may do at once")
+    started_at = models.DateTimeField()
+    seen_at = models.DateTimeField()
+    machine = models.JSONField(default=dict, help_text="saehub.machine.standing")
+
+    class Meta:
+        ordering = ("host", "queue", "name")
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def silent(self) -> bool:
+        """It has not been heard of for as long as its jobs' leases last: it is dead, or cut off."""
+        return timezone.now() - self.seen_at > timedelta(seconds=settings.JOB_LEASE_SECONDS)
+
+
 def enqueue(kind: str, owner: Any, *, title: str, **ids: Any) -> Job:
     """Queue one job of `kind` on the rows named by `ids`. Works inside a transaction: the queue hears of it on commit."""
     row = KINDS[kind]

@@ -6,6 +6,7 @@ app_name = "jobs"
 urlpatterns = [
     path("", views.job_list, name="job_list"),
     path("running/", views.job_running, name="job_running"),
+    path("workers/", views.worker_list, name="worker_list"),
     path("probe/", views.job_probe, name="job_probe"),
     path("<int:pk>/", views.job_detail, name="job_detail"),
     path("<int:pk>/cancel/", views.job_cancel, name="job_cancel"),

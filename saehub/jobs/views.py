@@ -16,6 +16,7 @@ from saehub.accounts.access import check, needs
 from saehub.figures import fig
 from saehub.fragments import part
 from saehub.jobs.models import LOG_TAIL, Job, State, enqueue
+from saehub.jobs.workers import machines, queues, running
 
 
 def running_jobs(request: HttpRequest) -> dict[str, Any]:
@@ -58,6 +59,13 @@ def _told(values: dict[str, Any]) -> list[tuple[str, Any]]:
     return [
         (name.replace("_", " "), fig(value) if isinstance(value, float) else value) for name, value in values.items()
     ]
+
+
+@needs("jobs.view_job")
+def worker_list(request: HttpRequest) -> HttpResponse:
+    """Who serves the queues, how their machines stand, and what runs there now."""
+    context = {"section": "jobs", "queues": queues(), "machines": machines(), "jobs": running()}
+    return render(request, "jobs/worker_list.html" + part(request, "now"), context)
 
 
 @require_POST

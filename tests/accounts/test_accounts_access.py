@@ -120,7 +120,8 @@ def test_every_model_has_an_admin_that_opens(client_of: Any) -> None:
         "JobLine",
         "RunPoint",
         "Star",
-    }  # shown inside their job and their run, and nobody else's business
+        "Worker",
+    }  # shown inside their job and their run, nobody else's business, and what processes say of themselves
     for label in ("saes", "training", "concepts", "inference", "jobs", "accounts"):
         for model in apps.get_app_config(label).get_models():
             if model.__name__ in parts_of_others:

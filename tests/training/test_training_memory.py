@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from django.urls import reverse
 
+from saehub.machine import GPU, Room
 from tests.training.rows import HOOK, a_capture
 from training import memory
-from training.memory import Room, run_memory
+from training.memory import run_memory
 from training.run_form import RunForm
 
 ROOT = Path(__file__).parents[2]
@@ -65,28 +66,13 @@ def test_the_estimate_is_near_what_a_run_takes(tmp_path: Path, architecture: str
     assert 0.6 < said / taken < 1.7, (said, taken)
 
 
-def test_room_is_what_the_container_may_use(tmp_path: Path) -> None:
-    whole = memory.ram_room(tmp_path)
-    assert whole.total > whole.free > 0 and not whole.gpu
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.ram_room(tmp_path).total == whole.total
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("400000\n")
-    assert memory.ram_room(tmp_path) == Room(1_000_000, 600_000)
-    (tmp_path / "memory.stat").write_text("anon 150000\ninactive_file 250000\n")
-    assert memory.ram_room(tmp_path) == Room(1_000_000, 850_000), "files that were read can be let go"
-
-
-def test_the_gpu_is_asked_where_torch_could_use_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho '24576, 20000'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+def test_the_gpu_counts_where_torch_could_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "gpus", lambda: [GPU("A10", 24_000, 20_000, 0.5), GPU("A10", 24_000, 1_000, 0.9)])
     monkeypatch.setattr(memory, "version", lambda name: "2.13.0+cpu")
     assert memory.gpu_room() is None
     monkeypatch.setattr(memory, "version", lambda name: "2.13.0")
-    assert memory.gpu_room() == Room(24576 * 2**20, 20000 * 2**20, gpu=True)
-    program.write_text("#!/bin/sh\necho 'No devices were found'; exit 6\n")
+    assert memory.gpu_room() == Room(24_000, 20_000, gpu=True)
+    monkeypatch.setattr(memory, "gpus", list)
     assert memory.gpu_room() is None
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from typing import Any
 
 from django.conf import settings
@@ -16,6 +17,7 @@ from saehub.jobs.models import Job, State
 from saehub.jobs.processes import end_with_parent, kill_tree
 from saehub.jobs.runner import release, sweep
 from saehub.jobs.server import import_all, modules_of, start_server
+from saehub.jobs.workers import BEAT_SECONDS, beat, leave
 
 SWEEP_SECONDS = 2.0
 STUCK_SECONDS = 20.0
@@ -43,9 +45,13 @@ class Command(BaseCommand):
         cluster = self.start_cluster()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: self.over.set())
+        began, said = timezone.now(), 0.0
         try:
-            while not self.over.wait(SWEEP_SECONDS):
+            while not self.over.wait(SWEEP_SECONDS if said else 0):
                 try:
+                    if time.monotonic() - said > BEAT_SECONDS:
+                        said = time.monotonic()
+                        self.beat(began)
                     cluster = self.look_after(cluster)
                 except (OperationalError, InterfaceError) as error:  # it may be back at the next look
                     self.stderr.write(f"{self.worker}: the database does not answer: {str(error).strip()}")
@@ -56,6 +62,12 @@ class Command(BaseCommand):
     def import_in_worker(self, **_: Any) -> None:
         """Before its first job: what a worker needs that does jobs itself."""
         import_all(modules_of(self.queue, in_child=False))
+
+    def beat(self, began: Any) -> None:
+        try:
+            beat(self.worker, self.queue, began)
+        except OSError as error:  # a disk that went away ends jobs, not workers
+            self.stderr.write(f"{self.worker}: {error}")
 
     def look_after(self, cluster: Any) -> Any:
         """Take up what dead workers left; the cluster, started again where it is stuck or gone."""
@@ -73,6 +85,7 @@ class Command(BaseCommand):
         """The cluster's processes first: Python would wait for them for ever, as they for the queue."""
         try:
             self.stop_cluster()
+            leave(self.worker)
         except (OperationalError, InterfaceError):  # without a database the lease runs out instead
             self.stderr.write(f"{self.worker}: ended without a database to give its jobs back to")
 
