@@ -11,6 +11,7 @@ from torch import Tensor
 from saes.numerics.lm import LM, hooked
 from saes.numerics.sae import SAE
 from training.numerics.definitions import EvaluationError
+from training.numerics.replay import Prefix
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -57,12 +58,13 @@ def predictions(splice: Splice, contexts: Contexts, batch_contexts: int, progres
     """Means over all predictions of the contexts, NaN where one is not defined."""
     sums: dict[str, float] = {}
     device = splice.lm.device
+    prefix = Prefix(splice.lm, (splice.reads, splice.writes))
     for start in range(0, len(contexts.ids), batch_contexts):
         part = slice(start, start + batch_contexts)
         ids = torch.from_numpy(contexts.ids[part].astype(np.int64)).to(device)
         mask = torch.from_numpy(contexts.replaced[part]).to(device)
         counted = torch.from_numpy(contexts.predicted[part]).to(device)
-        for name, value in _losses(splice, ids, mask, counted).items():
+        for name, value in _losses(splice, prefix, ids, mask, counted).items():
             sums[name] = sums.get(name, 0.0) + value
         progress(start + len(ids), len(contexts.ids), "comparing predictions")
     values = {name: value / contexts.predictions for name, value in sums.items()}
@@ -80,7 +82,7 @@ def _ratio(above: float, below: float) -> float:
     return above / below if below else float("nan")
 
 
-def _losses(splice: Splice, ids: Tensor, mask: Tensor, counted: Tensor) -> dict[str, float]:
+def _losses(splice: Splice, prefix: Prefix, ids: Tensor, mask: Tensor, counted: Tensor) -> dict[str, float]:
     """Sums over the counted (b, t - 1) predictions of contexts ids (b, t)."""
     sae, read = splice.sae, {}
 
@@ -99,7 +101,8 @@ def _losses(splice: Splice, ids: Tensor, mask: Tensor, counted: Tensor) -> dict[
     def mean(y: Tensor) -> Tensor:
         return torch.where(mask.unsqueeze(-1), splice.mean.to(y), y)
 
-    original = _log_probs(splice.lm, ids)
+    with prefix.recorded():
+        original = _log_probs(splice.lm, ids)
     sums = {"ce_original": _cross_entropy(original, ids, counted)}
     for change, ce, kl in (
         (spliced, "ce_with_sae", "kl"),
@@ -107,7 +110,7 @@ def _losses(splice: Splice, ids: Tensor, mask: Tensor, counted: Tensor) -> dict[
         (mean, "ce_mean_ablated", ""),
     ):
         reading = {splice.reads: record} if change is spliced and splice.reads != splice.writes else {}
-        with hooked(splice.lm, {**reading, splice.writes: change}):
+        with prefix.replayed(), hooked(splice.lm, {**reading, splice.writes: change}):
             changed = _log_probs(splice.lm, ids)
         sums[ce] = _cross_entropy(changed, ids, counted)
         if kl:
@@ -119,7 +122,7 @@ def _losses(splice: Splice, ids: Tensor, mask: Tensor, counted: Tensor) -> dict[
 def _log_probs(lm: LM, ids: Tensor) -> Tensor:
     """Log-probabilities (b, t - 1, vocabulary) of every next token, float32."""
     logits = lm.model(input_ids=ids, use_cache=False).logits
-    return logits[:, :-1].float().log_softmax(-1)
+    return logits.float().log_softmax(-1)[:, :-1]  # cut afterwards, where it is a view
 
 
 def _cross_entropy(log_probs: Tensor, ids: Tensor, counted: Tensor) -> float:
