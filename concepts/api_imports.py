@@ -118,7 +118,7 @@ def concepts_load(request: HttpRequest, file: UploadedFile = File(...), form: Lo
         if not long:
             imports.plan(row)
     except interchange.FileRefused as refusal:
-        row.delete()
+        imports.discard(row)
         if dictionary is not None and form.dictionary_id is None:  # made for this file
             dictionary.delete()
         raise Problem(422, f"file: {refusal}", errors={"file": [str(refusal)]}) from None

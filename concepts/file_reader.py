@@ -48,7 +48,7 @@ def read(file: IO[bytes], facts: Facts) -> tuple[str, Iterator[Entry | Refused]]
         raise FileRefused("The file is empty.")
     if start[0] not in "{[":
         return "csv", _rows(_csv(lines), facts, _of_csv)
-    first = _record(start.splitlines()[0])
+    first = _record(start)
     if isinstance(first, dict) and not _is_mi_crow(first):
         form = "neuronpedia" if "description" in first and "index" in first else "jsonl"
         return form, _rows(_json_lines(lines), facts, _of_neuronpedia if form == "neuronpedia" else _of_ours)

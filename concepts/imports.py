@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -324,6 +325,17 @@ def keep(file: Any, user: Any, sae: SAE, dictionary: ConceptDictionary | None, a
     row = ConceptImport.objects.create(
         name=name, owner=user, sae=sae, dictionary=dictionary, accept=accept, size_bytes=file.size
     )
+    try:
+        row.sha256 = _store(row, file)
+    except BaseException:  # a full disk; the row goes with the transaction
+        shutil.rmtree(row.folder, ignore_errors=True)
+        raise
+    row.save(update_fields=["sha256"])
+    return row
+
+
+def _store(row: ConceptImport, file: Any) -> str:
+    """Write what was sent into the row's folder; its SHA-256."""
     row.folder.mkdir(parents=True, exist_ok=True)
     partial, digest = row.folder / "partial", hashlib.sha256()
     with partial.open("wb") as out:
@@ -331,9 +343,15 @@ def keep(file: Any, user: Any, sae: SAE, dictionary: ConceptDictionary | None, a
             digest.update(chunk)
             out.write(chunk)
     os.rename(partial, row.file)
-    row.sha256 = digest.hexdigest()
-    row.save(update_fields=["sha256"])
-    return row
+    return digest.hexdigest()
+
+
+def discard(row: ConceptImport) -> None:
+    """Throw away what was sent, its file at once: where the row was made in the transaction that is open and this is
+    undone with it, nothing else would remove it."""
+    folder = row.folder
+    row.delete()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def export(form: str, what: ConceptDictionary | SAE) -> Iterator[str]:

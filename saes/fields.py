@@ -114,7 +114,7 @@ class NewRow(forms.ModelForm):
                 self.store(row)
                 row.start(self.user)
             except BaseException:
-                shutil.rmtree(row.folder, ignore_errors=True)
+                _clear(row)
                 raise
         return row
 
@@ -123,13 +123,15 @@ class NewRow(forms.ModelForm):
 
 
 def _clear(row: Any) -> None:
-    """Remove what stands in a new row's folder: it is of a row that a restored database does not know any more.
+    """Remove what stands where a new row's files belong: of a row that a restored database does not know any more, or
+    of this one, when it could not be begun.
 
     But not what the row itself points at: somebody may have put a model exactly there.
     """
     given = Path(getattr(row, "location", "") or "nowhere").resolve()
-    if row.folder.resolve() not in (given, *given.parents):
-        shutil.rmtree(row.folder, ignore_errors=True)
+    for folder in row.own_files():
+        if folder.resolve() not in (given, *given.parents):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def unused_name(table: Any, name: str) -> str:

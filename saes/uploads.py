@@ -16,6 +16,7 @@ from django.core.files.uploadedfile import TemporaryUploadedFile, UploadedFile
 
 MAX_FILES = 10_000
 MAX_NAME = 400
+LONGEST_PART = 255  # bytes of a folder's or file's name, as file systems have it
 BLOCK = 1 << 20
 ARCHIVE = "archive.zip"
 
@@ -24,7 +25,8 @@ def safe_name(text: str) -> PurePosixPath:
     """The place of a file inside the folder that is sent, or ValidationError when it would lie outside of it."""
     shown = f"{text!a:.80}"
     path = PurePosixPath(text.replace("\\", "/"))
-    if not text or len(text) > MAX_NAME or any(ord(letter) < 32 for letter in text):
+    longest = max((len(part.encode("utf-8", "surrogatepass")) for part in path.parts), default=0)
+    if not text or len(text) > MAX_NAME or longest > LONGEST_PART or any(ord(letter) < 32 for letter in text):
         raise ValidationError(f"A file is named {shown}, which is not a name files here can have.")
     if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise ValidationError(f"A file is named {shown}, which leads out of its folder; nothing was unpacked.")
@@ -42,7 +44,7 @@ def checked(files: Sequence[UploadedFile], paths: Sequence[str]) -> list[tuple[P
         raise ValidationError(f"These are {len(files):,} files; an SAE has at most {MAX_FILES:,}.")
     told = paths if len(paths) == len(files) else [file.name or "" for file in files]
     placed = [(safe_name(name), file) for name, file in zip(told, files, strict=True)]
-    _refuse_twice([place for place, _ in placed])
+    _refuse_clashes([place for place, _ in placed])
     for place, file in placed:
         if place.suffix.lower() == ".zip":
             if len(files) > 1:
@@ -58,7 +60,8 @@ def too_large() -> str:
     )
 
 
-def _refuse_twice(places: Iterable[PurePosixPath]) -> None:
+def _refuse_clashes(places: Sequence[PurePosixPath]) -> None:
+    folders = {str(folder).casefold() for place in places for folder in place.parents}
     seen: set[str] = set()
     for place in places:
         key = str(place).casefold()
@@ -66,14 +69,16 @@ def _refuse_twice(places: Iterable[PurePosixPath]) -> None:
             raise ValidationError(
                 f"Two files are named {place}; send the folder as a zip, which keeps them in their own folders."
             )
+        if key in folders:
+            raise ValidationError(f"{place} is a file and a folder at once; nothing was unpacked.")
         seen.add(key)
 
 
 def check_zip(file: IO[bytes] | UploadedFile | Path) -> list[zipfile.ZipInfo]:
     """The members of an archive that are files, once its directory says nothing hostile. Reads no contents.
 
-    Raises ValidationError: not a zip, encrypted, links or devices in it, names that lead out of it or come twice,
-    more than MAX_FILES members, more than SAE_UPLOAD_LIMIT bytes unpacked.
+    Raises ValidationError: not a zip, encrypted, links or devices in it, names that lead out of it, come twice or are a
+    file and a folder, more than MAX_FILES members, more than SAE_UPLOAD_LIMIT bytes unpacked.
     """
     try:
         with zipfile.ZipFile(file) as archive:  # type: ignore[arg-type]
@@ -98,7 +103,7 @@ def check_zip(file: IO[bytes] | UploadedFile | Path) -> list[zipfile.ZipInfo]:
     for member in members:
         if member.is_dir() and PurePosixPath(member.filename).parts:  # "./" is the folder itself, as bsdtar writes it
             safe_name(member.filename.rstrip("/"))
-    _refuse_twice(safe_name(member.filename) for member in found)
+    _refuse_clashes([safe_name(member.filename) for member in found])
     if not found:
         raise ValidationError("The archive is empty.")
     return found
@@ -127,6 +132,9 @@ def unpack(folder: Path, tick: Callable[[int, int], Any] = lambda done, total: N
     """
     files, archive = folder / "files", folder / ARCHIVE
     if not archive.exists():
+        return files
+    if files.exists():  # unpacked whole by an attempt that was killed before its last step
+        archive.unlink()
         return files
     members = check_zip(archive)
     total = sum(member.file_size for member in members)

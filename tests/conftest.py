@@ -123,6 +123,25 @@ def committed(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
         connection.close()
 
 
+@pytest.fixture(autouse=True)
+def _files_go_with_rows(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The transaction around a test is none of ours and is never committed: where no other is open, rows count as gone
+    at once, and their files go."""
+    if "db" not in request.fixturenames and request.node.get_closest_marker("django_db") is None:
+        yield
+        return
+    from django.db import connection
+    from django.db.transaction import on_commit
+
+    def at_once(remove: Callable[[], None]) -> None:
+        blocks: Any = connection.atomic_blocks
+        remove() if blocks and blocks[-1]._from_testcase else on_commit(remove)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saehub.jobs.made.on_commit", at_once)
+        yield
+
+
 @pytest.fixture
 def user_of(db: None) -> Callable[[str], Any]:
     """`user_of("researcher")`: a user of that role (the same one each time); `user_of("stranger")` has no role."""

@@ -63,7 +63,8 @@ def sampled(sample: str, chats: bool) -> Sampled:
     """What a corpus's `sample` holds."""
     if not chats:
         return Sampled(texts=tuple(sample.split(BETWEEN_DOCUMENTS)))
-    rows = [json.loads(line) for line in sample.splitlines()]
+    # not splitlines(): JSON leaves U+2028 and its like as they are, which that takes for ends of lines too
+    rows = [json.loads(line) for line in sample.split("\n") if line]
     made = [
         (Conversation(tuple(row["messages"]), row["where"], tuple(row.get("tools", ()))), bool(row.get("shape")))
         for row in rows

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, models
 from django.db.models.deletion import Collector
+from django.db.transaction import on_commit
 from django.utils import timezone
 
 from saehub.jobs.models import Job, State, enqueue
@@ -82,12 +85,12 @@ class Made(models.Model):
     def delete(self, *args: Any, **kwargs: Any) -> Any:
         """With its files and those of the rows that go with it.
 
-        The rows go first: files without a row are litter, a row without files is a broken page.
+        The rows go first, and their files once that is committed: files without a row are litter, a row without files is a
+        broken page.
         """
         folders = [folder for row in self._going() for folder in row.own_files()]
         gone = super().delete(*args, **kwargs)
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+        on_commit(partial(_remove, folders))
         return gone
 
     def _going(self) -> list[Made]:
@@ -96,3 +99,8 @@ class Made(models.Model):
         collector.collect([self])
         groups: list[Any] = [*collector.data.values(), *collector.fast_deletes]
         return [row for rows in groups for row in rows if isinstance(row, Made)]
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,7 @@ from django.test import Client
 from django.urls import reverse
 
 from saehub.jobs.models import Job, State
-from saes import imports
+from saes import import_forms, imports, uploads
 from saes.import_forms import NORMALIZATIONS
 from saes.models import SAE, LanguageModel
 from saes.numerics.formats import load_sae
@@ -328,6 +328,7 @@ def hostile(name: str, data: bytes = b"x", mode: int = 0) -> SimpleUploadedFile:
         (hostile("a/../../outside.txt"), "leads out of its folder"),
         (hostile("..\\outside.txt"), "leads out of its folder"),
         (hostile("C:/outside.txt"), "leads out of its folder"),
+        (hostile("ü" * 150), "not a name files here can have"),
         (hostile("."), "leads out of its folder"),
         (hostile("link", b"/etc/passwd", stat.S_IFLNK | 0o777), "is a link or a device"),
         (hostile("x" * 500), "not a name files here can have"),
@@ -343,6 +344,46 @@ def test_hostile_archives_are_refused_before_anything_is_kept(
     response = client_of("researcher").post(url(), {"where": "upload", "files": archive})
     assert response.status_code == 422 and part in response.context["form"].errors["files"][0]
     assert not SAE.objects.exists() and not Job.objects.exists() and files_below(data_folder) == []
+
+
+def test_a_name_that_is_a_file_and_a_folder_is_refused(client_of: Any, data_folder: Path) -> None:
+    """Of an archive it would fail in the job, of a folder in the page itself."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("layer_1/cfg.json", b"{}")
+        archive.writestr("Layer_1", b"x")
+    tree = [SimpleUploadedFile("a", b"x"), SimpleUploadedFile("b", b"x")]
+    for data in (
+        {"where": "upload", "files": SimpleUploadedFile("sae.zip", out.getvalue())},
+        {"where": "folder", "tree": tree, "paths": "top/a\ntop/a/b"},
+    ):
+        response = client_of("researcher").post(url(), data)
+        assert response.status_code == 422 and "is a file and a folder at once" in response.content.decode()
+    assert not SAE.objects.exists() and files_below(data_folder) == []
+
+
+def test_an_archive_whose_unpacking_was_killed_at_its_last_step_is_whole(tmp_path: Path) -> None:
+    given = write_sae(tmp_path / "given")
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent" / "archive.zip").write_bytes(zipped(given).read())
+    shutil.copy(tmp_path / "sent" / "archive.zip", tmp_path / "again.zip")
+    files = uploads.unpack(tmp_path / "sent")
+    shutil.copy(tmp_path / "again.zip", tmp_path / "sent" / "archive.zip")  # as if it had not been removed yet
+    assert uploads.unpack(tmp_path / "sent") == files and files_below(files) == files_below(given)
+    assert not (tmp_path / "sent" / "archive.zip").exists()
+
+
+def test_nothing_is_left_of_files_that_could_not_be_kept(
+    client_of: Any, tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, placed: Any) -> None:
+        uploads.store(folder, placed)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(import_forms, "store", full)
+    with pytest.raises(OSError, match="No space left"):
+        client_of("researcher").post(url(), {"where": "upload", "files": zipped(write_sae(tmp_path / "given"))})
+    assert not SAE.objects.exists() and files_below(data_folder) == []
 
 
 def test_a_file_that_the_browser_names_as_the_folder_itself_is_refused(client_of: Any, tmp_path: Path) -> None:
