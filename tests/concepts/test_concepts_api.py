@@ -110,6 +110,14 @@ def test_a_file_is_looked_at_and_then_applied(rows: Rows, api: Any) -> None:
     problem(api("viewer", "get", f"/concepts/dictionaries/{dictionary.pk}/export?format=xls"), 422, "there is no xls")
 
 
+@pytest.mark.parametrize("key", ["", "once"])
+def test_a_file_that_is_refused_is_not_kept(rows: Rows, api: Any, settings: Any, key: str) -> None:
+    data = {"file": SimpleUploadedFile("c.json", b"[1, 2"), "sae_id": rows.sae.pk}
+    problem(api("researcher", "post", "/concepts/load", data=data, key=key), 422, "file: ")
+    assert not ConceptImport.objects.exists()
+    assert not [path for path in settings.DATA_DIR.rglob("*") if "import" in path.parent.name]
+
+
 def test_a_long_file_is_looked_at_by_a_job(rows: Rows, api: Any, run_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imports, "LOOK_AT_ONCE", 10)
     sent = good(api("researcher", "post", "/concepts/load", data={"file": csv("4,dogs,1"), "sae_id": rows.sae.pk}), 202)

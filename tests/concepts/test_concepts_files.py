@@ -59,6 +59,12 @@ def test_the_three_shapes_of_mi_crow_and_csv_say_the_same() -> None:
     assert names(gzip.compress(CSV + b"5,family,0.9\n7,tools,0.5\n")) == expected
 
 
+def test_notes_may_hold_ends_of_lines_that_json_does_not_know() -> None:
+    line = json.dumps({"feature": 5, "name": "family", "notes": "one\u2028two"}, ensure_ascii=False)
+    [row] = rows(line.encode())
+    assert isinstance(row, Entry) and row.notes == "one\u2028two"
+
+
 def test_explanations_of_neuronpedia() -> None:
     one = {
         "modelId": "gemma-2-2b", "layer": "20-gemmascope-res-16k", "index": "5", "description": " references to\nfamily ",

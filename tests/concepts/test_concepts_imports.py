@@ -266,6 +266,24 @@ def test_a_failed_apply_changes_nothing(
     assert not row.ready and row.file.exists() and dictionary.states() == {} and not dictionary.revisions.exists()
 
 
+def test_a_file_that_cannot_be_kept_leaves_nothing_and_the_one_that_waits_stays(
+    dictionary: ConceptDictionary, client_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of("researcher")
+    sent(client, into(dictionary), CSV + b"5,x,1\n")
+    waiting = ConceptImport.objects.get()
+    there = set(waiting.folder.parent.iterdir())
+
+    def full(*args: Any) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr("os.rename", full)
+        sent(client, into(dictionary), CSV + b"7,y,1\n")
+    assert ConceptImport.objects.get() == waiting and waiting.file.exists()
+    assert set(waiting.folder.parent.iterdir()) == there
+
+
 @pytest.mark.parametrize("form", interchange.FORMATS)
 def test_a_dictionary_goes_out_and_comes_back(dictionary: ConceptDictionary, client_of: Any, form: str) -> None:
     states = {

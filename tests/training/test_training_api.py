@@ -115,7 +115,9 @@ def test_what_cannot_be_saved_is_one_sentence(
     assert not Capture.objects.exists()
 
 
-def test_activations_that_are_used_are_not_deleted(api: Any, make_run: Any) -> None:
+def test_activations_that_are_used_are_not_deleted(
+    api: Any, make_run: Any, django_capture_on_commit_callbacks: Any
+) -> None:
     run, _ = make_run()
     capture, folder = run.capture, run.capture.folder
     problem(api("researcher", "delete", f"/activations/{capture.pk}"), 403)
@@ -124,10 +126,26 @@ def test_activations_that_are_used_are_not_deleted(api: Any, make_run: Any) -> N
     Job.objects.filter(pk=run.job_id).update(state=State.RUNNING)
     problem(api("curator", "delete", f"/activations/{capture.pk}?force=true"), 409, "A job works on")
     Job.objects.filter(pk=run.job_id).update(state=State.DONE)
-    assert good(api("curator", "delete", f"/activations/{capture.pk}?force=true"))["runs"] == [run.pk]
+    with django_capture_on_commit_callbacks(execute=True):
+        assert good(api("curator", "delete", f"/activations/{capture.pk}?force=true"))["runs"] == [run.pk]
     assert not Capture.objects.exists() and not Run.objects.exists() and not folder.exists()
     assert SAE.objects.filter(pk=run.sae_id).exists(), "what was trained stays"
     problem(api("curator", "delete", f"/activations/{capture.pk}"), 404)
+
+
+def test_what_could_not_be_deleted_keeps_its_files(
+    api: Any, make_run: Any, django_capture_on_commit_callbacks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = make_run()
+    capture = run.capture
+
+    def lost(row: Capture) -> None:
+        raise OSError("The connection is lost.")
+
+    monkeypatch.setattr(Capture, "delete", lost)
+    with django_capture_on_commit_callbacks(execute=True), pytest.raises(OSError, match="is lost"):
+        api("curator", "delete", f"/activations/{capture.pk}?force=true")
+    assert Run.objects.filter(pk=run.pk).exists() and run.folder.exists() and capture.folder.exists()
 
 
 def test_an_sae_is_trained_and_says_where_it_comes_from(api: Any, make_capture: Any, run_job: Any) -> None:

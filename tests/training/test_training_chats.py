@@ -67,6 +67,12 @@ def test_an_upload_of_conversations_is_read_and_shown(add: Any, client_of: Any) 
     assert "conversations</span>" in client_of("viewer").get(reverse("training:corpus_list")).content.decode()
 
 
+def test_ends_of_lines_that_json_does_not_know_do_not_break_the_page(add: Any, client_of: Any) -> None:
+    row, job = add([{"messages": [{"role": "user", "content": "one\u2028two\x85three"}, *CHATS[0][1:]]}])
+    assert job.state == State.DONE, job.traceback
+    assert "one\u2028two\x85three" in client_of("viewer").get(row.get_absolute_url()).content.decode()
+
+
 @pytest.mark.parametrize(
     "rows, says",
     [

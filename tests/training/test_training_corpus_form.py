@@ -124,6 +124,21 @@ def test_nothing_is_left_when_storing_fails(client_of: Any, monkeypatch: Any) ->
     assert not any((Corpus(pk=1).folder.parent).glob("*"))
 
 
+def test_a_failed_corpus_stays_whole_when_storing_what_replaces_it_fails(client_of: Any, monkeypatch: Any) -> None:
+    add_corpus(client_of("researcher"), source="text", text="Some text.", name="mine")
+    old = Corpus.objects.get()
+    Job.objects.filter(pk=old.job_id).update(state="failed")
+    files = sorted(old.folder.rglob("*"))
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr("training.models.Corpus.start", full)
+        add_corpus(client_of("researcher"), source="text", text="Other text.", name="mine")
+    assert Corpus.objects.get() == old and files and sorted(old.folder.parent.rglob("*")) == [old.folder, *files]
+
+
 def test_two_splits_of_a_dataset_get_names_of_their_own(client_of: Any) -> None:
     client = client_of("researcher")
     for more in ({}, {"split": "test"}, {"subset": "de", "split": "test", "revision": "v1"}):
