@@ -38,7 +38,7 @@ TOLERANCE = 1e-5  # of the largest value either of them gives
 KEPT_BESIDE = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors")
 FACTS = (
     "repo_id", "repo_path", "model_name", "hook_name", "hook_name_out", "k", "norm_scaling_factor",
-    "normalize_activations", "apply_b_dec_to_input", "architecture", "layer",
+    "normalize_activations", "apply_b_dec_to_input", "architecture", "layer", "tensors",
 )  # fmt: skip
 
 

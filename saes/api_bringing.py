@@ -93,6 +93,7 @@ class ImportIn(Schema):
     normalize_activations: str = ""
     norm_scaling_factor: str = ""
     apply_b_dec_to_input: str = Field("", description="yes or no")
+    tensors: str = Field("", description="Which tensor of a file of one's own is which: W_enc = encoder.weight.T, …")
     second_copy: str = Field("", description="on: even when the same weights are here already")
 
 

@@ -45,7 +45,9 @@ FACT_FIELDS: dict[str, forms.Field] = {
     "k": forms.IntegerField(
         required=False, min_value=1, max_value=2**31 - 1, label="k, features per token", help_text="Of a TopK SAE"
     ),
-    "architecture": _text("Architecture", 40, "Where the files do not name it", "jumprelu"),
+    "architecture": _text(
+        "Architecture", 40, "Where the files do not name it: standard, topk, jumprelu, gated", "jumprelu"
+    ),
     "normalize_activations": forms.ChoiceField(
         required=False, choices=list(NORMALIZATIONS.items()), label="Normalisation of the input"
     ),
@@ -58,6 +60,20 @@ FACT_FIELDS: dict[str, forms.Field] = {
         coerce=lambda value: value == "yes",
         empty_value=None,
         label="b_dec is subtracted from the input",
+    ),
+    "tensors": forms.CharField(
+        required=False,
+        max_length=4000,
+        label="Which tensor is which",
+        help_text="Of a file of your own, whose names are no format's: one a line, our name first. "
+        ".T where the file holds it transposed, .exp() where it holds the logarithm",
+        widget=forms.Textarea(
+            attrs={
+                "placeholder": "W_enc = encoder.weight.T\nb_enc = encoder.bias\nW_dec = decoder.weight.T\nb_dec = pre_bias",
+                "rows": 5,
+                "spellcheck": "false",
+            }
+        ),
     ),
 }
 

@@ -90,7 +90,7 @@ def detail_page(request: HttpRequest, sae: SAE, tab: str = "", **filled: forms.F
         "licence": licence_of(sae),
         "repository": HubRepository.objects.filter(repo_id=sae.repo_id).first() if sae.repo_id else None,
         "starred": starred_by(request.user),
-        "facts_form": FactsForm(sae.asked) if sae.asked and not sae.ready and not sae.busy else None,
+        "facts_form": FactsForm(sae.asked, initial=sae.facts) if sae.asked and not sae.ready and not sae.busy else None,
     }
     shows = {"overview": _overview, "files": _files, "python": _python, "share": _share, "history": _history}
     context |= shows[tab](sae)

@@ -36,7 +36,7 @@ class WorkerOut(Schema):
     host: str
     queue: str
     processes: int = Field(description="Jobs that it may do at once")
-    silent: bool = Field(description="Not heard of for as long as a job's lease lasts: dead, or cut off")
+    silent: bool = Field(description="Not heard of for 20 s: dead, or cut off")
     started_at: datetime
     seen_at: datetime
     machine: dict[str, Any]

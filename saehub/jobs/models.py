@@ -26,6 +26,7 @@ class State(models.TextChoices):
 
 LIVE = (State.QUEUED, State.RUNNING)
 UNATTENDED = timedelta(seconds=20)  # a queue where nothing runs takes a job up within a second or two
+UNHEARD = timedelta(seconds=20)  # of a worker, which says every five that it is there
 LOG_TAIL = 8  # lines of the log on a card
 
 
@@ -301,8 +302,8 @@ class Worker(models.Model):
 
     @property
     def silent(self) -> bool:
-        """It has not been heard of for as long as its jobs' leases last: it is dead, or cut off."""
-        return timezone.now() - self.seen_at > timedelta(seconds=settings.JOB_LEASE_SECONDS)
+        """It has not been heard of for a while: it is dead, or cut off."""
+        return timezone.now() - self.seen_at > UNHEARD
 
 
 def enqueue(kind: str, owner: Any, *, title: str, **ids: Any) -> Job:

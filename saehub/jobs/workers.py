@@ -1,7 +1,7 @@
 """Who serves the queues, on which machines, and how those stand: for the page, the API, probes and Prometheus.
 
-Each `manage.py work` writes a row about itself every few seconds. What is not heard of counts as dead after a lease, as its
-jobs do. The site's own machine is measured when it is asked about.
+Each `manage.py work` writes a row about itself every five seconds; what is not heard of for twenty counts as dead. The site's
+own machine is measured when it is asked about.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from saehub.figures import bytes_text
-from saehub.jobs.models import LIVE, Job, State, Worker
+from saehub.jobs.models import LIVE, UNHEARD, Job, State, Worker
 from saehub.machine import standing
 
 BEAT_SECONDS = 5.0
@@ -48,8 +48,7 @@ def beat(name: str, queue: str, started_at: datetime) -> None:
             "machine": standing(Path(settings.DATA_DIR)),
         },
     )
-    gone = now - timedelta(seconds=settings.JOB_LEASE_SECONDS)
-    Worker.objects.filter(host=host, seen_at__lt=gone).delete()
+    Worker.objects.filter(host=host, seen_at__lt=now - UNHEARD).delete()
     Worker.objects.filter(seen_at__lt=now - REMEMBERED).delete()
 
 
@@ -101,7 +100,7 @@ class Machine:
 
 
 def queues() -> list[Queue]:
-    """All queues, with the workers that were heard of within a lease."""
+    """All queues, with the workers that were heard of lately."""
     heard = [worker for worker in Worker.objects.all() if not worker.silent]
     counts = {
         (queue, state): (n, oldest)

@@ -523,3 +523,58 @@ def test_the_golden_files_are_there() -> None:
     if not SHARED.exists():
         pytest.skip(f"no {SHARED}: the published SAEs and the broken ones are not in this repository")
     assert len(BAD) > 40 and len(PUBLIC) > 50
+
+
+# ------------------------------------------------------------------------------------------------------- a file of one's own
+
+
+def test_a_file_of_ones_own_is_asked_about_until_it_fits(
+    bring: Any, tmp_path: Path, client_of: Any, run_job: Any, api: Any
+) -> None:
+    """By page and API: wrong answers lose neither the files nor what was typed."""
+    import torch
+    from safetensors.torch import save_file
+
+    W = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    save_file({"enc.weight": W, "enc.bias": torch.zeros(64), "dec": W.clone()}, tmp_path / "mine.safetensors")
+    row, job = bring(where="upload", files=sent(tmp_path))
+    assert job.state == State.FAILED and "It holds dec (64, 32), enc.bias (64), enc.weight (64, 32)" in job.error
+    assert row.asked == ["tensors", "architecture", "model_name", "hook_name", "normalize_activations"]
+    page, client = reverse("saes:sae_facts", args=[row.pk]), client_of("researcher")
+    html = client.get(row.get_absolute_url()).content.decode()
+    assert '<textarea name="tensors"' in html and "It holds dec (64, 32)" in html
+    said = {
+        "tensors": "W_enc = enc.weight\nb_enc = enc.bias\nW_dec = dec", "architecture": "standard",
+        "model_name": "tiny", "hook_name": "blocks.1.hook_resid_post", "normalize_activations": "none",
+    }  # fmt: skip
+    assert client.post(page, said).status_code == 302
+    row.refresh_from_db()
+    job = run_job(row.job)
+    row.refresh_from_db()
+    assert job.state == State.FAILED and "b_enc has the shape (64,)" in job.error and row.asked == ["tensors"]
+    html = client.get(row.get_absolute_url()).content.decode()
+    assert "W_enc = enc.weight\nb_enc = enc.bias" in html, "what was typed is there to be corrected"
+    assert row.upload.exists()
+    right = "W_enc = enc.weight.T\nb_enc = enc.bias\nW_dec = dec"
+    answer = api("researcher", "post", f"/saes/{row.pk}/facts", {"tensors": right})
+    assert answer.status_code == 202, answer.content
+    row.refresh_from_db()
+    job = run_job(row.job)
+    row.refresh_from_db()
+    assert job.state == State.DONE and row.ready and row.proof["holds"], job.error
+    assert row.proof["source_format"] == "named_tensors" and row.format == "saelens" and not row.upload.exists()
+    assert (row.d_in, row.d_sae, row.layer, row.model_name) == (32, 64, 1, "tiny") and row.facts["tensors"] == right
+    x = torch.randn(8, 32)
+    torch.testing.assert_close(load_sae(row.files)(x), (x @ W.T).relu() @ W, rtol=1e-4, atol=1e-4)
+
+
+def test_all_of_it_can_be_said_at_once(bring_by_api: Any, tmp_path: Path) -> None:
+    import torch
+
+    W = torch.randn(32, 64, generator=torch.Generator().manual_seed(1))
+    torch.save({"W": W, "V": W.t().contiguous()}, tmp_path / "mine.pt")
+    row, job = bring_by_api(
+        where="upload", files=sent(tmp_path), tensors="W_enc=W, W_dec=V", architecture="topk", k="4", model_name="tiny",
+        hook_name="blocks.0.hook_resid_post", normalize_activations="none",
+    )  # fmt: skip
+    assert job.state == State.DONE and row.ready and row.architecture == "topk" and row.k == 4, job.error

@@ -17,6 +17,7 @@ from saes.numerics.formats import (
     mi_crow,
     mistudio,
     mistudio_community,
+    named_tensors,
     openmoss,
     saelens,
     saelens_legacy,
@@ -26,6 +27,7 @@ from saes.numerics.formats import (
     temporal_hf,
 )
 from saes.numerics.formats.files import (
+    WEIGHT_FILES,
     FormatError,
     MissingFact,
     NotRepresentable,
@@ -81,6 +83,9 @@ FORMATS: dict[str, Format] = {
     "goodfire": Format(single_files.detect_goodfire, single_files.load_goodfire, None),
     "deepseek_r1": Format(single_files.detect_deepseek, single_files.load_deepseek, None),
     "mi_crow": Format(mi_crow.detect, mi_crow.load, mi_crow.save),
+    "named_tensors": Format(
+        named_tensors.detect, named_tensors.load, None
+    ),  # nobody's names: a person says what is what
 }
 
 KNOWN = (  # whose files the table reads, for sentences
@@ -89,18 +94,6 @@ KNOWN = (  # whose files the table reads, for sentences
 )
 
 A_FILE = re.compile(r"\.(safetensors|npz|npy|pth?|json|ya?ml)\b")
-
-# Files by which people publish SAEs, so that a folder can be named for what it is, and two formats in one be noticed.
-WEIGHT_FILES = {
-    "sae_weights.safetensors": "SAELens",
-    "sae_weights.safetensors.index.json": "SAELens",
-    "params.npz": "Gemma Scope",
-    "params.safetensors": "Gemma Scope 2",
-    "sae.safetensors": "sparsify",
-    "ae.pt": "dictionary_learning",
-    "checkpoint.safetensors": "miStudio",
-    "latest_ckpt.safetensors": "temporal",
-}
 
 
 def detect_format(path: str | Path) -> str:

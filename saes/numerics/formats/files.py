@@ -17,6 +17,19 @@ MAX_JSON_DEPTH = 32
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
+# Files by which people publish SAEs, so that a folder can be named for what it is, and two formats in one be noticed.
+WEIGHT_FILES = {
+    "sae_weights.safetensors": "SAELens",
+    "sae_weights.safetensors.index.json": "SAELens",
+    "params.npz": "Gemma Scope",
+    "params.safetensors": "Gemma Scope 2",
+    "sae.safetensors": "sparsify",
+    "ae.pt": "dictionary_learning",
+    "checkpoint.safetensors": "miStudio",
+    "latest_ckpt.safetensors": "temporal",
+}
+
+
 class FormatError(ValueError):
     """Files that do not hold what they should. The message is one sentence for a person."""
 
