@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db import OperationalError, connection
+from django.db import InterfaceError, OperationalError, connection
 from django.db.models import Count, Min
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -144,7 +144,7 @@ def troubles() -> list[str]:
     try:
         connection.ensure_connection()
         found = [f"No worker serves the {queue.name} queue." for queue in queues() if not queue.workers]
-    except OperationalError:
+    except (InterfaceError, OperationalError):
         return ["The database does not answer."]
     free = shutil.disk_usage(settings.DATA_DIR).free
     if free < settings.DISK_RESERVE:
