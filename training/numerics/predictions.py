@@ -57,14 +57,13 @@ class Contexts:
 def predictions(splice: Splice, contexts: Contexts, batch_contexts: int, progress: Progress) -> dict[str, float]:
     """Means over all predictions of the contexts, NaN where one is not defined."""
     sums: dict[str, float] = {}
-    device = splice.lm.device
-    prefix = Prefix(splice.lm, (splice.reads, splice.writes))
+    device, passes = splice.lm.device, _Passes(splice)
     for start in range(0, len(contexts.ids), batch_contexts):
         part = slice(start, start + batch_contexts)
         ids = torch.from_numpy(contexts.ids[part].astype(np.int64)).to(device)
         mask = torch.from_numpy(contexts.replaced[part]).to(device)
         counted = torch.from_numpy(contexts.predicted[part]).to(device)
-        for name, value in _losses(splice, prefix, ids, mask, counted).items():
+        for name, value in passes.sums(ids, mask, counted).items():
             sums[name] = sums.get(name, 0.0) + value
         progress(start + len(ids), len(contexts.ids), "comparing predictions")
     values = {name: value / contexts.predictions for name, value in sums.items()}
@@ -82,41 +81,78 @@ def _ratio(above: float, below: float) -> float:
     return above / below if below else float("nan")
 
 
-def _losses(splice: Splice, prefix: Prefix, ids: Tensor, mask: Tensor, counted: Tensor) -> dict[str, float]:
-    """Sums over the counted (b, t - 1) predictions of contexts ids (b, t)."""
-    sae, read = splice.sae, {}
+class _Passes:
+    """The passes of a model over batches of contexts: as it is, with the SAE in it, and with what it reads there erased."""
 
-    def record(x: Tensor) -> None:
-        read["x"] = x[mask]
+    def __init__(self, splice: Splice) -> None:
+        self.splice = splice
+        self.prefix = Prefix(splice.lm, (splice.reads, splice.writes))
+        self.known: dict[str, tuple[Tensor, Tensor]] = {}  # of an ablation: a stream (t, d), its log-probabilities
 
-    def spliced(y: Tensor) -> Tensor:
-        x = y[mask] if splice.reads == splice.writes else read["x"]
-        y = y.clone()
-        y[mask] = sae(x.to(sae.W_dec)).to(y)
-        return y
+    def sums(self, ids: Tensor, mask: Tensor, counted: Tensor) -> dict[str, float]:
+        """Sums over the counted (b, t - 1) predictions of contexts ids (b, t)."""
+        with self.prefix.recorded():
+            original = _log_probs(self.splice.lm, ids)
+        changed = self._spliced(ids, mask)
+        sums = {
+            "ce_original": _cross_entropy(original, ids, counted),
+            "ce_with_sae": _cross_entropy(changed, ids, counted),
+            "kl": _kl(changed, original, counted),
+        }
+        changed = self._ablated("zero", torch.zeros_like(self.splice.mean), ids, mask)
+        sums["ce_zero_ablated"] = _cross_entropy(changed, ids, counted)
+        sums["kl_zero_ablated"] = _kl(changed, original, counted)
+        changed = self._ablated("mean", self.splice.mean, ids, mask)
+        sums["ce_mean_ablated"] = _cross_entropy(changed, ids, counted)
+        return sums
 
-    def zeros(y: Tensor) -> Tensor:
-        return y.masked_fill(mask.unsqueeze(-1), 0)
+    def _spliced(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Log-probabilities (b, t - 1, vocabulary) with what the SAE makes of the replaced tokens in their place."""
+        sae, at, read = self.splice.sae, self.splice, {}
 
-    def mean(y: Tensor) -> Tensor:
-        return torch.where(mask.unsqueeze(-1), splice.mean.to(y), y)
+        def record(x: Tensor) -> None:
+            read["x"] = x[mask]
 
-    with prefix.recorded():
-        original = _log_probs(splice.lm, ids)
-    sums = {"ce_original": _cross_entropy(original, ids, counted)}
-    for change, ce, kl in (
-        (spliced, "ce_with_sae", "kl"),
-        (zeros, "ce_zero_ablated", "kl_zero_ablated"),
-        (mean, "ce_mean_ablated", ""),
-    ):
-        reading = {splice.reads: record} if change is spliced and splice.reads != splice.writes else {}
-        with prefix.replayed(), hooked(splice.lm, {**reading, splice.writes: change}):
-            changed = _log_probs(splice.lm, ids)
-        sums[ce] = _cross_entropy(changed, ids, counted)
-        if kl:
-            each = F.kl_div(changed, original, reduction="none", log_target=True).sum(-1, dtype=torch.float64)
-            sums[kl] = float(each[counted].sum())
-    return sums
+        def spliced(y: Tensor) -> Tensor:
+            x = y[mask] if at.reads == at.writes else read["x"]
+            y = y.clone()
+            y[mask] = sae(x.to(sae.W_dec)).to(y)
+            return y
+
+        reading = {} if at.reads == at.writes else {at.reads: record}
+        with self.prefix.replayed(), hooked(at.lm, {**reading, at.writes: spliced}):
+            return _log_probs(at.lm, ids)
+
+    def _ablated(self, name: str, value: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Log-probabilities (b, t - 1, vocabulary) with value (d,) at the replaced tokens.
+
+        Where that is the residual stream between two blocks, nothing else of a context reaches the blocks above: contexts
+        that are left with the same stream, mostly all of them, have the same predictions, and these are computed once.
+        """
+        if not self.prefix.ends_at(self.splice.writes):
+            return self._erased(value, ids, mask, None)
+        left = torch.where(mask.unsqueeze(-1), value.to(self.prefix.hidden), self.prefix.hidden)
+        found = [self.known[name]] if name in self.known else []
+        streams = [stream for stream, _ in found]
+        kinds, new = [], []
+        for row, stream in enumerate(left):
+            kind = next((n for n, other in enumerate(streams) if torch.equal(other, stream)), len(streams))
+            if kind == len(streams):
+                streams.append(stream)
+                new.append(row)
+            kinds.append(kind)
+        log_probs = [values for _, values in found]
+        if new:
+            log_probs.extend(self._erased(value, ids[new], mask[new], new))
+        self.known.setdefault(name, (streams[0].clone(), log_probs[0].clone()))
+        return torch.stack([log_probs[kind] for kind in kinds])
+
+    def _erased(self, value: Tensor, ids: Tensor, mask: Tensor, rows: list[int] | None) -> Tensor:
+        def erased(y: Tensor) -> Tensor:
+            return torch.where(mask.unsqueeze(-1), value.to(y), y)
+
+        with self.prefix.replayed(rows), hooked(self.splice.lm, {self.splice.writes: erased}):
+            return _log_probs(self.splice.lm, ids)
 
 
 def _log_probs(lm: LM, ids: Tensor) -> Tensor:
@@ -127,3 +163,8 @@ def _log_probs(lm: LM, ids: Tensor) -> Tensor:
 
 def _cross_entropy(log_probs: Tensor, ids: Tensor, counted: Tensor) -> float:
     return -float(log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1)[counted].sum(dtype=torch.float64))
+
+
+def _kl(log_probs: Tensor, original: Tensor, counted: Tensor) -> float:
+    each = F.kl_div(log_probs, original, reduction="none", log_target=True).sum(-1, dtype=torch.float64)
+    return float(each[counted].sum())

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from saes.numerics.hooks import FAMILIES, HookPoint, decoder_blocks
 from saes.numerics.lm import LM
@@ -18,11 +18,24 @@ class Prefix:
     """
 
     def __init__(self, lm: LM, hook_names: Sequence[str]) -> None:
-        path, blocks = decoder_blocks(lm.model)
+        self.lm = lm
+        self._path, blocks = decoder_blocks(lm.model)
         known = lm.model.config.model_type in FAMILIES
-        n = min(_blocks_before(lm.resolve(name), path) for name in hook_names) if known else 0
+        n = min(_blocks_before(lm.resolve(name), self._path) for name in hook_names) if known else 0
         self.blocks: list[nn.Module] = list(blocks[:n])
         self._output: Any = None
+
+    def ends_at(self, hook_name: str) -> bool:
+        """Whether a hook point is the residual stream between the last of these blocks and what follows."""
+        point, n = self.lm.resolve(hook_name), len(self.blocks)
+        ends = {(f"{self._path}.{n - 1}", "out"), (f"{self._path}.{n}", "in")}
+        return n > 0 and (point.module, point.side) in ends
+
+    @property
+    def hidden(self) -> Tensor:
+        """The residual stream (b, t, d) that the recorded pass had there."""
+        found: Tensor = self._output[0] if isinstance(self._output, tuple) else self._output
+        return found
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -41,10 +54,14 @@ class Prefix:
             handle.remove()
 
     @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """A pass within this block, over the contexts of the one recorded, begins after the prefix."""
+    def replayed(self, rows: Sequence[int] | None = None) -> Iterator[None]:
+        """A pass within this block, over the contexts of the one recorded or some of them, begins after the prefix."""
+        output = self._output
+        if self.blocks and rows is not None:
+            hidden = self.hidden[list(rows)]
+            output = (hidden, *output[1:]) if isinstance(output, tuple) else hidden
         for block in self.blocks:  # those before the last may give anything: it looks at nothing
-            block.forward = lambda *args, **kwargs: self._output
+            block.forward = lambda *args, **kwargs: output
         try:
             yield
         finally:

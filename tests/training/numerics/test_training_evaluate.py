@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,36 @@ def test_losses_against_a_computation_by_hand(lm, contexts):
         assert found[name] == pytest.approx(value, rel=1e-4), name
         assert metrics[name]["n"] == 5 * 11 and metrics[name]["definition"] in DEFINITIONS
     assert found["l0"] > 0
+
+
+def test_contexts_that_an_ablation_leaves_alike_share_a_pass(lm, contexts):
+    replaced = np.ones(contexts.shape, dtype=bool)
+    replaced[4, 3] = False  # something is left of the last one
+    mask = torch.from_numpy(replaced).unsqueeze(-1)
+    passes: list[int] = []
+    handle = lm.model.model.norm.register_forward_hook(lambda module, args, output: passes.append(len(output)))
+    found = values(evaluate(tiny_sae(), [data()], lm=lm, contexts=contexts, replaced=replaced, batch_contexts=3))
+    handle.remove()
+    assert passes == [3, 3, 1, 1, 2, 2, 1, 1], "plain, spliced, zeros, mean: once, and once for the odd one"
+    average = data().mean(0)
+    _, log_p = ce_by_hand(lm, contexts)
+    zero, log_0 = ce_by_hand(lm, contexts, lambda x: torch.where(mask, 0.0, x))
+    mean, _ = ce_by_hand(lm, contexts, lambda x: torch.where(mask, average, x))
+    assert found["ce_zero_ablated"] == pytest.approx(zero, rel=1e-4)
+    assert found["ce_mean_ablated"] == pytest.approx(mean, rel=1e-4)
+    assert found["kl_zero_ablated"] == pytest.approx((np.exp(log_p) * (log_p - log_0)).sum(-1).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("hook_name", ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out"])
+def test_every_place_gives_what_whole_passes_give(lm, contexts, hook_name, monkeypatch):
+    measure = partial(evaluate, tiny_sae(), [data()], lm=lm, contexts=contexts, hook_name=hook_name)
+    shared = values(measure())
+    monkeypatch.setattr("training.numerics.replay.FAMILIES", {})
+    whole = values(measure())
+    predicted = [name for name in whole if name.startswith(("ce_", "kl"))]
+    assert len(predicted) == 10
+    for name in predicted:
+        assert shared[name] == pytest.approx(whole[name], rel=1e-5, abs=1e-6), name
 
 
 def test_an_identity_recovers_everything_and_zeros_nothing(lm, contexts):
