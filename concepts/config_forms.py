@@ -12,6 +12,7 @@ from concepts import interchange
 from concepts.concept_forms import asked
 from concepts.interchange import RowRefused, clean_name
 from concepts.models import Concept, ConceptConfig
+from saehub.plain import REFUSED, storable
 from saes.models import SAE
 
 MAX_ROWS = 16  # of a config's form; a JSON file may hold more
@@ -170,6 +171,8 @@ def read_config(text: str, sae: SAE, ones: bool | None = None) -> tuple[str, lis
         content = json.loads(text)
     except (ValueError, RecursionError):
         raise RowRefused("This is not JSON.") from None
+    if not storable(content):
+        raise RowRefused(REFUSED)
     if not isinstance(content, dict):
         raise RowRefused("A config is a JSON object with edits, or with weights and bias.")
     if not isinstance(content.get("edits"), list):

@@ -14,6 +14,7 @@ from inference.choices import Able, ConfigField, SelectMultiple, fault_of
 from inference.forms import CHARACTERS_A_TOKEN, MAX_NEW_TOKENS, title_of
 from inference.models import Inference, PromptBatch, Steered
 from saehub.accounts.access import allowed
+from saehub.plain import REFUSED, storable
 from saes.fields import unused_name
 from saes.models import SAE, LanguageModel
 from training.forms import CorpusForm
@@ -88,8 +89,10 @@ class TextsField(forms.CharField):
         text = (value or "").replace("\r\n", "\n")
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
+        if not storable(found):
+            raise ValidationError(REFUSED)
         if isinstance(found, list) and all(isinstance(one, str) for one in found):
             return found
         return [line for line in text.split("\n") if line.strip()]

@@ -6,6 +6,17 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
+REFUSED = "Texts may hold neither the zero character nor halves of surrogate pairs."
+
+
+def storable(value: Any) -> bool:
+    """Whether PostgreSQL takes every text in a value of JSON."""
+    if isinstance(value, dict):
+        return all(storable(part) for pair in value.items() for part in pair)
+    if isinstance(value, list | tuple):
+        return all(storable(part) for part in value)
+    return not isinstance(value, str) or plain(value) == value
+
 
 def plain(value: Any) -> Any:
     """JSON values without what PostgreSQL refuses: NaN, infinities, null characters, lone surrogates."""

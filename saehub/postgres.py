@@ -36,8 +36,11 @@ def database(url: str, data: Path) -> dict[str, object]:
 
 def parse_url(url: str) -> dict[str, object]:
     """postgresql://user:password@host:port/name?host=/socket/dir -> a full DATABASES entry."""
-    parts = urlsplit(url)
-    name = unquote(parts.path.lstrip("/"))
+    try:
+        parts = urlsplit(url)
+        name, port = unquote(parts.path.lstrip("/")), parts.port or 5432
+    except ValueError as error:  # a port that is no number, brackets that do not close
+        raise SystemExit(f"DATABASE_URL cannot be read: {error}.") from None
     if parts.scheme not in {"postgres", "postgresql"} or not name:
         raise SystemExit("DATABASE_URL must look like postgresql://user:password@host:5432/name.")
     options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
@@ -47,7 +50,7 @@ def parse_url(url: str) -> dict[str, object]:
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
         "HOST": options.pop("host", "") or parts.hostname or "",
-        "PORT": str(parts.port or 5432),
+        "PORT": str(port),
         "OPTIONS": options,
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": False,

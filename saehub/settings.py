@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from django.contrib import messages
 from django.core.exceptions import ImproperlyConfigured
@@ -31,8 +34,11 @@ def _secret_key() -> str:
     given = env.text("SECRET_KEY", "", "Signs sessions; made once under the data folder when empty")
     path = DATA_DIR / "secret_key"
     if not given and not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(50))
+        with NamedTemporaryFile("w", dir=DATA_DIR) as file:  # mode 0600, and never seen half written
+            file.write(secrets.token_urlsafe(50))
+            file.flush()
+            with suppress(FileExistsError):  # of two processes at their first start, one makes it
+                os.link(file.name, path)
     return given or path.read_text()
 
 

@@ -211,8 +211,9 @@ def sae_facts(
     if not form.is_valid():
         errors = {name: [str(error) for error in found] for name, found in form.errors.items()}
         raise Problem(422, f"Asked for are: {', '.join(row.asked)}.", errors=errors)
-    resume(row, form.facts(), request.user)
-    return pairs([row])
+    if not resume(row, form.facts(), request.user):
+        raise Problem(409, "Nothing is asked of this SAE.")
+    return pairs([row_of(pk)])
 
 
 def _as_typed(value: Any) -> Any:

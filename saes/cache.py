@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,12 +126,14 @@ def _busy() -> set[str]:
 
 def _unfinished(folder: Path, busy: set[str]) -> Unfinished:
     old = time.time() - STALE_SECONDS
-    found = []
+    found, size = [], 0
     for path in folder.glob("*--*/blobs/*.incomplete"):
-        repo_id = "/".join(path.parents[1].name.split("--")[1:])
-        if repo_id not in busy and path.stat().st_mtime < old:
-            found.append(path)
-    return Unfinished(found, sum(path.stat().st_size for path in found))
+        with suppress(FileNotFoundError):  # finished, or removed, meanwhile
+            repo_id, facts = "/".join(path.parents[1].name.split("--")[1:]), path.stat()
+            if repo_id not in busy and facts.st_mtime < old:
+                found.append(path)
+                size += facts.st_size
+    return Unfinished(found, size)
 
 
 def prune(keys: Iterable[str], *, unfinished: bool = False, dry_run: bool = True) -> Pruned:
@@ -140,7 +143,7 @@ def prune(keys: Iterable[str], *, unfinished: bool = False, dry_run: bool = True
     """
     cache, wanted = look(), set(keys)
     going = [one for one in cache.revisions if one.key in wanted and one.free]
-    rests = cache.unfinished.files if unfinished else []
+    rests = cache.unfinished if unfinished else Unfinished([], 0)
     gone = {one.key for one in going}
     folder = Path(cache.folder)
     plan = scan_cache_dir(folder).delete_revisions(*(one.commit for one in going)) if going else None
@@ -148,10 +151,10 @@ def prune(keys: Iterable[str], *, unfinished: bool = False, dry_run: bool = True
         one.commit for one in going
     }:
         raise ValueError("Two repositories have a commit of the same name, so neither of them is touched.")
-    size = (plan.expected_freed_size if plan else 0) + sum(path.stat().st_size for path in rests)
+    size = (plan.expected_freed_size if plan else 0) + rests.size
     if not dry_run:
         if plan is not None:
             plan.execute()
-        for path in rests:
+        for path in rests.files:
             path.unlink(missing_ok=True)
-    return Pruned(going, len(rests), size, sorted(wanted - gone))
+    return Pruned(going, len(rests.files), size, sorted(wanted - gone))

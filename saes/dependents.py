@@ -43,10 +43,9 @@ def dependents(sae: SAE) -> list[Dependent]:
 
 def users(sae: SAE) -> list[str]:
     """What is using the SAE at this moment, a sentence each: nobody should take it away under them."""
-    sentences = [
-        f"{job.title} (job {job.pk}) is {'waiting' if job.state == 'queued' else 'running'}." for job in live_jobs(sae)
-    ]
-    told = {job.pk for job in live_jobs(sae)}
+    jobs = live_jobs(sae)
+    sentences = [f"{job.title} (job {job.pk}) is {'waiting' if job.state == 'queued' else 'running'}." for job in jobs]
+    told = {job.pk for job in jobs}
     for row in _rows_being_made(sae):
         if row.job_id not in told:
             sentences.append(f"{type(row)._meta.verbose_name.capitalize()} {row.name} is {row.state}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
+from itertools import islice
 from typing import Any
 
 from django import forms
@@ -13,7 +14,7 @@ from django.core.files.uploadedfile import UploadedFile
 
 from saes.fields import NewRow, server_path
 from saes.models import SAE
-from saes.uploads import checked, refuse_links, store
+from saes.uploads import MAX_FILES, checked, refuse_links, store
 
 NORMALIZATIONS = {
     "": "as the files say",
@@ -185,6 +186,8 @@ class ImportForm(NewRow):
 
     def _place(self, data: dict[str, Any]) -> str:
         path = server_path(data["path"].strip(), settings.IMPORT_DIRS)
+        if path.is_dir() and any(islice(path.rglob("*"), MAX_FILES, None)):
+            raise ValidationError(f"{path} holds more than {MAX_FILES:,} files; give the folder of the SAE itself.")
         refuse_links(path, settings.IMPORT_DIRS)
         twin = SAE.objects.filter(path=str(path)).first()
         if twin is not None:

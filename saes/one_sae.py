@@ -10,6 +10,7 @@ from django import forms
 from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
+from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -243,18 +244,23 @@ def sae_facts(request: HttpRequest, pk: int) -> HttpResponse:
     form = FactsForm(sae.asked, request.POST)
     if not form.is_valid():
         return detail_page(request, sae, facts_form=form)
-    resume(sae, form.facts(), request.user)
+    if not resume(sae, form.facts(), request.user):
+        messages.info(request, "Nothing is asked of this SAE any more.")
     return redirect(sae)
 
 
-def resume(sae: SAE, facts: dict[str, Any], user: Any) -> Job:
-    """Keep what somebody said of an SAE and go on with bringing it here."""
+@transaction.atomic
+def resume(sae: SAE, facts: dict[str, Any], user: Any) -> bool:
+    """Keep what somebody said of an SAE and go on with bringing it here; of two people at once, one does."""
+    sae = SAE.objects.select_for_update(of=("self",)).select_related("job").get(pk=sae.pk)
+    if sae.ready or sae.busy or not sae.asked:
+        return False
     sae.facts = {**sae.facts, **facts}
     sae.asked = []
     sae.save(update_fields=["facts", "asked"])
     note(user, sae, f"Said: {', '.join(f'{name} = {value}' for name, value in facts.items())}"[:2000])
-    job: Job = sae.start(user)
-    return job
+    sae.start(user)
+    return True
 
 
 class CurationForm(forms.Form):

@@ -16,17 +16,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import yaml
 from django.utils import timezone
 
 from saehub.jobs.progress import JobError, Progress
+from saehub.plain import plain
 from saes import hub
 from saes.downloads import files_of
 from saes.models import SAE
+from saes.numerics.formats.files import FormatError
+from saes.numerics.formats.yaml_files import parse_yaml
 from saes.same_weights import told
 
 LARGEST_HEADER = 16 * 1024 * 1024
 LARGEST_CONFIG = 1024 * 1024
+LARGEST_ARRAY_HEADER = 16 * 1024  # of a file of an npz; NumPy itself reads headers up to 10,000 characters
 MOST_MEMBERS = 256
 BLOCK = 64 * 1024
 Read = Callable[[int, int], bytes]  # bytes [start, end) of a file
@@ -71,7 +74,10 @@ def read_remote(progress: Progress, row: SAE, token: str | None = None) -> dict[
     fields = {name: value for name, value in fields.items() if value not in (None, "")}
     tensors = {name: list(shape) for name, shape in remote.shapes.items()}
     SAE.objects.filter(pk=row.pk, ready_at=None).update(
-        **fields, config=remote.config | {"tensors": tensors}, size_bytes=remote.size_bytes, read_at=timezone.now()
+        **plain(fields),
+        config=plain(remote.config) | {"tensors": tensors},
+        size_bytes=remote.size_bytes,
+        read_at=timezone.now(),
     )
     for path in remote.unread:
         progress.log(f"{path} is a pickle, of which nothing is read before it is downloaded and checked.")
@@ -126,12 +132,13 @@ def npz_shapes(path: str, size: int, read: Read) -> dict[str, tuple[int, ...]]:
 
 
 def _npy_shape(path: str, archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
-    with archive.open(name) as member:
-        version = np.lib.format.read_magic(member)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-        if header is None:
-            raise JobError(f"{path}: {name} is of a kind of npy file that is not known here.")
-        shape, _, dtype = header(member)
+    with archive.open(name) as member:  # of a header that claims to be longer no more is asked for
+        start = io.BytesIO(member.read(LARGEST_ARRAY_HEADER))
+    version = np.lib.format.read_magic(start)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if header is None:
+        raise JobError(f"{path}: {name} is of a kind of npy file that is not known here.")
+    shape, _, dtype = header(start)
     if dtype.hasobject:
         raise JobError(f"{path}: {name} holds Python objects, which are never read.")
     return _shape(path, list(shape))
@@ -174,10 +181,11 @@ class _Ranged(io.RawIOBase):
 def _parsed(path: str, data: bytes) -> dict[str, Any]:
     """A config file as a mapping; what is none says nothing about an SAE."""
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        said = json.loads(data) if path.endswith(".json") else yaml.load(data, Loader=loader)
+        said = json.loads(data) if path.endswith(".json") else parse_yaml(path, data)
         json.dumps(said, allow_nan=False)  # it is kept as JSON
-    except (ValueError, RecursionError, TypeError, yaml.YAMLError):
+    except FormatError as error:
+        raise JobError(str(error)) from None
+    except (ValueError, RecursionError):
         raise JobError(f"{path} is not a config that can be read.") from None
     return said if isinstance(said, dict) else {}
 

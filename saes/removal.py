@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
 
 from saehub.accounts.access import OTHERS, allowed
 from saes.checksums import published
@@ -76,12 +75,12 @@ def _forget_files(sae: SAE) -> None:
     """Back to a row of the catalogue: what is known of the SAE stays, what was said of its files here goes."""
     folders = sae.own_files()
     source = sae.proof.get("source", {})
-    with transaction.atomic():
-        sae.format = sae.proof.get("source_format", sae.format)
-        sae.size_bytes = sum(entry["bytes"] for entry in source.values()) or sae.size_bytes
-        sae.path, sae.checksums, sae.proof = "", {}, {}
-        sae.ready_at = sae.verified_at = sae.job = None
-        sae.save()
+    sae.format = sae.proof.get("source_format", sae.format)
+    sae.size_bytes = sum(entry["bytes"] for entry in source.values()) or sae.size_bytes
+    sae.path, sae.checksums, sae.proof = "", {}, {}
+    sae.ready_at = sae.verified_at = sae.job = None
+    changed = ["format", "size_bytes", "path", "checksums", "proof", "ready_at", "verified_at", "job"]
+    sae.save(update_fields=changed)  # whatever else somebody says of it meanwhile stays
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 

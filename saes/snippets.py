@@ -42,7 +42,7 @@ def _facts(sae: SAE) -> dict[str, Any]:
 def _ours(path: str, sae: SAE, facts: dict[str, Any] | None = None) -> str:
     facts = _facts(sae) if facts is None else facts
     given = f", facts={facts!r}" if facts else ""
-    place = f" at {sae.hook_name}" if sae.hook_name else ""
+    place = f" at {' '.join(sae.hook_name.split())}" if sae.hook_name else ""  # a comment stays on its line
     sizes = f"x (n, {sae.d_in}){place} -> (n, {sae.d_sae})" if sae.d_in and sae.d_sae else f"x{place}"
     return (
         "from saes.numerics.formats import load_sae\n\n"

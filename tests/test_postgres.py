@@ -95,3 +95,9 @@ def test_a_server_of_the_labs_own_is_named_by_its_url() -> None:
 def test_another_kind_of_url_is_refused_in_one_sentence(url: str) -> None:
     with pytest.raises(SystemExit, match="DATABASE_URL must look like"):
         parse_url(url)
+
+
+@pytest.mark.parametrize("url", ["postgresql://host:port/name", "postgresql://[::1/name"])
+def test_a_url_that_cannot_be_read_is_refused_in_one_sentence(url: str) -> None:
+    with pytest.raises(SystemExit, match=r"DATABASE_URL cannot be read: .*[.]$"):
+        parse_url(url)

@@ -15,6 +15,7 @@ from django.utils.text import get_valid_filename
 
 from saes.fields import NewRow, server_path, size_of
 from saes.forms import HUB_ID
+from saes.uploads import refuse_links
 from training.estimates import free_bytes
 from training.models import Corpus
 
@@ -134,6 +135,7 @@ def checked_path(text: str) -> tuple[str, str]:
     path = server_path(text.strip(), settings.IMPORT_DIRS)
     if size_of(path) == 0:
         raise ValidationError(f"{path} is empty; choose a file with text.")
+    refuse_links(path, settings.IMPORT_DIRS)
     if path.is_file():
         with path.open("rb") as file:
             refuse_what_is_not_text(path.name, file.read(SNIFF_BYTES))

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from django.http import QueryDict
 
+from saehub.plain import REFUSED, storable
 from saehub.typed import whole_number
 from training.models import Capture, Run, Sweep
 from training.run_form import ARCHITECTURE_FIELDS, RunForm
@@ -92,6 +93,8 @@ def from_yaml(text: str) -> dict[str, Any]:
         raise DocumentError("A training document has no aliases (*name): write each value where it belongs.")
     if not isinstance(found, dict):
         raise DocumentError("A training document is a list of `key: value` lines, such as `k: 32`.")
+    if not storable(found):
+        raise DocumentError(REFUSED)
     unknown = [str(key) for key in found if key not in KEYS]
     if unknown:
         raise DocumentError(f"There is no setting {unknown[0]}; the settings are {', '.join(KEYS)}.")

@@ -10,6 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from ninja.parser import Parser
 
 from saehub.accounts.api_access import PROBLEM, Problem, problem
+from saehub.plain import REFUSED, storable
 
 PLACE = "/api/v1/"
 KEPT = ("Allow", "WWW-Authenticate", "Retry-After")
@@ -54,29 +55,10 @@ class StrictParser(Parser):
             found = json.loads(request.body, parse_constant=_refused)
         except (ValueError, RecursionError) as error:
             raise Problem(400, f"The body is not JSON: {str(error)[:200]}.") from None
-        if b"\\u" in request.body:
-            _check_texts(found)
+        if b"\\u" in request.body and not storable(found):
+            raise Problem(422, REFUSED)
         return found
 
 
 def _refused(name: str) -> Any:
     raise ValueError(f"{name} is not a number of JSON")
-
-
-def _check_texts(found: Any) -> None:
-    if isinstance(found, dict):
-        _check_texts(list(found))
-        _check_texts(list(found.values()))
-    elif isinstance(found, list):
-        for one in found:
-            _check_texts(one)
-    elif isinstance(found, str) and ("\0" in found or not _encodes(found)):
-        raise Problem(422, "Texts may hold neither the zero character nor halves of surrogate pairs.")
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -130,7 +130,9 @@ def job_list(
         "params__sae": sae_id,
         "owner": request.user if mine else None,
     }
-    jobs = Job.objects.select_related("owner").filter(**{name: value for name, value in wanted.items() if value})
+    jobs = (
+        Job.objects.placed().select_related("owner").filter(**{name: value for name, value in wanted.items() if value})
+    )
     return page(jobs, limit, offset, job_out)
 
 

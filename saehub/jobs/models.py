@@ -8,7 +8,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import models, transaction
-from django.db.models import F, Q
+from django.db.models import Count, F, OuterRef, Q, Subquery
 from django.urls import reverse
 from django.utils import timezone
 
@@ -39,6 +39,11 @@ class JobQuerySet(models.QuerySet["Job"]):
     def stale(self) -> JobQuerySet:
         """Running jobs whose worker has not renewed its lease: it is dead, or cut off."""
         return self.filter(state=State.RUNNING, lease_until__lt=timezone.now())
+
+    def placed(self) -> JobQuerySet:
+        """With their places in the queue, asked in the same query: see `Job.queue_position`."""
+        before = Job.objects.filter(state=State.QUEUED, queue=OuterRef("queue"), pk__lt=OuterRef("pk")).order_by()
+        return self.annotate(n_before=Subquery(before.values("queue").annotate(n=Count("pk")).values("n")))
 
     def claim(self, pk: int, worker: str) -> Job | None:
         """Take a queued job, or None when somebody else has it or it is over. One conditional UPDATE decides."""
@@ -104,6 +109,7 @@ class Job(models.Model):
     traceback = models.TextField(blank=True)
 
     objects = JobQuerySet.as_manager()
+    n_before: int | None  # queued jobs before this one, where `placed` asked for it
 
     class Meta:
         ordering = ("-pk",)
@@ -176,7 +182,9 @@ class Job(models.Model):
     def queue_position(self) -> int | None:
         if self.state != State.QUEUED:
             return None
-        return Job.objects.filter(state=State.QUEUED, queue=self.queue, pk__lt=self.pk).count() + 1
+        if not hasattr(self, "n_before"):
+            self.n_before = Job.objects.filter(state=State.QUEUED, queue=self.queue, pk__lt=self.pk).count()
+        return (self.n_before or 0) + 1
 
     @property
     def unattended(self) -> bool:

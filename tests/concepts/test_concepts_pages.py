@@ -289,6 +289,14 @@ def test_a_config_leaves_and_enters_as_json(dictionary: ConceptDictionary, clien
         ("{", "This is not JSON."),
         ("[" * 100_000, "This is not JSON."),
         ("[1]", "A config is a JSON object"),
+        (
+            '{"edits": [{"concept": "a\\u0000", "mode": "add", "value": 1}]}',
+            "Texts may hold neither the zero character",
+        ),
+        (
+            '{"edits": [{"concept": "a", "dictionary": "\\udfff", "mode": "add", "value": 1}]}',
+            "halves of surrogate pairs",
+        ),
         ("{}", "A config has &quot;edits&quot;"),
         ('{"edits": [5]}', "Every edit needs a feature or a concept and a mode"),
         ('{"edits": [{"feature": 256, "mode": "add", "value": 1}]}', "There is no feature 256"),

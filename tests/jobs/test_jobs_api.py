@@ -51,14 +51,16 @@ def test_the_list_is_narrowed(api: Any, user_of: Any) -> None:
 def test_the_list_asks_as_often_for_three_jobs_as_for_one(
     api: Any, user_of: Any, django_assert_num_queries: Any
 ) -> None:
-    a_job(user_of("annotator"), state=State.DONE)
+    a_job(user_of("annotator"))
     api("viewer", "get", "/jobs")
     for more in (0, 2):
         for _ in range(more):
-            a_job(user_of("annotator"), state=State.DONE)
+            a_job(user_of("annotator"))
         with django_assert_num_queries(7):  # new token, token, its use, two of permissions, count, rows
             found = good(api("viewer", "get", "/jobs"))
-    assert found["count"] == 3
+    assert found["count"] == 3 and [one["queue_position"] for one in found["items"]] == [3, 2, 1]
+    first = found["items"][-1]["id"]
+    assert good(api("viewer", "get", f"/jobs/{first}"))["queue_position"] == 1
 
 
 def test_who_may_end_a_job_and_try_it_again(api: Any, user_of: Any) -> None:

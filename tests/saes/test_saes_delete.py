@@ -119,6 +119,14 @@ def test_only_the_files_of_what_the_hub_can_bring_again(client_of: Any, user_of:
     assert "Files removed" in client_of("viewer").get(row.get_absolute_url() + "?tab=history").content.decode()
 
 
+def test_what_somebody_says_while_its_files_are_removed_stays(user_of: Any, data_folder: Path) -> None:
+    row = a_catalogue_row("l1", owner=user_of("researcher"), path="sae/hub/9", ready_at=timezone.now())
+    SAE.objects.filter(pk=row.pk).update(notes="Fires on cats.")
+    remove(row, user_of("researcher"), keep_row=True, from_cache=False)
+    row.refresh_from_db()
+    assert row.notes == "Fires on cats." and not row.ready
+
+
 def test_the_files_of_a_trained_sae_are_not_removed_alone(used: SAE, client_of: Any) -> None:
     page = client_of("researcher").get(url(used)).content.decode()
     assert 'value="files"' not in page

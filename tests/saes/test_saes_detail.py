@@ -10,6 +10,7 @@ from django.utils import timezone
 from saehub.jobs.models import Job, State
 from saes.abilities import why_not
 from saes.models import SAE, LanguageModel, Release
+from saes.snippets import snippets
 from tests.sae_rows import a_catalogue_row, a_model, a_trained_sae
 
 pytestmark = pytest.mark.django_db
@@ -85,6 +86,8 @@ def test_how_to_load_it_fits_where_it_is_from(client_of: Any) -> None:
     assert "SAE.from_pretrained('scope-res', 'layer_1')" in page
     assert "snapshot_download('org/scope', revision='c0ffee', allow_patterns=['res/layer_1*'])" in page
     assert "'repo_id': 'org/scope'" in page and "load_from_disk" not in page
+    row.hook_name = "blocks.1\nimport os"
+    assert all("\nimport os" not in one.code for one in snippets(row)), "a comment stays on its line"
     ours = seen(client_of("viewer"), a_trained_sae(), "python").replace("&#x27;", "'")
     assert "load_sae('" in ours and "SAE.load_from_disk('" in ours and "snapshot_download" not in ours
 

@@ -20,6 +20,7 @@ from saes import import_forms, imports, uploads
 from saes.import_forms import NORMALIZATIONS
 from saes.models import SAE, LanguageModel
 from saes.numerics.formats import load_sae
+from saes.one_sae import resume
 from tests.api_calls import ask, good
 from tests.sae_rows import files_below, write_sae
 
@@ -204,6 +205,7 @@ def test_more_saes_than_one_import_brings_are_asked_about(
     assert row.asked == ["entry"] and not row.ready and row.upload.exists(), "what was sent waits for the answer"
     response = client_of("researcher").post(reverse("saes:sae_facts", args=[row.pk]), {"entry": "layer_1"})
     assert response.status_code == 302
+    assert not resume(row, {"entry": "layer_0"}, row.owner), "of two answers at once, the first counts"
     row.refresh_from_db()
     job = run_job(row.job)
     row.refresh_from_db()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 import zipfile
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import save
 from saehub.jobs.models import State, enqueue
 from saehub.jobs.progress import JobError
 from saes.models import SAE
-from saes.remote import Remote, described, npz_shapes, safetensors_shapes, widths
+from saes.remote import Remote, described, look, npz_shapes, safetensors_shapes, widths
 from tests.mini_hub import MiniHub
 
 pytestmark = pytest.mark.django_db
@@ -159,9 +160,33 @@ def test_hostile_files_are_refused() -> None:
             archive.writestr(f"{number}.npy", b"")
     with pytest.raises(JobError, match="300 arrays"):
         npz_shapes("x.npz", len(file.getvalue()), reader(file.getvalue()))
+    long = io.BytesIO()
+    with zipfile.ZipFile(long, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x02\x00" + (2**27).to_bytes(4, "little") + b" " * 2**27)
+    tracemalloc.start()
+    with pytest.raises(JobError, match="is not an npz"):
+        npz_shapes("x.npz", len(long.getvalue()), reader(long.getvalue()))
+    assert tracemalloc.get_traced_memory()[1] < 2**25, "what a header claims to hold is not read"
+    tracemalloc.stop()
     deep = b"[" * 100_000
     with pytest.raises(JobError, match="header that cannot be read"):
         safetensors_shapes("x.safetensors", 10**6, reader(len(deep).to_bytes(8, "little") + deep))
+
+
+def test_a_config_whose_aliases_stand_for_more_than_memory_holds_is_refused() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 6)]
+    data = "\n".join(lines).encode()
+    with pytest.raises(JobError, match=r"cfg.yaml stands for more than 20,000 values"):
+        look(Remote(), "cfg.yaml", len(data), lambda start, end: data[start:end])
+
+
+def test_what_a_config_says_is_kept_as_the_database_can(hub: MiniHub, inspect: Any) -> None:
+    config = b'{"model_name": "gpt2\\u0000", "note": "\\ud800"}'
+    hub.repos["models/lab/sae"] = {"cfg.json": config, "sae_weights.safetensors": save(tensors())}
+    row, job = inspect("lab/sae", "", "saelens")
+    assert job.state == State.DONE, job.traceback
+    assert row.model_name == "gpt2" and row.config["note"] == "?"
 
 
 def test_widths_do_not_depend_on_which_way_a_matrix_lies() -> None:

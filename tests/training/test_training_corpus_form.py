@@ -1,5 +1,7 @@
 """The form of a corpus: what it takes, stores and refuses."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,6 +107,21 @@ def test_a_corpus_that_cannot_be_is_an_error_at_its_field(
     found = errors(add_corpus(client_of("researcher"), **given))
     assert list(found) == [field] and says in found[field]
     assert not Corpus.objects.exists()
+
+
+def test_a_folder_with_a_link_that_leads_elsewhere_is_refused(client_of: Any, settings: Any, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.txt").write_text("Not for everybody.")
+    folder = Path(settings.IMPORT_DIRS[0]) / "texts"
+    folder.mkdir(parents=True)
+    (folder / "mine.txt").write_text("Some text.")
+    (folder / "link.txt").symlink_to(folder / "mine.txt")
+    try:
+        assert add_corpus(client_of("researcher"), source="path", path=str(folder), name="good").status_code == 302
+        (folder / "other.txt").symlink_to(tmp_path / "elsewhere.txt")
+        found = errors(add_corpus(client_of("researcher"), source="path", path=str(folder), name="bad"))
+        assert "leads out of the folders" in found["path"]
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_the_secret_key_is_out_of_reach(client_of: Any, settings: Any) -> None:

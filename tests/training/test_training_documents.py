@@ -110,6 +110,8 @@ def test_a_document_with_lists_is_a_sweep_and_says_so_again(make_capture: Any, u
         ("k: &a [1, 1]\nlr: [*a, *a]", "no aliases"),
         ("k: 4\nsteps: .nan", "steps is neither"),
         ("k: 2026-01-01", "k is neither"),
+        ('capture_name: "\\ud800"', "Texts may hold neither the zero character"),
+        ('capture_name: "a\\0"', "Texts may hold neither the zero character"),
     ],
 )
 def test_what_is_no_document_gets_one_sentence(db: Any, user_of: Any, text: str, says: str) -> None:
@@ -164,7 +166,9 @@ def test_the_page_takes_and_gives_the_document(make_capture: Any, run_job: Any, 
 
 def test_the_command_refuses_with_code_2(make_capture: Any, tmp_path: Path) -> None:
     capture = make_capture()[0]
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
     for flags, says in (
+        ([str(tmp_path / "latin.yaml")], "latin.yaml is not UTF-8 text."),
         (["--capture", "99"], "no finished capture"),
         (["--capture", str(capture.pk), "--d-sae", "64", "--k", "100"], "k: k is 100"),
         ([str(tmp_path / "none.yaml")], "cannot be read"),

@@ -20,22 +20,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path.name} is missing.")
     if path.stat().st_size > MAX_BYTES:
         raise FormatError(f"{path.name} is larger than {MAX_BYTES:,} bytes, which no SAE's config is.")
-    data = path.read_bytes()
+    value = parse_yaml(path.name, path.read_bytes())
+    if not isinstance(value, dict):
+        raise FormatError(f"{path.name} must hold a mapping, but holds a {type(value).__name__}.")
+    return value
+
+
+def parse_yaml(name: str, data: bytes) -> Any:
+    """What the bytes of a YAML file say; `name` is for sentences. Raises FormatError."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        _check_events(path.name, yaml.parse(data, Loader=loader))
-        value = _as_json(path.name, yaml.load(data, Loader=loader))  # the safe loader: plain values only
+        _check_events(name, yaml.parse(data, Loader=loader))
+        return _as_json(name, yaml.load(data, Loader=loader))  # the safe loader: plain values only
     except yaml.constructor.ConstructorError as error:
-        raise FormatError(f"{path.name} asks for a Python object, which is never made ({error.problem}).") from error
+        raise FormatError(f"{name} asks for a Python object, which is never made ({error.problem}).") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, FormatError):
             raise
         raise FormatError(
-            f"{path.name} is not readable YAML ({next(iter(str(error).splitlines()), type(error).__name__):.160})."
+            f"{name} is not readable YAML ({next(iter(str(error).splitlines()), type(error).__name__):.160})."
         ) from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{path.name} must hold a mapping, but holds a {type(value).__name__}.")
-    return value
 
 
 def _as_json(name: str, value: Any) -> Any:

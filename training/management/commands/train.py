@@ -88,6 +88,8 @@ class Command(BaseCommand):
                 document = from_yaml(Path(options["spec"]).read_text(encoding="utf-8"))
             except OSError as error:
                 raise CommandError(f"{options['spec']} cannot be read ({error.strerror}).", returncode=2) from None
+            except UnicodeDecodeError:
+                raise CommandError(f"{options['spec']} is not UTF-8 text.", returncode=2) from None
         flags = {name: options[name] for name in KEYS if options[name] is not None}
         return document | from_yaml("\n".join(f"{name}: {_value(name, text)}" for name, text in flags.items()) or "{}")
 
