@@ -41,7 +41,7 @@ class CaptureAdmin(MadeByJobs):
     date_hierarchy = "created_at"
     fields = (
         "name", "page", "model", "corpus", "hook_names", "context_length", "prepend_bos", "store_special", "dtype",
-        "packed", "chat_template", "plain_chats", "compute_dtype", "max_norm_ratio", "stored", "parts", "location",
+        "packed", "chat_template", "plain_chats", "roles", "compute_dtype", "max_norm_ratio", "stored", "parts", "location",
         "max_tokens", "n_tokens", "n_masked", "n_contexts", "size_bytes", "seconds", "manifest", *MADE,
     )  # fmt: skip
     readonly_fields = tuple(name for name in fields if name not in ("name", "owner"))

@@ -29,7 +29,7 @@ CAPTURE: Any = {
     "layers": ["blocks.9.hook_resid_post"], "hidden_dims": {"blocks.9.hook_resid_post": 576},
     "dataset": {"corpus_id": 2, "name": "wikitext", "source": "hub", "location": "Salesforce/wikitext"},
     "samples": 7813, "tokens": 1000000, "context_length": 128, "prepend_bos": True, "store_special": False,
-    "dtype": "float32", "size_bytes": 2304000000, "seconds": 212.4, "n_runs": 1, "owner": "ada",
+    "roles": [], "dtype": "float32", "size_bytes": 2304000000, "seconds": 212.4, "n_runs": 1, "owner": "ada",
     "created_at": "2026-11-22T08:00:00Z", "job_id": 40, "job_ids": [], "error": "",
     "manifest_path": "/api/v1/activations/5",
 }  # fmt: skip
@@ -59,6 +59,7 @@ class CaptureOut(Schema):
     context_length: int
     prepend_bos: bool
     store_special: bool
+    roles: list[str] = Field(description="Of conversations, only tokens of these roles are kept; all when empty")
     dtype: str
     size_bytes: int | None
     seconds: float | None
@@ -119,7 +120,7 @@ class SaveIn(Schema):
     max_tokens: int | None = Field(None, description="The whole corpus when left out")
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Any other field of the page: context_length, prepend_bos, store_special, dtype and the rest",
+        description="Any other field of the page: context_length, prepend_bos, store_special, roles, dtype and the rest",
     )
 
 
@@ -142,6 +143,7 @@ def capture_out(row: Any) -> dict[str, Any]:
         "context_length",
         "prepend_bos",
         "store_special",
+        "roles",
         "dtype",
         "size_bytes",
         "seconds",

@@ -16,7 +16,27 @@ from saes.uploads import refuse_links
 from training.estimates import CaptureEstimate, estimate_capture
 from training.hook_points import HookPointsWidget, resolved, usual_hook
 from training.models import Capture, Corpus
-from training.preview import can_chat
+from training.preview import Policy, can_chat, preview
+
+
+class RolesInput(forms.TextInput):
+    """A line of names; a request may also give them as a list."""
+
+    def value_from_datadict(self, data: Any, files: Any, name: str) -> str:
+        given = data.getlist(name) if hasattr(data, "getlist") else [data.get(name) or ""]
+        return ", ".join(map(str, given))
+
+    def format_value(self, value: Any) -> str | None:
+        return ", ".join(value) if isinstance(value, list | tuple) else value
+
+
+class RolesField(forms.CharField):
+    """Names with commas between them, as a list without repetitions."""
+
+    widget = RolesInput
+
+    def clean(self, value: Any) -> Any:
+        return list(dict.fromkeys(part for part in str(super().clean(value)).replace(",", " ").split()))
 
 
 class CaptureForm(NewRow):
@@ -61,6 +81,12 @@ class CaptureForm(NewRow):
         label="Join messages plainly",
         help_text="Conversations only: each message as “role: content”, an empty line between",
     )
+    roles = RolesField(
+        required=False,
+        max_length=400,
+        label="Only tokens of these roles",
+        help_text="Conversations only: such as assistant, or user, assistant. The model reads all; empty keeps all",
+    )
     compute_dtype = forms.ChoiceField(
         required=False,
         choices=Capture.Compute.choices,
@@ -102,14 +128,15 @@ class CaptureForm(NewRow):
     )
     advanced = [
         "name", "context_length", "prepend_bos", "store_special", "dtype", "packed", "chat_template", "plain_chats",
-        "compute_dtype", "max_norm_ratio", "stored", "parts", "location",
+        "roles", "compute_dtype", "max_norm_ratio", "stored", "parts", "location",
     ]  # fmt: skip
 
     class Meta:
         model = Capture
         fields = (
             "model", "hook_names", "corpus", "max_tokens", "name", "context_length", "prepend_bos", "store_special",
-            "dtype", "packed", "chat_template", "plain_chats", "compute_dtype", "max_norm_ratio", "stored", "parts", "location",
+            "dtype", "packed", "chat_template", "plain_chats", "roles", "compute_dtype", "max_norm_ratio", "stored", "parts",
+            "location",
         )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -157,6 +184,7 @@ class CaptureForm(NewRow):
             self.add_error("chat_template", f"The tokenizer of {model.name} has no chat template.")
         if data.get("corpus"):
             self._check_chats(data)
+            self._check_roles(data)
         if data.get("location"):
             self._check_store(data)
         if model and data.get("corpus"):
@@ -188,6 +216,24 @@ class CaptureForm(NewRow):
         elif not (data.get("chat_template") or data.get("plain_chats") or "chat_template" in self.errors):
             told = f"{corpus.name} holds conversations: put them through the chat template, or join their messages plainly."
             self.add_error("chat_template", told)
+
+    def _check_roles(self, data: dict[str, Any]) -> None:
+        """Roles are those of the corpus, and its conversations' tokens can be told apart by them."""
+        corpus, roles = data["corpus"], data.get("roles") or []
+        if not roles or "roles" in self.errors:
+            return
+        if not corpus.chats:
+            self.add_error("roles", f"{corpus.name} holds texts, which have no roles; leave this empty.")
+            return
+        there = corpus.sampled.roles
+        unknown = [role for role in roles if role not in there]
+        if unknown and (corpus.source != Corpus.Source.HUB and corpus.sampled.all_shapes):
+            told = f"No conversation of {corpus.name} has a message of {unknown[0]}; its roles are {', '.join(there)}."
+            self.add_error("roles", told)
+        elif data.get("model") and not ({"chat_template", "plain_chats"} & self.errors.keys()):
+            shown = preview(data["model"], corpus.sampled, Policy.of(data))
+            if shown and shown.fault:
+                self.add_error("roles", shown.fault)
 
     def _check_size(self, data: dict[str, Any]) -> None:
         estimate = estimate_capture(data)

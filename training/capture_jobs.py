@@ -72,7 +72,13 @@ def _from_model(progress: Progress, row: Capture, part: int) -> dict[str, Any] |
 
 def policy_of(row: Capture) -> TokenPolicy:
     return TokenPolicy(
-        row.context_length, row.prepend_bos, row.store_special, row.packed, row.chat_template, row.plain_chats
+        row.context_length,
+        row.prepend_bos,
+        row.store_special,
+        row.packed,
+        row.chat_template,
+        row.plain_chats,
+        tuple(row.roles),
     )
 
 

@@ -50,13 +50,15 @@ def estimate_capture(data: dict[str, Any]) -> CaptureEstimate | None:
         return None
     shown = preview(model, corpus.sampled, Policy.of(data))
     ratio = (shown and shown.characters_per_token) or CHARACTERS_PER_TOKEN
-    found = int(corpus.n_characters / ratio) if corpus.n_characters is not None else None
+    share = 1.0 if shown is None or shown.share is None else shown.share
+    found = int(corpus.n_characters / ratio * share) if corpus.n_characters is not None else None
     tokens = min(filter(None, (found, data.get("max_tokens"))), default=None)
     rows = [row for row in map(model.hook, hooks) if row]
     width = sum(row["d"] for row in rows)
     stored = data.get("stored") not in (False, "0")
     each = (width * STORAGE_BYTES[data.get("dtype") or "float32"] if stored else 0) + 3 * 4  # token, context, place
-    seconds, like = _capture_seconds(model, rows, tokens, data.get("compute_dtype") or Capture.Compute.FP32, stored)
+    seen = tokens and int(tokens / share) if share else None
+    seconds, like = _capture_seconds(model, rows, seen, data.get("compute_dtype") or Capture.Compute.FP32, stored)
     size = None if tokens is None else tokens * each
     return CaptureEstimate(tokens, size, free_bytes(), rows, shown, seconds, like, tuple(_kept(data, corpus, stored)))
 
@@ -72,11 +74,14 @@ def _kept(data: dict[str, Any], corpus: Any, stored: bool) -> Iterator[str]:
     )
     bos = "BOS comes first in each" if policy.prepend_bos else "no BOS is put before them"
     yield f"The model reads contexts of {policy.context_length:,} tokens, {filled}; {bos}."
-    special = "of every token, control tokens too" if policy.store_special else "of every token that is text"
+    whose = f" of the {' and the '.join(policy.roles)}" if policy.roles else ""
+    special = (
+        f"of every token{whose}, control tokens too" if policy.store_special else f"of every token{whose} that is text"
+    )
     kept = (
         f"The activation {special} is stored"
         if stored
-        else "Only the tokens are stored; every run computes the activations"
+        else f"Only the tokens are stored; every run computes the activations{whose}"
     )
     yield f"{kept}{'' if stored else ' again'}{'.' if policy.packed else '; padding counts for nothing.'}"
     if ratio := data.get("max_norm_ratio"):
@@ -89,7 +94,8 @@ def _kept(data: dict[str, Any], corpus: Any, stored: bool) -> Iterator[str]:
 def _capture_seconds(
     model: Any, hooks: list[dict[str, Any]], tokens: int | None, compute_dtype: str, stored: bool
 ) -> tuple[float | None, Capture | None]:
-    """From the last capture of the same model in the same precision: a pass costs as much as it is deep."""
+    """From the last capture of the same model in the same precision: a pass costs as much as it is deep. tokens: those that
+    the model reads."""
     done = Capture.objects.ready().filter(
         model=model, compute_dtype=compute_dtype, location="", stored=True, seconds__gt=0, n_tokens__gt=0
     )
@@ -97,7 +103,8 @@ def _capture_seconds(
     if last is None or last.seconds is None or last.n_tokens is None or tokens is None or not stored:
         return None, None
     before = [row for row in map(model.hook, last.hook_names) if row]
-    return last.seconds / last.n_tokens * tokens * _depth(model, hooks) / _depth(model, before), last
+    read = last.manifest.get("n_tokens_seen") or last.n_tokens
+    return last.seconds / read * tokens * _depth(model, hooks) / _depth(model, before), last
 
 
 def _depth(model: Any, hooks: list[dict[str, Any]]) -> int:

@@ -97,6 +97,7 @@ def _on_texts(
             policy.packed,
             policy.chat_template,
             policy.plain_chats,
+            policy.roles,
         ),
         hook_name=row.sae.hook_name,
         goal_hook=row.sae.hook_name_out if is_transcoder(row.sae) else None,

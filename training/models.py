@@ -93,6 +93,9 @@ class Capture(Made):
     plain_chats = models.BooleanField(
         default=False, help_text="Messages of conversations are joined plainly, as role: content"
     )
+    roles = models.JSONField(
+        default=list, blank=True, help_text="Of conversations, only tokens of these roles are kept; empty for all"
+    )
     compute_dtype = models.CharField(max_length=10, choices=Compute.choices, default=Compute.FP32)
     max_norm_ratio = models.FloatField(
         null=True, blank=True, help_text="Rows whose norm is so many times the median are left out (attention sinks)"

@@ -23,6 +23,7 @@ class Policy:
     packed: bool = True
     chat_template: bool = False
     plain_chats: bool = False
+    roles: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         bos = "with BOS" if self.prepend_bos else "without BOS"
@@ -30,7 +31,8 @@ class Policy:
         filled = "" if self.packed else ", one document each"
         chat = ", through the chat template" if self.chat_template else ""
         chat = ", messages joined plainly" if self.plain_chats else chat
-        return f"contexts of {self.context_length:,} tokens {bos}{filled}{chat}, {special} ({self.source})"
+        roles = f", only tokens of {' and '.join(self.roles)}" if self.roles else ""
+        return f"contexts of {self.context_length:,} tokens {bos}{filled}{chat}{roles}, {special} ({self.source})"
 
 
 def policy_of(sae: SAE) -> Policy:
@@ -47,6 +49,7 @@ def policy_of(sae: SAE) -> Policy:
             capture.packed,
             capture.chat_template,
             capture.plain_chats,
+            tuple(capture.roles),
         )
     else:
         found = _of_config(sae.config)
@@ -60,10 +63,10 @@ def policy_of(sae: SAE) -> Policy:
 
 def policy_on(sae: SAE, corpus: Corpus) -> Policy:
     """The policy of an SAE on a corpus. Where it says nothing of conversations and the corpus holds them, they go through
-    the model's chat template, or are joined plainly when it has none; of texts, joining plainly says nothing."""
+    the model's chat template, or are joined plainly when it has none; of texts, joining plainly and roles say nothing."""
     found = policy_of(sae)
     if not corpus.chats:
-        return replace(found, plain_chats=False)
+        return replace(found, plain_chats=False, roles=())
     if found.chat_template or found.plain_chats:
         return found
     template = bool(sae.model and can_chat(sae.model))

@@ -10,7 +10,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,14 +19,19 @@ from typing import Any
 from saes.models import LanguageModel
 from training import chat_render
 from training.numerics.documents import Conversation, CorpusError, characters
+from training.numerics.turns import Span, plain_spans
 from training.samples import EXAMPLES, Sampled
 
 SHOWN_TOKENS = 160
+LEAD_TOKENS = 24
 TOKEN_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
 NO_CHOICE = (
     "The corpus holds conversations: put them through the model's chat template, or join their messages plainly. Both are "
     "under Advanced, Tokens."
 )
+
+
+Text = tuple[str, Sequence[Span] | None]
 
 
 @dataclass(frozen=True)
@@ -40,21 +45,24 @@ class PreviewToken:
 
 @dataclass(frozen=True)
 class Example:
-    """The beginning of a context: its first tokens, how many more there are, and how much padding."""
+    """The beginning of a context: its first tokens, how many more there are, how much padding, and how many come before."""
 
     tokens: list[PreviewToken]
     more: int
     padding: int
+    before: int = 0
 
 
 @dataclass(frozen=True)
 class Preview:
     """The first contexts of a corpus. fault: why there are none, or why a capture would end at one of its rows; a
-    sentence, "" where nothing is wrong. characters_per_token: None where no token is known."""
+    sentence, "" where nothing is wrong. characters_per_token: None where no token is known. share: of the tokens that are
+    of the chosen roles, None where none are chosen or no token is known."""
 
     examples: list[Example]
     characters_per_token: float | None
     fault: str = ""
+    share: float | None = None
 
     @property
     def tokens(self) -> list[PreviewToken]:
@@ -71,6 +79,7 @@ class Policy:
     chat_template: bool = False
     plain_chats: bool = False
     context_length: int = 128
+    roles: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, values: Any) -> Policy:
@@ -84,6 +93,7 @@ class Policy:
             bool(get("chat_template", False)),
             bool(get("plain_chats", False)),
             get("context_length", None) or 128,
+            tuple(get("roles", None) or ()),
         )
 
 
@@ -94,54 +104,70 @@ def preview(model: LanguageModel, sample: Sampled, policy: Policy) -> Preview | 
         return None
     words = _words(file, file.stat().st_mtime_ns)
     texts, fault = _texts(sample, policy, words)
-    documents = [tokens for text in texts if text.strip() and (tokens := words.tokens(text, policy.store_special))]
+    made = [words.tokens(text, spans, policy.store_special) for text, spans in texts if text.strip()]
+    documents = [tokens for tokens in made if tokens]
     if not documents:
         return Preview([], None, fault) if fault else None
-    return Preview(_examples(documents, policy, words), _ratio(sample, policy, words, documents), fault)
+    share = None
+    if policy.roles:
+        share = sum(token.stored for tokens in documents for token in tokens) / sum(map(len, documents))
+    return Preview(_examples(documents, policy, words), _ratio(sample, policy, words, documents), fault, share)
 
 
-def _texts(sample: Sampled, policy: Policy, words: _Words) -> tuple[list[str], str]:
-    """The texts that are tokenised, and what is wrong with the first document that has none."""
+def _texts(sample: Sampled, policy: Policy, words: _Words) -> tuple[list[Text], str]:
+    """The texts that are tokenised, each with its characters of the chosen roles (None: all), and what is wrong with the first
+    document that has none."""
     chats = (*sample.chats, *sample.shapes)
     if not policy.chat_template:
-        return (_plain(sample.chats) if policy.plain_chats else ([], NO_CHOICE)) if chats else (list(sample.texts), "")
+        if not chats:
+            return [(text, None) for text in sample.texts], ""
+        return _plain(sample.chats, policy.roles) if policy.plain_chats else ([], NO_CHOICE)
     given: list[dict[str, Any]] = [{"messages": chat.messages, "tools": chat.tools or None} for chat in chats] or [
         {"messages": [{"role": "user", "content": text}], "tools": None} for text in sample.texts
     ]
     shown = len(sample.chats or sample.texts)
-    rendered = _rendered(words.template, json.dumps(given), words.names)
-    fault = next((_fault(chats, i, said) for i, (_, said) in enumerate(rendered) if said), "")
-    return [text for text, _ in rendered[:shown] if text], fault
+    rendered = _rendered(words.template, json.dumps(given), words.names, policy.roles if chats else ())
+    fault = next((_fault(chats, i, said) for i, (_, said, _) in enumerate(rendered) if said), "")
+    return [(text, spans) for text, _, spans in rendered[:shown] if text], fault
 
 
 def _fault(chats: tuple[Conversation, ...], number: int, said: str) -> str:
     where = chats[number].where if chats else "the first documents"
-    return f"A capture that reaches {where} would end there: the model's chat template does not take it: {said.rstrip('.')}."
+    return f"A capture that reaches {where} would end there: {said[0].lower()}{said[1:].rstrip('.')}."
 
 
-def _plain(chats: tuple[Conversation, ...]) -> tuple[list[str], str]:
+def _plain(chats: tuple[Conversation, ...], roles: Sequence[str]) -> tuple[list[Text], str]:
     try:
-        return [chat.plain() for chat in chats], ""
+        return [(chat.plain(), plain_spans(chat, roles) if roles else None) for chat in chats], ""
     except CorpusError as error:
         return [], str(error)
 
 
 def _examples(documents: list[list[PreviewToken]], policy: Policy, words: _Words) -> list[Example]:
-    eos = [PreviewToken(words.eos, policy.store_special, True)] if words.eos else []
+    between = policy.store_special and not policy.roles  # what is nobody's is of no role
+    eos = [PreviewToken(words.eos, between, True)] if words.eos else []
     streams = [[token for document in documents for token in (*document, *eos)]] if policy.packed else documents
-    examples = []
-    for shown in itertools.islice((context for stream in streams for context in _cut(stream, policy, words)), EXAMPLES):
-        padding = 0 if policy.packed else policy.context_length - len(shown)
-        examples.append(Example(shown[:SHOWN_TOKENS], max(len(shown) - SHOWN_TOKENS, 0), padding))
-    return examples
+    contexts = (context for stream in streams for context in _cut(stream, policy, words))
+    if policy.roles:
+        contexts = (context for context in contexts if any(token.stored for token in context))
+    return [_example(context, policy) for context in itertools.islice(contexts, EXAMPLES)]
+
+
+def _example(context: list[PreviewToken], policy: Policy) -> Example:
+    """What is shown of a context: its beginning; where roles are chosen and come late, from shortly before them."""
+    first = next((i for i, token in enumerate(context) if token.stored), 0) if policy.roles else 0
+    start = first - LEAD_TOKENS if first >= SHOWN_TOKENS else 0
+    shown = context[start : start + SHOWN_TOKENS]
+    padding = 0 if policy.packed else policy.context_length - len(context)
+    return Example(shown, len(context) - start - len(shown), padding, start)
 
 
 def _cut(stream: list[PreviewToken], policy: Policy, words: _Words) -> Iterator[list[PreviewToken]]:
     """As numerics.tokens cuts it: BOS before each context, unless it begins with one that a chat template wrote."""
-    bos = PreviewToken(words.bos, policy.store_special, True)
+    bos = PreviewToken(words.bos, policy.store_special and not policy.roles, True)
     start = 0
     while start < len(stream):
-        own = policy.chat_template and stream[start] == bos
+        own = policy.chat_template and stream[start].text == bos.text and stream[start].special
         first = [bos] if policy.prepend_bos and words.bos and not own else []
         end = start + policy.context_length - len(first)
         yield [*first, *stream[start:end]]
@@ -184,25 +210,31 @@ class _Words:
     special: frozenset[int]
     names: str
 
-    def tokens(self, text: str, store_special: bool) -> list[PreviewToken]:
+    def tokens(self, text: str, spans: Sequence[Span] | None, store_special: bool) -> list[PreviewToken]:
+        """spans: the characters whose tokens are stored; None for all."""
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         marks = [token in self.special for token in encoding.ids]
         return [
-            PreviewToken(text[start:end], store_special or not mark, mark)
+            PreviewToken(text[start:end], _kept(start, end, spans) and (store_special or not mark), mark)
             for (start, end), mark in zip(encoding.offsets, marks, strict=True)
         ]
 
 
+def _kept(start: int, end: int, spans: Sequence[Span] | None) -> bool:
+    return spans is None or any(start < to and end > begin for begin, to in spans)
+
+
 @lru_cache(maxsize=64)
-def _rendered(template: str, chats: str, names: str) -> list[tuple[str, str]]:
-    """Each conversation's text, "" where the template cannot be used on it, and why; one fault when it does not end."""
-    asked = {"template": template, "chats": json.loads(chats), "names": json.loads(names)}
+def _rendered(template: str, chats: str, names: str, roles: tuple[str, ...]) -> list[chat_render.Rendered]:
+    """Of each conversation its text, "" where the template cannot be used on it; why; and its characters of the roles. One
+    fault when it does not end."""
+    asked = {"template": template, "chats": json.loads(chats), "names": json.loads(names), "roles": roles}
     call = [sys.executable, "-I", chat_render.__file__]
     try:
         told = subprocess.run(call, input=json.dumps(asked), capture_output=True, text=True, timeout=60, check=True)
-        return [(text, said) for text, said in json.loads(told.stdout)]
+        return [(text, said, spans) for text, said, spans in json.loads(told.stdout)]
     except (subprocess.SubprocessError, ValueError):
-        return [("", "it takes too long or too much memory")]
+        return [("", f"{chat_render.REFUSED}: it takes too long or too much memory", None)]
 
 
 @lru_cache(maxsize=8)

@@ -29,6 +29,17 @@ class Sampled:
     chats: tuple[Conversation, ...] = ()
     shapes: tuple[Conversation, ...] = ()
 
+    @property
+    def roles(self) -> list[str]:
+        """Those of its conversations, in the order in which they come."""
+        chats = (*self.chats, *self.shapes)
+        return list(dict.fromkeys(message["role"] for chat in chats for message in chat.messages))
+
+    @property
+    def all_shapes(self) -> bool:
+        """Whether no succession of roles was left out for want of room."""
+        return len(self.shapes) < SHAPES
+
 
 class Sample:
     """Collects it, document by document."""

@@ -245,3 +245,95 @@ def test_system_and_tools_columns_reach_the_chat_template(
     own = tokenizer.apply_chat_template(messages, tools=[tool], tokenize=True, return_dict=True)["input_ids"]
     assert ids == own[:64] and "look_up" in tokenizer.decode(ids).replace(" ", "")
     assert [token.text for token in shown.examples[0].tokens] == [tokenizer.decode([token]) for token in own[:64]]
+
+
+def test_only_the_assistants_tokens_from_the_form_to_the_evaluation(
+    add: Any, chat_model: LanguageModel, client_of: Any, run_job: Any, make_run: Any
+) -> None:
+    corpus, _ = add(CHATS)
+    client, url = client_of("researcher"), reverse("training:capture_create")
+    given = form(chat_model, corpus, chat_template="on", roles="assistant")
+    page = client.get(url, given | {"look": 1})
+    estimate = page.context["estimate"]
+    marked = "".join(token.text for token in estimate.preview.examples[0].tokens if token.stored)
+    assert marked.startswith("Paris is") and '<mark class="piece">P' in page.content.decode()
+    assert "The activation of every token of the assistant that is text is stored." in estimate.kept
+    every = client.get(url, given | {"look": 1, "roles": ""}).context["estimate"]
+    assert estimate.preview.share and every.preview.share is None
+    assert estimate.tokens == int(corpus.n_characters / every.preview.characters_per_token * estimate.preview.share)
+
+    client.post(url, given)
+    row = Capture.objects.get()
+    assert run_job(row.job).state == State.DONE, row.job.traceback
+    row.refresh_from_db()
+    made = open_capture(row.folder)
+    assert row.manifest["policy"]["roles"] == ["assistant"] and row.n_tokens < made.contexts().size / 2
+    context, position = next((context, position) for _, context, position in made.rows(HOOK, chunk=10**6))
+    text = load_lm(chat_model.load_from).tokenizer.decode(made.contexts()[context, position])
+    assert "Paris is the capital" in text and "What" not in text
+    shown = client_of("viewer").get(row.get_absolute_url()).content.decode()
+    assert "<dt>only tokens of</dt><dd>assistant</dd>" in shown and "marked ones</mark> are" in shown
+
+    run, job = make_run(harvest_after=False)
+    assert job.state == State.DONE, job.traceback
+    assert run_job(Job.objects.get(kind="evaluate")).state == State.DONE
+    address = reverse("training:evaluation_create", args=[run.sae.pk])
+    client.post(address, {"corpus": corpus.pk, "max_contexts": 2})
+    measured = Evaluation.objects.latest("pk")
+    assert run_job(measured.job).state == State.DONE, measured.job.traceback
+    measured.refresh_from_db()
+    assert ", only tokens of assistant, special tokens left out" in measured.metrics["l0"]["data"]
+    assert measured.metrics["l0"]["n"] == row.n_tokens, "the same tokens of the same corpus"
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        (
+            {"chat_template": "on", "roles": "asistant"},
+            "No conversation of chats has a message of asistant; its roles are",
+        ),
+        ({"plain_chats": "on", "roles": "assistant tool"}, "message of tool; its roles are user, assistant."),
+    ],
+)
+def test_roles_are_those_of_the_corpus(
+    add: Any, chat_model: LanguageModel, client_of: Any, given: dict[str, str], says: str
+) -> None:
+    corpus, _ = add(CHATS)
+    found = errors(client_of("researcher").post(reverse("training:capture_create"), form(chat_model, corpus, **given)))
+    assert list(found) == ["roles"] and says in found["roles"] and not Capture.objects.exists()
+
+
+def test_a_template_that_hides_its_turns_is_refused_before_the_start(
+    add: Any, client_of: Any, run_job: Any, user_of: Any, tiny_model_dir: Any, tmp_path: Any
+) -> None:
+    template = "{% for m in messages %}{{ messages | length }} {{ m.content }} {{ m.content }}{% endfor %}"
+    folder = chatting(tiny_model_dir, tmp_path, template)
+    model = LanguageModel.objects.create(name="hiding", source="folder", location=str(folder))
+    run_job(model.start(user_of("researcher")))
+    corpus, _ = add(CHATS)
+    given = form(model, corpus, chat_template="on", roles="assistant")
+    found = errors(client_of("researcher").post(reverse("training:capture_create"), given))
+    assert found == {
+        "roles": "A capture that reaches chats.jsonl line 1 would end there: the model's chat template does not let the "
+        "tokens of message 2 (assistant) be told from the rest; keep the tokens of all roles, or join messages plainly."
+    }
+    plain = client_of("researcher").post(
+        reverse("training:capture_create"), form(model, corpus, plain_chats="on", roles="user")
+    )
+    assert plain.status_code == 302 and Capture.objects.get().roles == ["user"]
+
+
+def test_roles_of_texts_are_refused_and_the_api_takes_a_list(
+    add: Any, chat_model: LanguageModel, make_corpus: Any, api: Any, run_job: Any
+) -> None:
+    chats, _ = add(CHATS)
+    texts, _ = make_corpus(TEXT)
+    options = {"context_length": 32, "chat_template": True, "roles": ["assistant", "user"]}
+    body = {"model_id": chat_model.pk, "layers": [HOOK], "options": options}
+    save = lambda corpus: api("researcher", "post", "/activations/save", body | {"dataset": {"corpus_id": corpus.pk}})  # noqa: E731
+    problem(save(texts), 422, "holds texts, which have no roles; leave this empty.")
+    made = good(save(chats), 202)
+    assert made["roles"] == ["assistant", "user"]
+    row = Capture.objects.get(pk=made["id"])
+    assert run_job(row.job).state == State.DONE, row.job.traceback

@@ -116,6 +116,8 @@ def _run(
         writer.close_shard()
     if any(writer.whole(later) for later in range(number + 1, number + 1 + writer.parts)):
         raise OtherTexts(_other_texts(writer))
+    if policy.roles and not writer.n_rows and writer.parts == 1:
+        raise CaptureError(f"No conversation has a token of {' or '.join(policy.roles)}; choose other roles.")
     return writer.finish(
         run_id=writer.path.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -127,7 +129,7 @@ def _run(
 def _add(lm: LM, writer: ShardWriter, batch: list[Context], policy: TokenPolicy, limits: dict[str, float]) -> None:
     facts = writer.state["facts"]
     ids, lengths = arrays(batch, policy)
-    stored = stored_mask(ids, policy, facts["special_ids"], lengths)
+    stored = stored_mask(ids, policy, facts["special_ids"], lengths, kept_of(batch))
     x: dict[str, torch.Tensor] = {}
     if facts["stored"]:
         size = facts["batch_contexts"]
@@ -148,6 +150,11 @@ def arrays(batch: list[Context], policy: TokenPolicy) -> tuple[np.ndarray, np.nd
     if policy.packed:
         return ids, None
     return ids, np.array([context.length for context in batch], dtype=np.int32)
+
+
+def kept_of(batch: list[Context]) -> np.ndarray | None:
+    """Which tokens (b, t) of contexts are of roles that are kept; None for all."""
+    return None if batch[0].kept is None else np.stack([context.kept for context in batch if context.kept is not None])
 
 
 def _sizes(facts: dict[str, Any], policy: TokenPolicy) -> tuple[int, int]:
@@ -179,7 +186,12 @@ def _sampled(lm: LM, contexts: Iterator[Context], writer: ShardWriter, policy: T
 def _look(lm: LM, begin: list[Context], facts: dict[str, Any], policy: TokenPolicy) -> dict[str, Any]:
     """Median norms of the stored rows of some contexts, and with autocast how far they are from exact ones."""
     ids, lengths = arrays(begin, policy)
-    stored = stored_mask(ids, policy, facts["special_ids"], lengths)
+    stored = stored_mask(ids, policy, facts["special_ids"], lengths, kept_of(begin))
+    if facts["max_norm_ratio"] and not stored.any():
+        raise CaptureError(
+            f"None of the first {len(begin)} contexts holds a token that is kept, and the median norm is measured on them; "
+            "set no limit on norms, or keep the tokens of more roles."
+        )
     hooks = [point["name"] for point in facts["hook_points"]]
 
     def rows() -> dict[str, torch.Tensor]:
@@ -294,7 +306,7 @@ def _limited(
     for context in contexts:
         yield context
         lengths = None if context.length is None else np.array([context.length])
-        rows += int(stored_mask(context.ids[None], policy, special, lengths).sum())
+        rows += int(stored_mask(context.ids[None], policy, special, lengths, kept_of([context])).sum())
         if max_tokens is not None and rows >= max_tokens:
             return
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saes.numerics.lm import LM
 from saes.numerics.sae import SAE
-from training.numerics.capture import arrays
+from training.numerics.capture import arrays, kept_of
 from training.numerics.definitions import EvaluationError, Metric, metric
 from training.numerics.documents import Document
 from training.numerics.predictions import Contexts, Splice, predictions
@@ -123,7 +123,7 @@ def measure_texts(
         contexts = iter_contexts(texts, lm.tokenizer, policy)
         while batch := list(itertools.islice(contexts, batch_contexts)):
             ids, lengths = arrays(batch, policy)
-            stored = stored_mask(ids, policy, special, lengths)
+            stored = stored_mask(ids, policy, special, lengths, kept_of(batch))
             if max_tokens is not None:
                 last = np.searchsorted(rows + stored.sum(1).cumsum(), max_tokens) + 1
                 ids, stored = ids[:last], stored[:last]

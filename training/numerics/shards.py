@@ -8,9 +8,10 @@ A folder holds `manifest.json` and `shard-00000.safetensors`, ... Every shard ha
   row_position (n,) int32              position of the row's token in its context
   x/<hook name> (n, d)                 activations in the storage dtype, one tensor per hook point
 Rows of special tokens are absent unless the policy stores them, rows of padding always, and so are outliers by norm
-where they were left out. The manifest is written last and holds the SHA-256 of every shard: a folder without it is
-unfinished, and `unfinished.json` says which of its shards are whole (shard_writer.py). Shards are memory-mapped; reading
-touches only the rows asked for. A capture that is streamed has no x: its model computes them again (stream.py).
+and tokens of other roles of a conversation where they were left out. The manifest is written last and holds the SHA-256 of
+every shard: a folder without it is unfinished, and `unfinished.json` says which of its shards are whole (shard_writer.py).
+Shards are memory-mapped; reading touches only the rows asked for. A capture that is streamed has no x: its model computes
+them again (stream.py).
 """
 
 import functools

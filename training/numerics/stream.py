@@ -13,13 +13,13 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from saes.numerics.lm import LM, load_lm
 from training.numerics.forward import outliers, precision, stored_rows
 from training.numerics.shards import Capture, CaptureError, Hooks
-from training.numerics.tokens import TokenPolicy, stored_mask
 
 SHARDS_KEPT = 16  # a window, and the shards that the next one begins with
 
@@ -55,9 +55,10 @@ class StreamedCapture(Capture):
 
     def _compute(self, i: int, hooks: tuple[str, ...]) -> dict[str, Tensor]:
         facts = self.manifest
-        policy = TokenPolicy(**facts["policy"])
         ids, lengths = self.shard_contexts(i), self.shard_lengths(i)
-        stored = stored_mask(ids, policy, facts["special_ids"], lengths)
+        stored = np.zeros(ids.shape, dtype=bool)
+        context, position = self._row_tokens(i)
+        stored[context - self.shards[i]["first_context"], position] = True
         with precision(self.lm, hooks, facts["autocast"]):
             x = stored_rows(self.lm, ids, stored, hooks, lengths=lengths, batch_contexts=facts["batch_contexts"])
         if len(next(iter(x.values()))) != self._rows_of[i][0]:

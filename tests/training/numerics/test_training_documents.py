@@ -15,7 +15,7 @@ from training.numerics.capture import capture
 from training.numerics.corpus_files import read_documents
 from training.numerics.documents import Conversation, CorpusError
 from training.numerics.shards import open_capture
-from training.numerics.tokens import TokenPolicy, iter_contexts, iter_documents, texts_of
+from training.numerics.tokens import TokenPolicy, Written, iter_contexts, iter_documents, written
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -161,17 +161,18 @@ def test_the_template_gives_the_tokens_that_transformers_gives(tokenizer):
 def test_a_text_is_the_message_of_a_user(tokenizer):
     policy = TokenPolicy(chat_template=True, prepend_bos=False)
     message = Conversation(({"role": "user", "content": "Why?"},))
-    assert list(texts_of(["Why?"], tokenizer, policy)) == list(texts_of([message], tokenizer, policy))
+    assert list(written(["Why?"], tokenizer, policy)) == list(written([message], tokenizer, policy))
 
 
 def test_messages_joined_plainly(tokenizer):
-    (text,) = texts_of(conversations()[:1], tokenizer, TokenPolicy(plain_chats=True))
+    (made,) = written(conversations()[:1], tokenizer, TokenPolicy(plain_chats=True))
+    text = made.text
     assert text.startswith("user: What is the capital of number 0?\n\nassistant: Paris is")
     assert text.endswith("\n\nuser: Why?\n\nassistant: The cat sat on the mat.")
-    assert list(texts_of(["a text"], tokenizer, TokenPolicy(plain_chats=True))) == ["a text"]
+    assert list(written(["a text"], tokenizer, TokenPolicy(plain_chats=True))) == [Written("a text")]
     calls = Conversation(({"role": "assistant", "content": "", "tool_calls": [{}]},), "a.jsonl line 3")
     with pytest.raises(CorpusError, match=r"a\.jsonl line 3: message 1 calls tools, which joining"):
-        list(texts_of([calls], tokenizer, TokenPolicy(plain_chats=True)))
+        list(written([calls], tokenizer, TokenPolicy(plain_chats=True)))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_messages_joined_plainly(tokenizer):
 )
 def test_what_cannot_become_text_is_named_by_its_row(tokenizer, policy, messages, says):
     with pytest.raises(CorpusError) as caught:
-        list(texts_of([Conversation(tuple(messages), "b.jsonl line 9")], tokenizer, TokenPolicy(**policy)))
+        list(written([Conversation(tuple(messages), "b.jsonl line 9")], tokenizer, TokenPolicy(**policy)))
     assert says in str(caught.value)
 
 
