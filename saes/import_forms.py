@@ -73,6 +73,7 @@ FACT_FIELDS: dict[str, forms.Field] = {
                 "placeholder": "W_enc = encoder.weight.T\nb_enc = encoder.bias\nW_dec = decoder.weight.T\nb_dec = pre_bias",
                 "rows": 5,
                 "spellcheck": "false",
+                "class": "id",
             }
         ),
     ),
@@ -86,8 +87,10 @@ class FactsForm(forms.Form):
         super().__init__(*args, **kwargs)
         for name in names:
             if name in FACT_FIELDS:
-                self.fields[name] = _fresh(name)
-                self.fields[name].required = True
+                self.fields[name] = field = _fresh(name)
+                field.required = True
+                if isinstance(field, forms.ChoiceField):
+                    field.choices = [("", "choose"), *field.choices[1:]]  # type: ignore[index]  # the files do not say it
 
     def facts(self) -> dict[str, Any]:
         return _said(self.cleaned_data)

@@ -545,6 +545,10 @@ def test_a_file_of_ones_own_is_asked_about_until_it_fits(
     page, client = reverse("saes:sae_facts", args=[row.pk]), client_of("researcher")
     html = client.get(row.get_absolute_url()).content.decode()
     assert '<textarea name="tensors"' in html and "It holds dec (64, 32)" in html
+    fragment = client.get(row.get_absolute_url(), headers={"HX-Request": "true"}).content.decode()
+    assert '<div id="asked" hx-swap-oob="true"><section' in fragment, (
+        "whoever watches the import is asked there and then"
+    )
     said = {
         "tensors": "W_enc = enc.weight\nb_enc = enc.bias\nW_dec = dec", "architecture": "standard",
         "model_name": "tiny", "hook_name": "blocks.1.hook_resid_post", "normalize_activations": "none",
