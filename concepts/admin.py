@@ -13,6 +13,7 @@ from concepts.models import (
     ConceptFeature,
     ConceptImport,
     DictionaryRevision,
+    Explanation,
     FeatureView,
     Label,
     LabelChange,
@@ -169,3 +170,18 @@ class ConceptImportAdmin(MadeByJobs):
         "name", "page", "sae", "dictionary", "owner", "form", "size_bytes", "sha256", "counts", "created_at",
         "ready_at", "job",
     )  # fmt: skip
+
+
+@admin.register(Explanation)
+class ExplanationAdmin(MadeByJobs):
+    list_display = ("name", "view", "model", "seconds", "owner", "created_at", "ready_at", "page")
+    list_filter = ("model", "owner")
+    search_fields = ("name", "model__name", "view__sae__name")
+    list_select_related = ("view", "model", "owner")
+    fields = readonly_fields = (
+        "name", "page", "view", "model", "n_shown", "n_tested", "accept_from", "seconds", "owner", "created_at",
+        "ready_at", "job",
+    )  # fmt: skip
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Explanation]:
+        return super().get_queryset(request).defer("found", "features")

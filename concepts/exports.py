@@ -7,7 +7,6 @@ cannot hold is left out, what a view does not know is left empty: nothing is mad
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,9 @@ import numpy as np
 from concepts.featurefile import Example, FeatureRecord
 from concepts.featurefile import FeatureView as Columns
 from concepts.models import FeatureView
-from concepts.numerics.token_text import show_bytes
+from concepts.numerics.token_text import joined
 from saehub.spreadsheets import csv_lines, neutralised
 
-_SPLIT = re.compile(r"(?:<0x[89A-F][0-9A-F]>)+")  # bytes of a character that lies over several tokens
 TOP_MARK = (-1.0, -1.0)  # bin_min and bin_contains of Neuronpedia's group of top activations
 
 
@@ -112,10 +110,7 @@ def _texts(columns: Columns, i: int, names: Iterable[str]) -> list[dict[str, Any
 
 def text_of(example: Example) -> str:
     """The text of a context without its control tokens; characters that lie over several tokens are whole again."""
-    shown = "".join(
-        token for token, special in zip(example.tokens, example.special.tolist(), strict=True) if not special
-    )
-    return _SPLIT.sub(lambda match: show_bytes(bytes.fromhex(re.sub("<0x|>", "", match[0]))), shown)
+    return joined(token for token, special in zip(example.tokens, example.special.tolist(), strict=True) if not special)
 
 
 def _statistics(columns: Columns, i: int) -> dict[str, Any]:

@@ -1,15 +1,20 @@
-"""Jobs of this app: harvest the features of an SAE from a capture, and apply large imports."""
+"""Jobs of this app: harvest the features of an SAE from a capture, have them named, and apply large imports."""
 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from concepts import imports, interchange
-from concepts.models import ConceptImport, FeatureView, captures_of
+from concepts.featurefile import ViewError
+from concepts.models import ConceptImport, Explanation, FeatureView, captures_of
+from concepts.numerics.explain import Namer, Silent
+from concepts.numerics.explain import explain as explain_features
 from concepts.numerics.harvest import harvest as harvest_features
 from concepts.numerics.logit_lens import logit_lens, take_lens
 from saehub.jobs.progress import JobError, Progress
@@ -72,6 +77,42 @@ def harvest(progress: Progress, sae: int, view: int | None = None, capture: int 
 
 def _found_in(summary: dict[str, Any]) -> dict[str, Any]:
     return {name: summary[name] for name in ("n_tokens", "alive", "dead", "seconds")}
+
+
+def explain(progress: Progress, explanation: int) -> dict[str, Any]:
+    """Have a language model name features, and test the names. What it said is kept feature by feature."""
+    row = Explanation.objects.select_related("model", "owner", "view__sae__model", "view__capture__model").filter(
+        pk=explanation
+    ).first()  # fmt: skip
+    if row is None:
+        raise JobError("What was asked for is not there any more.", "Ask for it again.")
+    began, before = time.monotonic(), row.seconds or 0.0
+    try:
+        columns = row.view.opened()
+    except ViewError as error:
+        raise JobError(str(error)) from error
+    done = {one["feature"] for one in row.found}
+    todo = [feature for feature in row.features if feature not in done]
+    progress.start(f"Loading {row.model.name}")
+    lm = load_lm(row.model.load_from, revision=row.model.revision or None)
+    lm.name = row.model.name
+    silent = None
+    if row.n_tested:
+        progress.start("Looking for texts on which they are silent")
+        sae, source = row.view.sae, open_capture(row.view.capture.folder)
+        weights = load_sae(sae.files, facts=sae.facts, device=pick_device(), checked=bool(sae.sha256))
+        silent = Silent(source, row.view.hook or "", weights, todo, columns)
+    progress.start("Naming features", unit="features", total=len(row.features))
+    shown = {"n_shown": row.n_shown, "n_tested": row.n_tested}
+    said = explain_features(
+        Namer(lm), columns, todo, silent, **shown, report=lambda: progress(len(row.found), len(row.features))
+    )
+    for one in said:
+        row.seconds = before + time.monotonic() - began
+        row.keep(asdict(one))
+    progress(len(row.found), len(row.features))
+    row.finish(seconds=before + time.monotonic() - began)
+    return {"explanation": row.pk, "named": row.named, "accepted": row.accepted, "median_score": row.median}
 
 
 def look_concepts(progress: Progress, imported: int) -> dict[str, Any]:

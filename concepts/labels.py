@@ -13,10 +13,12 @@ from django.db import models, transaction
 from django.urls import reverse
 
 from concepts.interchange import LONGEST_BY, LONGEST_METHOD, LONGEST_NAME
+from concepts.numerics.explain_prompts import DEFINITIONS
 from saes.filters import search_query
 from saes.models import SAE
 
 KEPT = ("text", "by", "method", "source", "confidence", "score", "notes", "accepted", "owner_id", "imported_id")
+METHOD_OF_MODELS = "top_contexts_1"  # a language model here was shown the contexts on which the feature fires most
 LabelState = dict[str, Any]  # a label as history keeps it: what KEPT names
 
 
@@ -115,6 +117,11 @@ class Label(models.Model):
 
     def get_absolute_url(self) -> str:
         return reverse("concepts:feature_detail", args=[self.sae_id, self.feature])
+
+    @property
+    def score_means(self) -> str:
+        """The definition of its score, where it was measured here."""
+        return f"detection_auroc_1: {DEFINITIONS['detection_auroc_1']}" if self.method == METHOD_OF_MODELS else ""
 
     @property
     def rival(self) -> Label | None:

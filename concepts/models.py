@@ -18,6 +18,7 @@ from concepts.dictionaries import ConceptDictionary as ConceptDictionary
 from concepts.dictionaries import ConceptFeature as ConceptFeature
 from concepts.dictionaries import ConceptState as ConceptState
 from concepts.dictionaries import DictionaryRevision as DictionaryRevision
+from concepts.explanations import Explanation as Explanation
 from concepts.interchange import Facts
 from concepts.labels import Label as Label
 from concepts.labels import LabelChange as LabelChange

@@ -1,6 +1,14 @@
 from django.urls import path
 
-from concepts import config_views, dictionary_views, feature_views, import_views, search_views, views
+from concepts import (
+    config_views,
+    dictionary_views,
+    explain_views,
+    feature_views,
+    import_views,
+    search_views,
+    views,
+)
 
 app_name = "concepts"
 urlpatterns = [
@@ -10,6 +18,8 @@ urlpatterns = [
     path("saes/<int:pk>/features/<int:index>/", feature_views.feature_detail, name="feature_detail"),
     path("saes/<int:pk>/features/<int:index>/label/", import_views.label_create, name="label_create"),
     path("saes/<int:pk>/features/<int:index>/concept/", dictionary_views.member_add, name="member_add"),
+    path("saes/<int:pk>/features/explain/", explain_views.explanation_create, name="explanation_create"),
+    path("features/explained/<int:pk>/", explain_views.explanation_detail, name="explanation_detail"),
     path("saes/<int:pk>/labels/", import_views.label_files, name="label_files"),
     path("saes/<int:pk>/labels/import/", import_views.label_import, name="label_import"),
     path("saes/<int:pk>/labels/export/", import_views.label_export, name="label_export"),

@@ -95,14 +95,15 @@ def feature_export(request: HttpRequest, pk: int) -> HttpResponseBase:
     columns, fault = columns_of(view)
     if view is None or columns is None:
         raise Http404(fault or f"{sae.name} has no harvested features yet.")
-    chosen = _chosen_features(request, sae, columns)
+    chosen = asked_features(request, sae, columns)
     kind = exports.FORMATS[form]
     name = f"features-of-sae-{sae.pk}-view-{view.pk}{f'-{chosen[0]}' if len(chosen) == 1 else ''}-{form}.{kind.suffix}"
     content_type = "text/csv" if kind.suffix == "csv" else "application/json"
     return attachment(request, kind.write(view, columns, chosen), name=name, kind=content_type)
 
 
-def _chosen_features(request: HttpRequest, sae: SAE, columns: featurefile.FeatureView) -> list[int]:
+def asked_features(request: HttpRequest, sae: SAE, columns: featurefile.FeatureView) -> list[int]:
+    """Those of `?feature=` (several), else those that the filters of the list leave, in its order."""
     given = {text: whole_number(text) for text in request.GET.getlist("feature")}
     chosen = {number for number in given.values() if number is not None and number < columns.n_features}
     if wrong := [text for text, number in given.items() if number not in chosen]:

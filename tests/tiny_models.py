@@ -60,3 +60,17 @@ def tiny_sae(architecture: str = "topk", d_in: int = D_MODEL, d_sae: int = 96, *
         for bias in (sae.b_enc, sae.b_dec):
             bias.copy_(0.1 * torch.randn(bias.shape, generator=generator))
     return sae.requires_grad_(False)
+
+
+def build_reader(folder: Path) -> Path:
+    """A tiny Llama that reads 4,096 tokens and writes nothing but letters, saved as a model folder."""
+    from concepts.numerics.token_text import vocabulary_texts
+    from tests.conftest import build_tiny_model
+
+    build_tiny_model(folder, max_position_embeddings=4096, tie_word_embeddings=False)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    letters = torch.tensor([text.strip().isalpha() and text.isascii() for text in vocabulary_texts(tokenizer)])
+    with torch.no_grad():
+        model.lm_head.weight[~letters] = 0  # the likeliest of many random logits is above it
+    model.save_pretrained(folder)
+    return folder

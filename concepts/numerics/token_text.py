@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPLIT = re.compile(r"(?:<0x[89A-F][0-9A-F]>)+")  # bytes of a character that lies over several tokens
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
@@ -49,6 +50,11 @@ def show_bytes(raw: bytes) -> str:
             shown += raw[: error.start].decode() + "".join(f"<0x{byte:02X}>" for byte in raw[error.start : error.end])
             raw = raw[error.end :]
     return show_nul(shown)
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Texts of tokens as one text, in which the bytes of characters that lie over several tokens are characters again."""
+    return _SPLIT.sub(lambda match: show_bytes(bytes.fromhex(re.sub("<0x|>", "", match[0]))), "".join(texts))
 
 
 def _is_byte_level(tokenizer: Any) -> bool:

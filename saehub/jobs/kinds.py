@@ -51,6 +51,7 @@ KINDS = {
         Kind("train_sweep", "training.jobs", "Train a sweep", "gpu", "training.add_sweep", "training:sweep_detail", "sweep"),
         Kind("evaluate", "training.jobs", "Evaluate", "gpu", "training.add_evaluation", "saes:sae_detail", "sae"),
         Kind("harvest", "concepts.jobs", "Harvest features", "gpu", "concepts.add_featureview", "saes:sae_detail", "sae"),
+        Kind("explain", "concepts.jobs", "Name features", "gpu", "concepts.add_explanation", "concepts:explanation_detail", "explanation"),
         Kind("look_concepts", "concepts.jobs", "Look at a file of concepts", "io", "concepts.add_conceptimport", "concepts:import_detail",
              "imported"),
         Kind("import_concepts", "concepts.jobs", "Import concepts", "io", "concepts.add_conceptimport", "concepts:import_detail", "imported"),
