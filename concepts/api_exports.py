@@ -33,7 +33,7 @@ def feature_export(
     view: int | None = Query(None, description="The one over the most tokens when left out"),
     feature: list[int] = Query(default_factory=list, max_length=1000, description="These; all when left out"),
 ) -> Any:
-    """Written as it is sent: top texts as mi_crow and its server have them, or Neuronpedia's features."""
+    """Written as it is sent: top texts as mi_crow and its server have them, Neuronpedia's features, or one HTML page."""
     sae = get_object_or_404(SAE, pk=pk)
     if format not in exports.FORMATS:
         raise Problem(422, f"format: there is no {format[:40]}; choose one of {', '.join(exports.FORMATS)}.")
@@ -42,6 +42,7 @@ def feature_export(
         raise Problem(422, f"feature: {no_feature(sae, wrong[0])}")
     chosen = sorted(set(feature)) or list(range(columns.n_features))
     kind = exports.FORMATS[format]
-    content_type = "text/csv" if kind.suffix == "csv" else "application/json"
+    if refused := kind.too_many(len(chosen)):
+        raise Problem(422, f"feature: {refused}")
     name = f"features-of-sae-{sae.pk}-view-{row.pk}-{format}.{kind.suffix}"
-    return attachment(request, kind.write(row, columns, chosen), name=name, kind=content_type)
+    return attachment(request, kind.write(row, columns, chosen), name=name, kind=kind.content_type)

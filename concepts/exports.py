@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from concepts.feature_file import MOST as MOST_OF_A_PAGE
+from concepts.feature_file import as_page
 from concepts.featurefile import Example, FeatureRecord
 from concepts.featurefile import FeatureView as Columns
 from concepts.models import FeatureView
@@ -75,14 +77,27 @@ def _neuronpedia(view: FeatureView, columns: Columns, features: Iterable[int]) -
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file: what it is called, its ending, and what writes it."""
+    """A kind of file: what it is called, its ending, what writes it, and how many features it holds at most."""
 
     title: str
     suffix: str
     write: Callable[[FeatureView, Columns, Iterable[int]], Iterator[str]]
+    most: int | None = None
+
+    @property
+    def content_type(self) -> str:
+        return CONTENT_TYPES[self.suffix]
+
+    def too_many(self, n: int) -> str:
+        """The sentence that refuses n features; "" where they can be held."""
+        if self.most is None or n <= self.most:
+            return ""
+        return f"A {self.title} holds at most {self.most:,} features, and these are {n:,}; choose fewer."
 
 
+CONTENT_TYPES = {"json": "application/json", "csv": "text/csv", "html": "text/html"}
 FORMATS = {
+    "html": Format("page that needs nothing else (HTML)", "html", as_page, MOST_OF_A_PAGE),
     "top_texts": Format("top texts with statistics (mi_crow server)", "json", _top_texts),
     "mi_crow": Format("top texts (mi_crow JSON)", "json", _mi_crow),
     "mi_crow_csv": Format("top texts (mi_crow CSV)", "csv", _mi_crow_csv),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,13 @@ from concepts import exports, featurefile
 from concepts.chosen import chosen_view, columns_of, feature_url, kept, no_feature, views_of
 from concepts.concept_forms import LabelForm, MemberForm
 from concepts.models import Concept, FeatureView, Label, name_of, usual_strength
-from concepts.snippets import CONTEXTS, LINES, SCALES, Snippet, as_python, snippet, without_repeats
+from concepts.snippets import CONTEXTS, LINES, SCALES, as_python, fires_chart, groups
 from saehub.accounts.access import needs
 from saehub.charts import Chart, histogram
 from saes.abilities import why_not
 from saes.models import SAE
 
 SHOWN_LABELS = 6
-SHOWN_TOP = 8
-SHOWN_SAMPLES = 2
 SHOWN_CONCEPTS = 20
 SHOWN_CHANGES = 10
 OFFERED_CONCEPTS = 100
@@ -45,7 +42,7 @@ def feature_detail(request: HttpRequest, pk: int, index: int) -> HttpResponse:
         own = {"sae": sae.pk, "feature": index, "labels": [_label(label) for label in labels]}
         return JsonResponse(own | numbers)
     labels.sort(key=lambda label: not label.accepted)
-    fires = _fires(record) if record is not None else None  # drawn meanwhile
+    fires = fires_chart(record) if record is not None else None  # drawn meanwhile
     in_concepts = Concept.objects.filter(dictionary__sae=sae, members__feature=index).select_related("dictionary")
     context = {
         "section": "saes",
@@ -98,7 +95,7 @@ def _harvested(
         "line_choices": LINES,
         "line_css": "lines" if _choice(request, "lines", LINES) == "broken" else "",
         "steer_value": f"{_usual(view, record):.4g}" if record.n_fires else "",
-        "groups": _groups(record, around, scale),
+        "groups": groups(record, around, scale),
         "logit_effects": _logit_effects(columns, record.feature) if request.GET.get("logits") == "all" else None,
         "has_effects": columns.logits_histogram(record.feature) is not None,
         "neighbours": [
@@ -114,15 +111,6 @@ def _usual(view: FeatureView, record: featurefile.FeatureRecord) -> float:
     return usual_strength(record.maximum, per_norm)
 
 
-def _fires(record: featurefile.FeatureRecord) -> Chart | None:
-    if not record.n_fires:
-        return None
-    found, n = record.histogram, f"{record.n_fires:,} tokens"
-    return histogram(
-        found.counts, found.edges, title="Activations", x_title="activation", n=n, log_y=True, size=(340, 190)
-    )
-
-
 def _logit_effects(columns: featurefile.FeatureView, feature: int) -> Chart | None:
     """Drawn where it is asked for: a chart costs more than the rest of the page."""
     found = columns.logits_histogram(feature)
@@ -132,30 +120,6 @@ def _logit_effects(columns: featurefile.FeatureView, feature: int) -> Chart | No
     return histogram(
         found.counts, found.edges, title="Logit effects", x_title=x_title, n=n, log_y=True, size=(340, 190)
     )
-
-
-@dataclass(frozen=True)
-class Group:
-    """Examples under one heading: the first few, and the rest under a fold."""
-
-    interval: featurefile.Interval | None  # None: the top contexts
-    shown: list[Snippet]
-    folded: list[Snippet]
-
-    @property
-    def n(self) -> int:
-        """Contexts, with those that show what another shows."""
-        return sum(1 + one.same for one in (*self.shown, *self.folded))
-
-
-def _groups(record: featurefile.FeatureRecord, around: str, scale: str) -> list[Group]:
-    def group(examples: list[featurefile.Example], interval: featurefile.Interval | None, n: int) -> Group:
-        made = [snippet(example, around, record.maximum if scale == "feature" else None) for example in examples]
-        made = without_repeats(made)
-        return Group(interval, made[:n], made[n:])
-
-    intervals = [group(i.examples, i, SHOWN_SAMPLES) for i in record.intervals]
-    return [group(record.top, None, SHOWN_TOP), *intervals] if record.top else []
 
 
 def _choice(request: HttpRequest, name: str, choices: Collection[str]) -> str:

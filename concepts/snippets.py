@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from concepts.featurefile import Example, FeatureRecord
+from concepts.featurefile import Example, FeatureRecord, Interval
 from concepts.models import FeatureView
+from saehub.charts import Chart, histogram
 from saes.models import SAE
 
 CONTEXTS: dict[str, int | None] = {"snippet": 16, "stacked": 5, "full": None}  # tokens on either side of the peak
 SCALES = ("feature", "snippet")
+SHOWN_TOP = 8
+SHOWN_SAMPLES = 2
 LINES = ("marked", "broken")  # line breaks: as a sign alone, or as breaks too
 
 
@@ -57,6 +60,42 @@ def without_repeats(snippets: list[Snippet]) -> list[Snippet]:
         first.setdefault(key, one)
         counts[key] += 1
     return [replace(one, same=counts[key] - 1) for key, one in first.items()]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Examples under one heading: the first few, and the rest under a fold."""
+
+    interval: Interval | None  # None: the top contexts
+    shown: list[Snippet]
+    folded: list[Snippet]
+
+    @property
+    def n(self) -> int:
+        """Contexts, with those that show what another shows."""
+        return sum(1 + one.same for one in (*self.shown, *self.folded))
+
+
+def groups(record: FeatureRecord, around: str, scale: str) -> list[Group]:
+    """The top contexts, then the samples of each interval; none for a feature that never fired."""
+
+    def group(examples: list[Example], interval: Interval | None, n: int) -> Group:
+        made = [snippet(example, around, record.maximum if scale == "feature" else None) for example in examples]
+        made = without_repeats(made)
+        return Group(interval, made[:n], made[n:])
+
+    intervals = [group(i.examples, i, SHOWN_SAMPLES) for i in record.intervals]
+    return [group(record.top, None, SHOWN_TOP), *intervals] if record.top else []
+
+
+def fires_chart(record: FeatureRecord) -> Chart | None:
+    """Histogram of its activations, drawn while something else is done; None where there are none."""
+    if not record.n_fires:
+        return None
+    found, n = record.histogram, f"{record.n_fires:,} tokens"
+    return histogram(
+        found.counts, found.edges, title="Activations", x_title="activation", n=n, log_y=True, size=(340, 190)
+    )
 
 
 def as_python(sae: SAE, view: FeatureView, record: FeatureRecord) -> str:

@@ -97,9 +97,10 @@ def feature_export(request: HttpRequest, pk: int) -> HttpResponseBase:
         raise Http404(fault or f"{sae.name} has no harvested features yet.")
     chosen = asked_features(request, sae, columns)
     kind = exports.FORMATS[form]
+    if refused := kind.too_many(len(chosen)):
+        raise Http404(refused)
     name = f"features-of-sae-{sae.pk}-view-{view.pk}{f'-{chosen[0]}' if len(chosen) == 1 else ''}-{form}.{kind.suffix}"
-    content_type = "text/csv" if kind.suffix == "csv" else "application/json"
-    return attachment(request, kind.write(view, columns, chosen), name=name, kind=content_type)
+    return attachment(request, kind.write(view, columns, chosen), name=name, kind=kind.content_type)
 
 
 def asked_features(request: HttpRequest, sae: SAE, columns: featurefile.FeatureView) -> list[int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import pytest
 import torch
 from django.urls import reverse
 
-from concepts.exports import text_of
-from concepts.models import FeatureView
+from concepts.exports import FORMATS, text_of
+from concepts.models import FeatureView, Label
 from saes.numerics.formats import load_sae
+from tests.api_calls import problem
 from tests.steering_rows import DEAD, Rows
 from tests.tiny_models import RESID
 from training.numerics.shards import open_capture
@@ -166,3 +169,48 @@ def test_characters_over_several_tokens_are_whole_again(view: FeatureView) -> No
         }
     )
     assert text_of(changed) == "aé<0xE2><0x41>"
+
+
+def test_a_page_that_needs_nothing_else(
+    rows: Rows, view: FeatureView, client_of: Any, django_assert_max_num_queries: Any
+) -> None:
+    columns = view.opened()
+    alive, other = (int(i) for i in columns.sorted("n_fires")[:2])
+    Label.objects.name_feature(rows.sae, alive, "</style><script>alert(1)</script>", rows.owner)
+    client, query = client_of("viewer"), f"?format=html&feature={alive}&feature={DEAD}"
+    one = download(client, rows, f"?format=html&feature={other}").decode()
+    with django_assert_max_num_queries(9):
+        page = download(client, rows, query).decode()
+    assert page.count("<!doctype html>") == page.count("</html>") == 1
+    assert "<table" in page and f'<a href="#f{alive}">' in page and f'<a href="#f{other}">' not in one
+    assert "alert(1)" in page and "<script>alert" not in page
+    addresses = re.findall(r'\b(?:href|src|action|hx-\w+|ws-connect)\s*=\s*"([^"]*)"', page)
+    assert addresses and all(address.startswith("#") for address in addresses), "nothing in it asks a server"
+    assert (
+        "url(" not in page
+        and "@import" not in page
+        and " from " not in page.partition("</script>")[0].split("<script")[1]
+    )
+    record, dead = columns.feature(alive), page[page.index(f'id="f{DEAD}"') :]
+    best = record.top[0]
+    assert f'title="context {best.context}, document {best.document}"' in page
+    assert f"{record.n_fires:,} tokens in {record.n_contexts:,} contexts" in page and 'role="img"' in page
+    assert "dead in" in dead and "It never fired." in dead and 'class="ex' not in dead
+
+
+def test_a_page_holds_so_many_features(
+    rows: Rows, view: FeatureView, client_of: Any, api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMATS, "html", replace(FORMATS["html"], most=3))
+    client, url = client_of("viewer"), reverse("concepts:feature_export", args=[rows.sae.pk])
+    said = "holds at most 3 features, and these are 96; choose fewer."
+    refused = client.get(url + "?format=html")
+    assert refused.status_code == 404 and said in refused.content.decode()
+    assert said in problem(api("viewer", "get", f"/saes/{rows.sae.pk}/features/export?format=html"), 422)["detail"]
+    answer = api("viewer", "get", f"/saes/{rows.sae.pk}/features/export?format=html&feature=3")
+    assert answer["Content-Type"] == "text/html; charset=utf-8" and answer["Content-Disposition"].startswith(
+        "attachment"
+    )
+    listed = client.get(reverse("concepts:feature_list", args=[rows.sae.pk])).content.decode()
+    links = listed[listed.index('id="exports"') :]
+    assert "format=html" not in links and "format=mi_crow" in links
