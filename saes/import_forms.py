@@ -90,7 +90,7 @@ class FactsForm(forms.Form):
                 self.fields[name] = field = _fresh(name)
                 field.required = True
                 if isinstance(field, forms.ChoiceField):
-                    field.choices = [("", "choose"), *field.choices[1:]]  # type: ignore[index]  # the files do not say it
+                    field.choices = [("", "choose"), *list(field.choices)[1:]]  # the files do not say it
 
     def facts(self) -> dict[str, Any]:
         return _said(self.cleaned_data)
