@@ -87,10 +87,11 @@ class FactsForm(forms.Form):
         super().__init__(*args, **kwargs)
         for name in names:
             if name in FACT_FIELDS:
-                self.fields[name] = field = _fresh(name)
+                field: Any = _fresh(name)
                 field.required = True
                 if isinstance(field, forms.ChoiceField):
                     field.choices = [("", "choose"), *list(field.choices)[1:]]  # the files do not say it
+                self.fields[name] = field
 
     def facts(self) -> dict[str, Any]:
         return _said(self.cleaned_data)
