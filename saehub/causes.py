@@ -33,6 +33,7 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 def memory_ran_out(error: BaseException) -> bool:
-    """Whether Python, numpy or torch says so: torch by a class of its own on a GPU, on a CPU only in its text."""
+    """Whether Python, numpy or torch says so: torch by a class of its own on a GPU, on a CPU only in its text, and the
+    library of its CPU kernels only by what it could not make."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "allocate memory" in str(error)
+    return named or "allocate memory" in str(error) or "could not create a primitive" in str(error)

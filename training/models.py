@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from django.db import models
+from django.db import models, transaction
 from django.urls import reverse
 from django.utils import timezone
 
@@ -323,10 +323,12 @@ class Run(Made):
 
     def resume(self, user: Any) -> None:
         """Go on from the checkpoint, by a job of its own unless the one that was to pause is still there."""
-        self.pause_at, self.error = None, ""
-        self.save(update_fields=["pause_at", "error"])
-        if not (self.job and self.job.is_live):
-            self.start(user)
+        with transaction.atomic():  # of two that press at once, one starts it
+            now = Run.objects.select_for_update(of=("self",)).select_related("job").get(pk=self.pk)
+            self.job, self.pause_at, self.error = now.job, None, ""
+            self.save(update_fields=["pause_at", "error"])
+            if not (self.job and self.job.is_live):
+                self.start(user)
 
 
 class RunPoint(models.Model):

@@ -29,6 +29,7 @@ FORM = (
 )
 KEYS = (*WHERE, *dict.fromkeys(FORM), "processes", *AFTER, *TRAINER)
 MOST_CHARACTERS = 100_000
+FIELDS = {"source": "hook_name", "more_hooks": "hook_name"}  # of the form, where the document has another name
 
 
 class DocumentError(ValueError):
@@ -158,9 +159,11 @@ def _text(value: Any) -> str:
 
 
 def said(form: RunForm) -> list[str]:
-    """A form's errors, a line each."""
+    """A form's errors, a line each, by the document's names."""
     return [
-        f"{name}: {text}" if name != "__all__" else str(text) for name, errors in form.errors.items() for text in errors
+        f"{FIELDS.get(name, name)}: {text}" if name != "__all__" else str(text)
+        for name, errors in form.errors.items()
+        for text in errors
     ]
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from saehub.causes import disk_is_full
+from saehub.causes import chain_of, disk_is_full
 
 
 class FolderError(ValueError):
@@ -28,7 +28,7 @@ def whole_folder(target: Path, *, replaces: Collection[str] = ()) -> Iterator[Pa
         _share(partial)
         _put_in_place(partial, target)
     except Exception as error:  # safetensors and torch have errors of their own for a full disk
-        if disk_is_full(error):
+        if any(map(disk_is_full, chain_of(error))):  # also where a folder within this one said it in words of its own
             raise FolderError(
                 f"The disk is full, so {target} was not written; free some space and try again."
             ) from error

@@ -283,7 +283,8 @@ def _check_disk(out_dir: Path, points: list[HookPoint], dtype: str, max_tokens: 
     existing = next(folder for folder in (out_dir, *out_dir.absolute().parents) if folder.exists())
     statistics = os.statvfs(existing)
     free = statistics.f_bavail * statistics.f_frsize
-    need = (max_tokens or 0) * sum(point.d for point in points) * DTYPES[dtype].itemsize
+    whole = sum(file.stat().st_size for file in out_dir.glob("shard-*.safetensors"))  # of one that is continued
+    need = (max_tokens or 0) * sum(point.d for point in points) * DTYPES[dtype].itemsize - whole
     if need > free:
         raise CaptureError(
             f"The capture needs about {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free; capture fewer "

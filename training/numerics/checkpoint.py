@@ -3,9 +3,7 @@
 One file cannot be half old and half new: a process killed at any moment leaves the previous checkpoint or the next one.
 """
 
-import fcntl
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saehub.causes import disk_is_full
+from training.numerics.claim import Claim, Taken
 from training.numerics.shards import write_tensors
 
 FILE = "checkpoint.safetensors"
@@ -23,28 +22,12 @@ class TrainingError(ValueError):
     """Training cannot start or go on; the message is one sentence. A checkpoint already written stays usable."""
 
 
-class Claim:
-    """The right to write a folder's checkpoint, held by one training at a time on this machine until `release`, or the
-    end of its process in whatever way. Raises TrainingError where somebody else has it."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        self._file: int | None = os.open(folder.parent / f".{folder.name}.lock", os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
-            raise TrainingError(
-                f"Another run is writing to {folder}; wait for its end, or choose a new folder."
-            ) from None
-
-    def release(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def __del__(self) -> None:
-        self.release()
+def claim(folder: Path) -> Claim:
+    """The right to write a folder's checkpoint. Raises TrainingError where somebody else has it."""
+    try:
+        return Claim(folder.parent / f".{folder.name}.lock")
+    except Taken:
+        raise TrainingError(f"Another run is writing to {folder}; wait for its end, or choose a new folder.") from None
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

@@ -92,11 +92,11 @@ class Optimizer:
             _update_whole(grad, targets.arrays((name,)), factor, own, rates)
 
     def _moments(self, name: str) -> dict[str, Tensor]:
-        """torch's Adam's state of a tensor, as it makes it at its first step."""
+        """torch's Adam's state of a tensor, as its fused one makes it at its first step."""
         leaf = self.leaves[name]
         if not self.adam.state[leaf]:
             zeros = {key: torch.zeros_like(leaf) for key in ("exp_avg", "exp_avg_sq")}
-            self.adam.state[leaf] = {"step": torch.zeros(())} | zeros
+            self.adam.state[leaf] = {"step": torch.zeros((), device=leaf.device)} | zeros
         found: dict[str, Tensor] = self.adam.state[leaf]
         return found
 
@@ -110,10 +110,11 @@ class Optimizer:
         }
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `state` returned."""
+        """Put back what `state` returned; what is not among it begins at zero."""
         for name, leaf in self.leaves.items():
             found = {key: tensors[f"adam.{name}.{key}"] for key in ADAM_STATE if f"adam.{name}.{key}" in tensors}
             self.adam.state[leaf] = {key: tensor.to(leaf.device).clone() for key, tensor in found.items()}
+            self._moments(name)  # now: who halves a batch for want of memory has to know what is left for it
 
     def release(self) -> None:
         """Give the SAE its ordinary, contiguous layout back, and decoder rows of norm 1."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from saehub.causes import disk_is_full
+from training.numerics.claim import Claim, Taken
 from training.numerics.documents import CorpusError
 from training.numerics.shards import (
     DTYPES,
@@ -31,7 +32,7 @@ from training.numerics.shards import (
     write_tensors,
 )
 
-OWN_FILES = ("shard-*.safetensors", "*.tmp", "unfinished*.json")
+OWN_FILES = ("shard-*.safetensors", "*.tmp", "unfinished*.json", ".*.lock")
 
 
 class OtherTexts(CaptureError):
@@ -45,6 +46,8 @@ class ShardWriter:
     Either shards are closed by themselves once they hold `shard_rows` rows, at the end of the batch that filled them,
     or `begin_shard` and `close_shard` say where each begins and ends. part, parts: which share of the shards is written
     here.
+
+    One writer at a time has a folder, or a part of it; another one is refused.
 
     A closed shard is written and hashed in a thread of its own while the model computes the next one, and what it could
     not write is raised by the next close, by `finish` or by `settle`.
@@ -76,7 +79,12 @@ class ShardWriter:
             "seconds": 0.0,
             "done": False,
         }
-        self._begin(facts)
+        self._claim = self._claimed()
+        try:
+            self._begin(facts)
+        except BaseException:
+            self.release()
+            raise
         self._documents = int(self.state["n_documents"])
         self.n_rows = sum(shard["n_rows"] for shard in self.state["shards"])  # with those waiting to be written
         self._clock = time.monotonic()
@@ -196,14 +204,31 @@ class ShardWriter:
         self.settle()
         self.state["done"] = True
         write_json(self.file, self.state)
+        self.release()
         return merge(self.path, self.parts, **more)
 
+    def release(self) -> None:
+        """Give up the folder, as it stands."""
+        self._lock.unlink(missing_ok=True)
+        self._claim.release()
+
+    @property
+    def _lock(self) -> Path:
+        return lock_file(self.path, self.part, self.parts)
+
+    def _claimed(self) -> Claim:
+        try:
+            return Claim(self._lock)
+        except Taken:
+            raise CaptureError(
+                f"Another capture is being written to {self.path.name}; wait for its end, or choose a new folder."
+            ) from None
+
     def _begin(self, facts: dict[str, Any]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         if self.file.exists():
             self._continue(facts)
         elif any(not any(file.match(pattern) for pattern in OWN_FILES) for file in self.path.iterdir()) or (
-            self.parts == 1 and any(self.path.iterdir())
+            self.parts == 1 and any(file != self._lock for file in self.path.iterdir())
         ):
             raise CaptureError(f"The folder {self.path.name} is not empty and holds no capture; choose a new folder.")
         else:
@@ -252,6 +277,10 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 def unfinished_file(path: Path, part: int = 0, parts: int = 1) -> Path:
     return path / (UNFINISHED if parts == 1 else f"unfinished-{part}-of-{parts}.json")
+
+
+def lock_file(path: Path, part: int = 0, parts: int = 1) -> Path:
+    return path / f".{unfinished_file(path, part, parts).stem}.lock"
 
 
 def merge(path: Path, parts: int, **more: Any) -> dict[str, Any] | None:
@@ -303,7 +332,7 @@ def discard(path: Path, part: int = 0, parts: int = 1) -> None:
     else:
         numbered = ((int(file.name[6:11]), file) for file in path.glob("shard-*.safetensors*"))
         going = [file for number, file in numbered if number % parts == part]
-        going.append(unfinished_file(path, part, parts))
+        going += [unfinished_file(path, part, parts), lock_file(path, part, parts)]
     for file in going:
         file.unlink(missing_ok=True)
     if path.is_dir() and not any(path.iterdir()):
@@ -312,10 +341,20 @@ def discard(path: Path, part: int = 0, parts: int = 1) -> None:
 
 @contextmanager
 def leaving_nothing(writer: ShardWriter) -> Iterator[None]:
-    """Removes the unfinished folder when the work cannot succeed as asked. A stop or a crash leaves it, to continue.
+    """Removes the unfinished folder when the work cannot succeed as asked. A stop or a crash leaves it, to continue, and so
+    does a disk that fills up once a shard is whole.
 
     Whatever happens, no thread writes on once this has ended.
     """
+    try:
+        with _told(writer):
+            yield
+    finally:
+        writer.release()
+
+
+@contextmanager
+def _told(writer: ShardWriter) -> Iterator[None]:
     try:
         try:
             yield
@@ -324,6 +363,11 @@ def leaving_nothing(writer: ShardWriter) -> Iterator[None]:
     except OSError as error:
         if not disk_is_full(error):
             raise
+        if whole := writer.state["shards"]:
+            rows = sum(shard["n_rows"] for shard in whole)
+            raise CaptureError(
+                f"The disk is full. {rows:,} tokens in whole shards are kept: free space, and a retry goes on from there."
+            ) from error
         discard(writer.path, writer.part, writer.parts)
         raise CaptureError(
             "The disk is full; the unfinished capture was removed. Free space or capture fewer tokens."

@@ -15,7 +15,7 @@ from saehub.causes import memory_ran_out
 from saes.numerics.jumprelu import JumpReLUSAE
 from saes.numerics.sae import SAE
 from training.numerics.checkpoint import FILE as CHECKPOINT
-from training.numerics.checkpoint import Claim, TrainingError, load_checkpoint, save_checkpoint
+from training.numerics.checkpoint import TrainingError, claim, load_checkpoint, save_checkpoint
 from training.numerics.initial import begin, first_b_dec, first_threshold
 from training.numerics.live import look, memory_used
 from training.numerics.losses import LOSSES, Outcome, Terms, variance
@@ -29,8 +29,17 @@ from training.numerics.transcoding import Units, row_width, sides
 
 THRESHOLD_RATE = 0.01  # of BatchTopK's threshold
 DIVERGED = 100  # times the first batch's squared error, or the variance: no run that is any good comes near it
+WORSE = 2  # times the least squared error at a checkpoint, or the variance: such weights do not replace it
 
-STATE = ("step", "tokens", "seconds", "scale", "variance", "first_error")  # what a checkpoint keeps as numbers
+STATE = (
+    "step",
+    "tokens",
+    "seconds",
+    "scale",
+    "variance",
+    "first_error",
+    "kept_error",
+)  # what a checkpoint keeps as numbers
 Batches = Iterator[Tensor] | Callable[[int], Iterator[Tensor]]
 
 
@@ -61,8 +70,9 @@ class TrainState:
     """What training knows beside weights and Adam's moments.
 
     step and tokens (rows consumed); seconds spent; scale and variance: mean |x| / sqrt(d_in) and
-    mean |x - mean(x)|^2 of the first batch, the units of the loss; first_error: its squared error; silent: (d_sae,)
-    int64, tokens since each feature fired; history: the reports so far.
+    mean |x - mean(x)|^2 of the first batch, the units of the loss; first_error: its squared error; kept_error: the least
+    of those at which a checkpoint was written (0: none yet); silent: (d_sae,) int64, tokens since each feature fired;
+    history: the reports so far.
     """
 
     silent: Tensor
@@ -72,6 +82,7 @@ class TrainState:
     scale: float = 1.0
     variance: float = 1.0
     first_error: float = 0.0
+    kept_error: float = 0.0
     history: list[StepReport] = field(default_factory=list)
 
     def count(self, fired: Tensor, n: int) -> None:
@@ -177,9 +188,10 @@ class Training:
             begin(sae, config.initialization, torch.Generator().manual_seed(config.seed))
         self.units = Units.from_tensors(self._moments, sae.W_dec.device)  # of a transcoder, once it has begun
         self.folder = self.folder if ranks.first else None
-        self._claim = Claim(self.folder) if self.folder is not None else None
+        self._claim = claim(self.folder) if self.folder is not None else None
         self.micro_rows: int | None = None  # rows at once, where a whole batch does not fit into memory
         self._unsaid: list[str] = []
+        self._due = False  # a checkpoint of the present weights, once the next batch has shown that they are sound
         self._clock, self._scratch = _Clock(self.state), Scratch()
         self._optimizer: Optimizer | None = None
 
@@ -265,14 +277,26 @@ class Training:
         )
 
     def update(self, x: Tensor, outcome: Outcome) -> None:
-        """Adam's step, and the counters."""
+        """Adam's step, and the counters; before it a checkpoint, where one is due and the weights as they are did well on
+        this batch. So what diverges never replaces the last good one."""
         assert self._optimizer is not None, "a batch is prepared before it updates"
+        if self._due and self._good(outcome.squared_error):
+            self.save()
         self._optimizer.step(outcome.grads, self.lr, self.config.clip_of(self.sae.config.architecture))
         follow_codes(self.sae, outcome.least, self.state.step)
         self.state.count(outcome.fired, len(x))
 
+    def _good(self, error: float) -> bool:
+        """Whether weights with this squared error may replace a checkpoint; remembers the least that did."""
+        state = self.state
+        if error > WORSE * max(state.kept_error or state.first_error, state.variance):
+            return False
+        state.kept_error = min(state.kept_error or error, error)
+        return True
+
     def after(self, x: Tensor, outcome: Outcome) -> None:
-        """When it is time, a report and a checkpoint. Calls back, so that it belongs into the caller's own thread."""
+        """When it is time, a report, and word that a checkpoint is due. Calls back, so that it belongs into the caller's own
+        thread."""
         while self._unsaid:
             self.say(self._unsaid.pop(0))
         if self.state.step % self.config.log_every == 0 or self.done:
@@ -280,8 +304,7 @@ class Training:
             self.state.history.append(report)
             if self.on_step is not None:
                 self.on_step(report)
-        if self.state.step % self.config.checkpoint_every == 0:
-            self.save()
+        self._due = self._due or self.state.step % self.config.checkpoint_every == 0
 
     def check_begun(self, stopped: bool) -> None:
         """Raises TrainingError for a stream that ends before its first batch."""
@@ -290,12 +313,21 @@ class Training:
 
     def save(self) -> None:
         """Write the checkpoint, where there is a folder for it and a step was made."""
-        if self.folder is not None and self._optimizer is not None:
-            units = self.units.tensors() if self.units is not None else {}
+        self._due = False
+        if self.folder is None or self._optimizer is None:
+            return
+        units = self.units.tensors() if self.units is not None else {}
+        try:
+            _save(self.folder, self.config, self.state, self._optimizer, self._clock, units)
+        except (MemoryError, RuntimeError) as error:  # what is written is copied first
+            if not memory_ran_out(error):
+                raise
+            self._scratch = Scratch()
             _save(self.folder, self.config, self.state, self._optimizer, self._clock, units)
 
     def close(self) -> None:
         """Give the SAE its ordinary layout back, with decoder rows of norm 1, in the language model's own space."""
+        self._scratch = Scratch()
         if self._optimizer is not None:
             self._optimizer.release()
         elif self.state.step and not self.config.unit_decoder(self.sae.config.architecture):

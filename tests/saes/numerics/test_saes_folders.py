@@ -36,6 +36,19 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_within_a_folder_is_named_by_the_name_it_was_to_get(tmp_path):
+    with (
+        pytest.raises(FolderError) as error,
+        whole_folder(tmp_path / "outer") as partial,
+        whole_folder(partial / "inner") as within,
+    ):
+        (within / "x").write_text("1")
+        with Path("/dev/full").open("wb", buffering=0) as full:
+            full.write(b"x")
+    assert str(error.value).startswith(f"The disk is full, so {tmp_path / 'outer'} was not written")
+    assert not list(tmp_path.iterdir())
+
+
 def test_path_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(FolderError, match="cannot be written"), whole_folder(tmp_path / "file" / "b"):

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -383,9 +384,64 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_leaves_nothing(lm, small_disk):
     with pytest.raises(CaptureError, match="The disk is full; the unfinished capture was removed") as caught:
-        capture(lm, TEXTS * 10, HOOKS, small_disk / "c", policy=POLICY, shard_tokens=500)
+        capture(lm, TEXTS * 10, HOOKS, small_disk / "c", policy=POLICY)
     assert "\n" not in str(caught.value)
     assert list(small_disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_keeps_whole_shards_and_a_retry_goes_on(lm, small_disk, tmp_path):
+    ask = {"policy": POLICY, "shard_tokens": 500}
+    with pytest.raises(
+        CaptureError, match=r"^The disk is full\. [\d,]+ tokens in whole shards are kept: free space"
+    ) as error:
+        capture(lm, TEXTS * 10, HOOKS, small_disk / "c", **ask)
+    whole = {file.name: file.stat().st_mtime_ns for file in (small_disk / "c").glob("*.safetensors")}
+    state = json.loads((small_disk / "c" / "unfinished.json").read_text())
+    assert len(state["shards"]) >= 1 and not list((small_disk / "c").glob("*.tmp")) and "\n" not in str(error.value)
+    assert f"{sum(shard['n_rows'] for shard in state['shards']):,} tokens" in str(error.value)
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    capture(lm, TEXTS * 10, HOOKS, small_disk / "c", **ask)
+    capture(lm, TEXTS * 10, HOOKS, tmp_path / "whole", **ask)
+    made, own = (open_capture(folder) for folder in (small_disk / "c", tmp_path / "whole"))
+    assert [shard["sha256"] for shard in made.shards] == [shard["sha256"] for shard in own.shards]
+    kept = {shard["file"] for shard in state["shards"]}
+    assert all((small_disk / "c" / name).stat().st_mtime_ns == whole[name] for name in kept), "not written again"
+
+
+WRITING = """
+import sys
+from saes.numerics.lm import load_lm
+from training.numerics.capture import capture
+from training.numerics.tokens import TokenPolicy
+def texts():
+    for i in range(10**9):
+        yield "A bird in the hand is worth two in the bush. " * 4
+def told(done, total, step):
+    print(done, flush=True)
+    if done > 400:
+        sys.stdin.read()
+capture(load_lm(sys.argv[1]), texts(), ["blocks.0.hook_resid_post"], sys.argv[2], policy=TokenPolicy(32), shard_tokens=128, progress=told)
+"""
+
+
+def test_a_folder_that_another_process_writes_is_left_to_it(lm, tiny_model_dir, tmp_path):
+    root = Path(__file__).resolve().parents[3]
+    child = subprocess.Popen(
+        [sys.executable, "-c", WRITING, str(tiny_model_dir), str(tmp_path / "c")],
+        cwd=root, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert child.stdout is not None
+        assert any(int(line) > 400 for line in child.stdout)
+        before = sorted(file.name for file in (tmp_path / "c").iterdir())
+        with pytest.raises(CaptureError, match=r"^Another capture is being written to c; wait for its end, or choose"):
+            capture(lm, TEXTS, ["blocks.0.hook_resid_post"], tmp_path / "c", policy=TokenPolicy(32), shard_tokens=128)
+        assert sorted(file.name for file in (tmp_path / "c").iterdir()) == before
+    finally:
+        child.kill()
+        child.wait()
+    with pytest.raises(CaptureError, match="The texts are not those"):  # its lock went with it
+        capture(lm, TEXTS, ["blocks.0.hook_resid_post"], tmp_path / "c", policy=TokenPolicy(32), shard_tokens=128)
 
 
 def test_a_capture_that_cannot_fit_is_refused_before_it_starts(lm, small_disk):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import torch
 
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAE, SAEConfig
+from training.numerics import train as train_module
 from training.numerics.checkpoint import FILE, TrainingError, load_checkpoint, save_checkpoint
 from training.numerics.reconstruction import explained_variance
 from training.numerics.shard_writer import ShardWriter
@@ -440,9 +443,45 @@ def test_a_process_whose_memory_is_really_limited_trains_in_parts():
     assert sentence.startswith("Memory ran out at step 1: batches of 4,096 go through in parts of 2,048 rows")
 
 
-def test_a_rate_of_ten_ends_with_a_sentence_and_the_last_good_checkpoint(tmp_path):
-    with pytest.raises(TrainingError, match="lower the learning rate") as error:
+@pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk"])
+def test_a_rate_of_ten_ends_with_a_sentence_and_the_last_good_checkpoint(tmp_path, architecture):
+    """The rate rises to ten, so that the run is good before it diverges; the weights that are kept are of that time."""
+    made = config(steps=400, lr=10.0, lr_warmup=1.0, checkpoint_every=1)
+    with pytest.raises(TrainingError, match=r"lower the learning rate.*The last checkpoint is kept") as error:
+        train(sae_of(architecture), stream(), made, checkpoint_dir=tmp_path)
+    kept = train(sae_of(architecture), stream(), made, checkpoint_dir=tmp_path, should_stop=lambda: True)
+    assert 1 <= kept.steps < int(re.findall(r"step (\d+)", str(error.value))[0])
+    x = next(stream()(0))
+    with torch.no_grad():
+        unexplained = float((x - kept.sae(x)).square().sum() / (x - x.mean(0)).square().sum())
+    assert unexplained < 3
+
+
+def test_a_rate_of_ten_from_the_first_step_leaves_no_checkpoint_that_is_none(tmp_path):
+    with pytest.raises(TrainingError, match=r"lower the learning rate \(now 10\)\.$"):
         train(sae_of("standard"), stream(), config(lr=10.0, lr_warmup=0.0, checkpoint_every=1), checkpoint_dir=tmp_path)
-    assert "The last checkpoint is kept." in str(error.value)
-    tensors, facts = load_checkpoint(tmp_path)
-    assert facts["step"] >= 1 and all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert load_checkpoint(tmp_path) is None
+
+
+def test_memory_for_the_moments_is_taken_before_the_first_gradients():
+    """Else a batch that just fits is followed by an update that does not, and halving comes too late."""
+    training = Training(sae_of("jumprelu"), config())
+    training.prepared(next(stream()(0)))
+    assert training._optimizer is not None
+    kept = training._optimizer.state()
+    assert {name.split(".")[1] for name in kept} == set(training._optimizer.leaves)
+    assert not any(tensor.any() for tensor in kept.values())
+
+
+def test_a_checkpoint_that_memory_had_no_room_for_is_written_once_the_step_gives_its_room_up(tmp_path, monkeypatch):
+    asked = []
+
+    def crowded(*given: Any) -> None:
+        asked.append(given)
+        if len(asked) == 1:
+            raise MemoryError
+        save_checkpoint(*given)
+
+    monkeypatch.setattr(train_module, "save_checkpoint", crowded)
+    result = train(sae_of(), stream(), config(steps=3), checkpoint_dir=tmp_path)
+    assert result.steps == 3 and len(asked) == 2 and load_checkpoint(tmp_path)[1]["step"] == 3
