@@ -14,6 +14,7 @@ from pydantic import AliasChoices, ConfigDict
 from concepts.api_configs import ConfigIn, edits_of
 from concepts.compile import compile as compiled
 from inference.codes import CodesError, CodesFile
+from inference.contrast import Contrast, contrasts
 from inference.infer_forms import InferenceForm
 from inference.models import Inference
 from inference.neurons import response
@@ -303,6 +304,61 @@ def infer_features(
     except CodesError as error:
         raise Problem(410, str(error)) from None
     return page(found, limit, offset, _ranking)
+
+
+DIFFERING: Any = {
+    "feature": 2117, "first": 10.2, "second": 0.0, "difference": 10.2, "score": 80.1, "effect": 1.0, "n_first": 3,
+    "n_second": 0, "density": 0.0004, "label": "capital cities", "tokens": [" Paris"],
+}  # fmt: skip
+CONTRAST: Any = {"sae_id": 12, "n_features": 310, "harvested": True, "first": [DIFFERING], "second": []}
+
+
+class ContrastOut(Schema):
+    """The features of one SAE that differ most between the first texts and the others, those of either side."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [CONTRAST]})
+
+    sae_id: int
+    n_features: int
+    harvested: bool = False
+    first: list[dict[str, Any]]
+    second: list[dict[str, Any]]
+
+
+@router.get(
+    "/infer/{int:pk}/contrast",
+    auth=Needs("inference.view_inference"),
+    response=Page[ContrastOut],
+    summary="What tells the first texts from the others, over all of their SAEs",
+)
+def infer_contrast(
+    request: HttpRequest,
+    pk: int,
+    first: int = Query(..., ge=1, description="How many texts are the first set"),
+    order: Literal["score", "difference", "effect"] = Query("score", description="score weighs density in"),
+    density_max: float | None = Query(None, ge=0, le=1),
+    top: int = Query(10, ge=1, le=200, description="Features of each SAE and side"),
+    limit: int = LIMIT,
+    offset: int = OFFSET,
+) -> Any:
+    """difference: of the means, over the texts of a set, of a feature's largest code in each. effect: Cliff's delta."""
+    row = get_object_or_404(_rows(), pk=pk)
+    if not row.ready:
+        raise Problem(409, "These texts are not read yet.")
+    if first >= len(row.prompts):
+        raise Problem(
+            422, f"first: {len(row.prompts)} texts were read; at least one of them must be in the second set."
+        )
+    try:
+        found = contrasts(row, first, order=order, density_max=density_max, n=top)
+    except CodesError as error:
+        raise Problem(410, str(error)) from None
+    return page(found, limit, offset, _contrast_out)
+
+
+def _contrast_out(one: Contrast) -> dict[str, Any]:
+    sides = {side: [vars(feature) for feature in getattr(one, side)] for side in ("first", "second")}
+    return {"sae_id": one.sae.pk, "n_features": one.n_features, "harvested": one.harvested} | sides
 
 
 def _texts(row: Inference, wanted: int | None, token: int | None) -> list[int]:

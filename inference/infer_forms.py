@@ -243,6 +243,35 @@ class InferenceForm(ReadersForm):
         return row
 
 
+class ContrastForm(forms.Form):
+    """Two sets of texts to tell apart."""
+
+    first = TextsField(
+        strip=False,
+        widget=forms.Textarea(attrs={"rows": 5, "spellcheck": "false", "dir": "auto", "data-key": "t"}),
+        label="Texts, one a line",
+        error_messages={"required": "Write at least one text."},
+    )
+    second = TextsField(
+        strip=False,
+        widget=forms.Textarea(attrs={"rows": 5, "spellcheck": "false", "dir": "auto"}),
+        label="Against these, one a line",
+        error_messages={"required": "Write at least one text to hold the others against."},
+    )
+
+    @property
+    def texts(self) -> list[str]:
+        return [*self.cleaned_data["first"], *self.cleaned_data["second"]]
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or self.cleaned_data
+        if not self.errors and len(self.texts) > Inference.MOST_PROMPTS:
+            raise ValidationError(
+                f"At most {Inference.MOST_PROMPTS} texts are read at once, and these are {len(self.texts)}."
+            )
+        return data
+
+
 class PromptBatchForm(ReadersForm):
     """Prompts that are read one by one: of a file, which becomes a corpus, or of a corpus that is here."""
 

@@ -6,6 +6,7 @@ search over all SAEs share one row.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,12 +36,16 @@ def asked_reading(request: HttpRequest, saes: Sequence[SAE]) -> Inference | None
     return row if row is not None and _serves(row, saes) else None
 
 
-def reading_of(text: str, saes: Sequence[SAE], prepend_bos: bool) -> Inference | None:
-    """The newest reading of this text by all of these SAEs: a finished one, else one under way, else one that failed."""
+def reading_of(text: str, saes: Sequence[SAE], prepend_bos: bool, more: Sequence[str] = ()) -> Inference | None:
+    """The newest reading of this text by all of these SAEs: a finished one, else one under way, else one that failed.
+
+    more: the texts that were read after it, where they matter.
+    """
     if not text or not saes:
         return None
     rows = Inference.objects.select_related("job", "model").prefetch_related("saes")
     rows = rows.filter(model=saes[0].model_id, prompt=text, chat=False, prepend_bos=prepend_bos, new_tokens=0)
+    rows = rows.filter(more_prompts=list(more)) if more else rows
     rows = rows.filter(saes__in=[sae.pk for sae in saes]).distinct()
     found = [row for row in rows[:20] if _serves(row, saes)]
     return next((row for row in found if row.ready), None) or next((row for row in found if row.busy), None) or (
@@ -61,9 +66,14 @@ def policy_of(view: FeatureView | None) -> bool:
     return view.capture.prepend_bos if view is not None else True
 
 
-def text_form(text: str, saes: Sequence[SAE], prepend_bos: bool, *, most: int = MAX_SAES) -> InferenceForm:
-    """The playground's form, filled: what it refuses is refused here in the same words. most: SAEs at a time."""
-    data: dict[str, Any] = {"prompt": text, "saes": [sae.pk for sae in saes]}
+def text_form(
+    text: str, saes: Sequence[SAE], prepend_bos: bool, *, most: int = MAX_SAES, more: Sequence[str] = ()
+) -> InferenceForm:
+    """The playground's form, filled: what it refuses is refused here in the same words.
+
+    most: SAEs at a time. more: texts that are read after the first.
+    """
+    data: dict[str, Any] = {"prompt": text, "saes": [sae.pk for sae in saes], "more_prompts": json.dumps(list(more))}
     form = InferenceForm(data | ({"prepend_bos": "on"} if prepend_bos else {}))
     form.most = most
     return form

@@ -1,4 +1,4 @@
-"""The page that looks for features by what fires on a text, over all SAEs of a model at once."""
+"""Pages that look for features by what fires on texts, over all SAEs of a model at once: on one, or on some and not on others."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from urllib.parse import urlencode
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 
+from inference import contrast
 from inference.choices import Able
 from inference.codes import CodesError, CodesFile
-from inference.infer_forms import MOST_SEARCHED
+from inference.infer_forms import MOST_SEARCHED, ContrastForm
 from inference.models import Inference
 from inference.own_text import asked_reading, asked_text, link_to, reading_of, text_form
 from inference.text_search import ORDERS, rankings
@@ -47,6 +48,58 @@ def text_search(request: HttpRequest) -> HttpResponse:
             request, row, context
         )
     return render(request, "inference/text_search.html" + part(request, "found"), context)
+
+
+@needs("inference.view_inference", post="inference.add_inference")
+def text_contrast(request: HttpRequest) -> HttpResponse:
+    """Two sets of texts, one reading: the address says which, and how many of its texts are the first set."""
+    models, chosen, saes = _readers(request)
+    row, n_first = asked_reading(request, []), whole_number(request.GET.get("first", "")) or 0
+    context: dict[str, Any] = {
+        "section": "features", "way": "contrast", "models": models, "model": chosen, "saes": saes,
+        "orders": contrast.ORDERS, "density": request.GET.get("density", "")[:20],
+        "order": request.GET.get("order") if request.GET.get("order") in contrast.ORDERS else "score",
+    }  # fmt: skip
+    if request.method == "POST":
+        form = ContrastForm(request.POST)
+        if form.is_valid() and saes:
+            row = _read(form, saes, request.user)
+        if row is None or form.errors:
+            return render(request, "inference/text_contrast.html", context | {"form": form}, status=422)
+        return redirect(f"{request.path}?{urlencode({'reading': row.pk, 'first': len(form.cleaned_data['first'])})}")
+    texts = row.prompts if row is not None else []
+    if row is not None and not 0 < n_first < len(texts):
+        context["errors"] = ["The address does not say which of the texts are the first set; write them again."]
+    elif row is not None:
+        context |= {"row": row, "n_first": n_first, "n_second": len(texts) - n_first} | _contrasted(
+            row, n_first, context
+        )
+    context["form"] = ContrastForm(initial={"first": texts[:n_first], "second": texts[n_first:]})
+    return render(request, "inference/text_contrast.html" + part(request, "found"), context)
+
+
+def _read(form: ContrastForm, saes: list[SAE], user: Any) -> Inference | None:
+    """The reading of these texts: one that is there or under way, else a new one; None where the form is refused now."""
+    text, *more = form.texts
+    row = reading_of(text, saes, PREPEND_BOS, more)
+    if row is not None and (row.ready or row.busy):
+        return row
+    asked = text_form(text, saes, PREPEND_BOS, most=MOST_SEARCHED, more=more)
+    if asked.is_valid():
+        return asked.begin(user)
+    for errors in asked.errors.values():
+        form.add_error(None, list(errors))
+    return None
+
+
+def _contrasted(row: Inference, n_first: int, context: dict[str, Any]) -> dict[str, Any]:
+    if not row.ready:
+        return {}
+    try:
+        found = contrast.contrasts(row, n_first, order=context["order"], density_max=_share(context["density"]))
+    except CodesError as error:
+        return {"errors": [str(error)]}
+    return {"contrasts": found}
 
 
 def _readers(request: HttpRequest) -> tuple[dict[int, str], int | None, list[SAE]]:

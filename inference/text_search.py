@@ -76,7 +76,7 @@ def rankings(
 
 
 def _ranking(sae: SAE, fires: Fires, order: str, token: int | None, density_max: float | None, n: int) -> Ranking:
-    columns = _columns(sae)
+    columns = columns_of(sae)
     positions = fires.positions
     kept = positions == token if token is not None else ~fires.special[positions]
     features, values, positions = fires.features[kept], fires.values[kept], positions[kept]
@@ -94,7 +94,8 @@ def _ranking(sae: SAE, fires: Fires, order: str, token: int | None, density_max:
     return Ranking(sae, hits, len(found), columns is not None)
 
 
-def _columns(sae: SAE) -> featurefile.FeatureView | None:
+def columns_of(sae: SAE) -> featurefile.FeatureView | None:
+    """Those of its largest view, where that is of the SAE as it is now."""
     found = largest_view(sae)
     return found[1] if found and found[1].n_features == sae.n_features else None
 

@@ -11,6 +11,7 @@ urlpatterns = [
     path("playground/batches/new/", infer_views.promptbatch_create, name="promptbatch_create"),
     path("playground/batches/<int:pk>/", infer_views.promptbatch_detail, name="promptbatch_detail"),
     path("playground/batches/<int:pk>/features.parquet", infer_views.promptbatch_file, name="promptbatch_file"),
+    path("features/contrast/", search_views.text_contrast, name="text_contrast"),
     path("features/text/", search_views.text_search, name="text_search"),
     path("playground/saes/<int:pk>/features/<int:index>/", feature_views.feature_text, name="feature_text"),
     path("steering/", views.generation_list, name="generation_list"),

@@ -52,6 +52,7 @@ DOES = {
     "concepts:import_detail": "post /concepts/load/{pk}/apply", "concepts:config_create": "post /concepts/manipulate",
     "concepts:config_read": "post /concepts/manipulate", "inference:inference_create": "post /infer",
     "inference:promptbatch_create": "post /infer/batches", "inference:promptbatch_file": "get /infer/batches/{pk}/file",
+    "inference:text_contrast": "get /infer/{pk}/contrast",
     "inference:text_search": "get /infer/{pk}/features", "inference:feature_text": "post /infer",
     "inference:generation_create": "post /generate", "inference:sweep_create": "post /generate/{pk}/sweep",
 }  # fmt: skip
