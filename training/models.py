@@ -324,7 +324,9 @@ class Run(Made):
     def resume(self, user: Any) -> None:
         """Go on from the checkpoint, by a job of its own unless the one that was to pause is still there."""
         with transaction.atomic():  # of two that press at once, one starts it
-            now = Run.objects.select_for_update(of=("self",)).select_related("job").get(pk=self.pk)
+            now = Run.objects.select_for_update().get(
+                pk=self.pk
+            )  # its job in a query of its own: a join would be older
             self.job, self.pause_at, self.error = now.job, None, ""
             self.save(update_fields=["pause_at", "error"])
             if not (self.job and self.job.is_live):
