@@ -15,6 +15,7 @@ from concepts.api import router as concepts
 from inference.api import router as inference
 from saehub.accounts.access import LOGIN
 from saehub.accounts.api_access import Needs, Problem, problem
+from saehub.accounts.api_changes import router as changes
 from saehub.accounts.api_problems import StrictParser
 from saehub.jobs.api import router as jobs
 from saehub.jobs.api_workers import router as workers
@@ -102,6 +103,7 @@ def me(request: HttpRequest) -> Any:
     return {"name": user.get_username(), "groups": list(user.groups.values_list("name", flat=True))}
 
 
+api.add_router("", changes)
 api.add_router("", jobs)
 api.add_router("", workers)
 api.add_router("", saes)

@@ -123,6 +123,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "saehub.accounts.changes.ChangesMiddleware",
     "saehub.accounts.access.AccessMiddleware",
     "axes.middleware.AxesMiddleware",
 ]

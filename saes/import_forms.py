@@ -89,8 +89,8 @@ class FactsForm(forms.Form):
             if name in FACT_FIELDS:
                 field: Any = _fresh(name)
                 field.required = True
-                if isinstance(field, forms.ChoiceField):
-                    field.choices = [("", "choose"), *list(field.choices)[1:]]  # the files do not say it
+                if hasattr(field, "choices"):
+                    field.choices = [("", "choose"), *field.choices[1:]]  # the files do not say it
                 self.fields[name] = field
 
     def facts(self) -> dict[str, Any]:

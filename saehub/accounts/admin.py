@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 
 from saehub.accounts.access import ADMIN, allowed
-from saehub.accounts.models import APIToken, HubToken, KeptAnswer
+from saehub.accounts.models import APIToken, Change, HubToken, KeptAnswer
 
 
 class HouseAdmin(admin.ModelAdmin):
@@ -84,3 +84,14 @@ class KeptAnswerAdmin(MadeByJobs):
     list_filter = ("owner",)
     search_fields = ("key", "owner__username")
     readonly_fields = fields = ("owner", "key", "digest", "status", "body", "expires_at")
+
+
+@admin.register(Change)
+class ChangeAdmin(MadeByJobs):
+    """Who changed what, by page, API and administration. To read: nobody adds, changes or deletes a line."""
+
+    list_display = ("at", "name", "way", "token", "method", "what", "path")
+    list_filter = ("way", "method", ("user", admin.RelatedOnlyFieldListFilter))
+    search_fields = ("name", "what", "path", "token")
+    date_hierarchy = "at"
+    readonly_fields = fields = ("at", "user", "name", "way", "token", "method", "what", "path")

@@ -104,3 +104,30 @@ class HubToken(models.Model):
 
     def __str__(self) -> str:
         return f"Hub token …{self.ending}"
+
+
+class Change(models.Model):
+    """A request that changed something: who sent it, what it asked for, and on which way it came."""
+
+    class Way(models.TextChoices):
+        PAGE = "page", "page"
+        API = "api", "API"
+        ADMIN = "admin", "administration"
+
+    at = models.DateTimeField(default=timezone.now, db_index=True)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    name = models.CharField(max_length=150, help_text="Of the user, kept when the account is deleted")
+    way = models.CharField(max_length=10, choices=Way.choices)
+    token = models.CharField(max_length=100, blank=True, help_text="Name of the API token")
+    method = models.CharField(max_length=10, help_text="POST, PUT, PATCH or DELETE")
+    what = models.CharField(max_length=100, help_text="Name of the view or operation, as in the code")
+    path = models.CharField(max_length=300, help_text="Its address, which names the row, without what was sent")
+
+    class Meta:
+        ordering = ("-pk",)
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.method} {self.path}"
