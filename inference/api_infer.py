@@ -18,7 +18,7 @@ from inference.contrast import Contrast, contrasts
 from inference.infer_forms import InferenceForm
 from inference.models import Inference
 from inference.neurons import response
-from inference.text_search import Ranking, rankings
+from inference.text_search import Ranking, ranking, readers
 from saehub.accounts.api_access import Needs, Problem
 from saehub.accounts.api_pages import LIMIT, OFFSET, Page, like, page
 from saehub.jobs.starting import starts
@@ -292,18 +292,19 @@ def infer_features(
     row = get_object_or_404(_rows(), pk=pk)
     if not row.ready:
         raise Problem(409, "This text is not read yet.")
-    texts = _texts(row, prompt_index, token)
+    texts, saes = _texts(row, prompt_index, token), readers(row)
+
+    def shown(at: tuple[int, tuple[int, SAE]]) -> dict[str, Any]:
+        text, (number, sae) = at
+        fires = CodesFile(row.text_folder(text)).sae(number)
+        return _ranking(text, ranking(sae, fires, order, token, density_max, top))
+
     try:
         if token is not None and token >= (n_tokens := len(CodesFile(row.text_folder(texts[0])))):
             raise Problem(422, f"token: the text has {n_tokens} tokens, counted from 0.")
-        found = [
-            (text, one)
-            for text in texts
-            for one in rankings(row, text=text, order=order, token=token, density_max=density_max, n=top)
-        ]
+        return page([(text, sae) for text in texts for sae in saes], limit, offset, shown)
     except CodesError as error:
         raise Problem(410, str(error)) from None
-    return page(found, limit, offset, _ranking)
 
 
 DIFFERING: Any = {
@@ -371,8 +372,7 @@ def _texts(row: Inference, wanted: int | None, token: int | None) -> list[int]:
     return list(range(n)) if wanted is None else [wanted]
 
 
-def _ranking(found: tuple[int, Ranking]) -> dict[str, Any]:
-    text, one = found
+def _ranking(text: int, one: Ranking) -> dict[str, Any]:
     return {
         "prompt_index": text, "sae_id": one.sae.pk, "n_features": one.n_features, "harvested": one.harvested,
         "features": [vars(hit) for hit in one.hits],

@@ -67,15 +67,18 @@ def rankings(
     order: a key of ORDERS. density_max: leave out features that fire on a larger share of the view's tokens. Raises
     inference.codes.CodesError when the files are gone.
     """
-    file, saes = CodesFile(row.text_folder(text)), {sae.pk: sae for sae in row.saes.all()}
-    return [
-        _ranking(saes[fact["sae"]], file.sae(number), order, token, density_max, n)
-        for number, fact in enumerate(row.facts)
-        if fact["sae"] in saes
-    ]
+    file = CodesFile(row.text_folder(text))
+    return [ranking(sae, file.sae(number), order, token, density_max, n) for number, sae in readers(row)]
 
 
-def _ranking(sae: SAE, fires: Fires, order: str, token: int | None, density_max: float | None, n: int) -> Ranking:
+def readers(row: Inference) -> list[tuple[int, SAE]]:
+    """The SAEs that read it and are still here, each with its number in the files."""
+    saes = {sae.pk: sae for sae in row.saes.all()}
+    return [(number, saes[fact["sae"]]) for number, fact in enumerate(row.facts) if fact["sae"] in saes]
+
+
+def ranking(sae: SAE, fires: Fires, order: str, token: int | None, density_max: float | None, n: int) -> Ranking:
+    """As `rankings`, of one SAE by what fired of it."""
     columns = columns_of(sae)
     positions = fires.positions
     kept = positions == token if token is not None else ~fires.special[positions]

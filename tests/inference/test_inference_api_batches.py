@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as parquet
 import pytest
 
+from inference.codes import TEXT
 from inference.models import Generation, PromptBatch, Sweep
 from saehub.jobs import starting
 from saehub.jobs.models import State, enqueue
@@ -82,6 +83,10 @@ def test_every_text_is_ranked(rows: Rows, api: Any, run_job: Any) -> None:
     problem(api("viewer", "get", f"/infer/{made['id']}/features?token=1"), 422, "prompt_index")
     at = good(api("viewer", "get", f"/infer/{made['id']}/features?order=value&token=1&prompt_index=1"))
     assert {hit["token"] for hit in at["items"][0]["features"]} == {1}
+    (Inference.objects.get().text_folder(0) / TEXT).unlink()
+    part = good(api("viewer", "get", f"/infer/{made['id']}/features?order=value&top=1&limit=1&offset=1"))
+    assert part["items"] == both["items"][1:] and part["count"] == 2, "of a page only its own texts are read"
+    problem(api("viewer", "get", f"/infer/{made['id']}/features?limit=1"), 410, "gone or damaged")
 
 
 def test_sweeps_are_listed(rows: Rows, api: Any) -> None:

@@ -145,14 +145,17 @@ def test_a_hub_address_is_taken_for_its_id(client_of: Any) -> None:
     assert (row.location, row.revision, row.name) == ("HuggingFaceTB/SmolLM2-135M", "main", "SmolLM2-135M")
 
 
-def test_a_name_is_taken_over_only_from_ones_own_failure(client_of: Any, user_of: Any) -> None:
+def test_a_name_is_taken_over_only_from_ones_own_failure(
+    client_of: Any, user_of: Any, django_capture_on_commit_callbacks: Any
+) -> None:
     given = {"source": "hub", "location": "org/right", "name": "mine"}
     failed = Job.objects.create(kind="add_model", queue="io", title="x", state=State.FAILED)
     old = a_model("mine", ready_at=None, owner=user_of("researcher"), job=failed)
     old.folder.mkdir(parents=True)
     response = client_of("curator").post(reverse("saes:model_create"), given)
     assert response.status_code == 422 and "already one named mine" in response.context["form"].errors["name"][0]
-    assert client_of("researcher").post(reverse("saes:model_create"), given).status_code == 302
+    with django_capture_on_commit_callbacks(execute=True):
+        assert client_of("researcher").post(reverse("saes:model_create"), given).status_code == 302
     row = LanguageModel.objects.get()
     assert row.location == "org/right" and not old.folder.exists()
     LanguageModel.objects.update(ready_at=timezone.now())
