@@ -94,4 +94,10 @@ class ChangeAdmin(MadeByJobs):
     list_filter = ("way", "method", ("user", admin.RelatedOnlyFieldListFilter))
     search_fields = ("name", "what", "path", "token")
     date_hierarchy = "at"
-    readonly_fields = fields = ("at", "user", "name", "way", "token", "method", "what", "path")
+    fields = ("at", "user", "name", "way", "token", "method", "what", "path")
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False  # no superuser either
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.db import DatabaseError
 from django.test import Client
 from django.utils import timezone
@@ -93,6 +94,10 @@ def test_curators_read_it_in_the_administration_and_nobody_changes_it(client_of:
     assert "api:sae_delete" in page and "note&lt;b&gt;book" in page
     one = f"/admin/accounts/change/{row.pk}"
     assert client_of("curator").get(f"{one}/change/").status_code == 200
+    root = Client()
+    root.force_login(User.objects.create_superuser("root"), backend="django.contrib.auth.backends.ModelBackend")
+    assert root.get("/admin/accounts/change/").status_code == 200
+    assert root.post(f"{one}/delete/", {"post": "yes"}).status_code == 403
     for role in ("curator", "admin"):
         assert client_of(role).post(f"{one}/delete/", {"post": "yes"}).status_code == 403
         assert client_of(role).get("/admin/accounts/change/add/").status_code == 403

@@ -172,6 +172,7 @@ def test_forms_and_lists_work_without_javascript(chromium: Any, site: str, page:
         "/saes/",
         "/steering/",
         "/jobs/",
+        "/jobs/workers/",
         "/account/",
     ):
         assert plain.goto(path).status == 200
@@ -183,7 +184,17 @@ def test_every_list_and_form_passes_axe_light_dark_and_narrow(page: Any) -> None
     for scheme, width in (("light", 1440), ("dark", 1440), ("light", 800)):
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 900})
-        for path in ("/", "/models/", "/models/new/", "/corpora/new/", "/captures/", "/saes/", "/jobs/", "/account/"):
+        for path in (
+            "/",
+            "/models/",
+            "/models/new/",
+            "/corpora/new/",
+            "/captures/",
+            "/saes/",
+            "/jobs/",
+            "/jobs/workers/",
+            "/account/",
+        ):
             page.goto(path)
             no_violations(page)
 
