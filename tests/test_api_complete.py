@@ -30,6 +30,7 @@ DOES = {
     "saes:sae_recommended": "get /saes/recommended", "saes:hub_cache": "post /cache/prune",
     "saes:sae_access": "get /saes/{pk}/access", "saes:sae_archive": "get /saes/{pk}/export/{format}",
     "training:corpus_create": "post /corpora", "training:capture_create": "post /activations/save",
+    "training:capture_yaml": "get /activations/{pk}/document",
     "training:capture_action": "post /activations/{pk}/verify", "training:run_create": "post /train",
     "training:run_stop": "post /train/{pk}/stop", "training:run_pause": "post /train/{pk}/pause",
     "training:run_resume": "post /train/{pk}/resume", "training:run_points": "get /train/{pk}/points",

@@ -14,14 +14,16 @@ from ninja import Field, Query, Router, Schema
 from pydantic import ConfigDict
 
 from saehub.accounts.api_access import Needs, Problem, require_own
-from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
+from saehub.accounts.api_pages import LIMIT, OFFSET, Page, like, page
 from saehub.jobs.kinds import KINDS
 from saehub.jobs.models import LIVE, Job, enqueue
 from saehub.jobs.starting import starts
 from saes.api_forms import laid_over, refuse
+from training.capture_document import DocumentError, form_of, from_yaml, of_capture, said
 from training.capture_form import CaptureForm
 from training.models import Capture, Corpus
 from training.views import capture_fault
+from training.yaml_document import to_yaml
 
 router = Router(tags=["Activations"])
 CAPTURE: Any = {
@@ -111,16 +113,20 @@ class SaveIn(Schema):
         },
     )
 
-    model_id: int
+    model_id: int | None = Field(None, description="Of what is saved without a document")
     layers: list[str] = Field(
-        min_length=1, max_length=1000, description="Names of /models/{id}/layers, or module paths"
+        default_factory=list, max_length=1000, description="Names of /models/{id}/layers, or module paths"
     )
-    dataset: DatasetOf
+    dataset: DatasetOf | None = None
     run_id: str = Field("", max_length=120, description="A name for them")
     max_tokens: int | None = Field(None, description="The whole corpus when left out")
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="Any other field of the page: context_length, prepend_bos, store_special, roles, dtype and the rest",
+    )
+    document: dict[str, Any] | str | None = Field(
+        None,
+        description="All of it as one document, as /activations/{id}/document gives it: YAML, or its keys and values",
     )
 
 
@@ -199,6 +205,10 @@ def _captures() -> Any:
 @starts(_detail)
 def activations_save(request: HttpRequest, given: SaveIn) -> Any:
     """Queues a job that runs the model over the corpus. Layers, lengths and the disk they need are checked first."""
+    if given.document is not None:
+        return _of_document(request, given).make().pk
+    if given.model_id is None or given.dataset is None:
+        raise Problem(422, "Say the model_id, the layers and the dataset, or all of it by a document.")
     chosen = {"model": given.model_id, "corpus": _corpus(given.dataset)}
     wanted = given.options | chosen | {"hook_names": given.layers, "max_tokens": given.max_tokens, "name": given.run_id}
     unsaid = {"model": given.model_id, "chat_template": False}  # a page shows what it proposes; a request has to say it
@@ -206,6 +216,20 @@ def activations_save(request: HttpRequest, given: SaveIn) -> Any:
     form = CaptureForm(laid_over(blank, wanted), user=request.user)
     refuse(form, {"model": "model_id", "hook_names": "layers", "corpus": "dataset.corpus_id", "name": "run_id"})
     return form.make().pk
+
+
+def _of_document(request: HttpRequest, given: SaveIn) -> CaptureForm:
+    if given.model_fields_set - {"document"}:
+        raise Problem(422, "A document says everything; give nothing beside it.")
+    text = given.document if isinstance(given.document, str) else to_yaml(given.document or {})
+    try:
+        form = form_of(from_yaml(text), request.user)
+    except DocumentError as error:
+        raise Problem(422, f"document: {error}", errors={"document": [str(error)]}) from None
+    if not form.is_valid():
+        sentences = said(form)
+        raise Problem(422, f"document: {sentences[0]}", errors={"document": sentences})
+    return form
 
 
 def _corpus(given: DatasetOf) -> int:
@@ -243,6 +267,17 @@ def activations_list(
 )
 def activations_detail(request: HttpRequest, pk: int) -> Any:
     return _detail(pk)
+
+
+@router.get(
+    "/activations/{int:pk}/document",
+    auth=Needs("training.view_capture"),
+    response=like({"model": 1, "corpus": 2, "hook_names": ["blocks.9.hook_resid_post"], "context_length": 128}),
+    summary="The document that saves them again",
+)
+def activations_document(request: HttpRequest, pk: int) -> Any:
+    """For `document` of POST /activations/save, here or on another instance that holds the model and the corpus."""
+    return of_capture(get_object_or_404(Capture.objects.select_related("model", "corpus"), pk=pk))
 
 
 @router.delete(

@@ -144,6 +144,11 @@ class Capture(Made):
         self.save(update_fields=["job"])
         return self.job
 
+    def making(self) -> list[Job]:
+        """The jobs that make it, one for each of its parts."""
+        rows = Job.objects.filter(kind=self.KIND, subject_id=self.pk).order_by("-pk")
+        return list({job.params.get("part", 0): job for job in reversed(rows)}.values())
+
     def d_in(self, hook_name: str) -> int | None:
         row = self.model.hook(hook_name)
         return row["d"] if row else None

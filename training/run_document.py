@@ -6,18 +6,17 @@ Torch-free: what the form does not know is checked by the trainer, in the job.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from django.http import QueryDict
 
-from saehub.plain import REFUSED, storable
 from saehub.typed import whole_number
+from training import yaml_document
 from training.models import Capture, Run, Sweep
 from training.run_form import ARCHITECTURE_FIELDS, RunForm
 from training.sweep_form import AXES
+from training.yaml_document import DocumentError, to_yaml
 
 WHERE = ("name", "capture", "capture_name", "corpus_sha256", "hook_name", "hook_name_out", "architecture")
 AFTER = ("evaluate_after", "harvest_after")
@@ -28,12 +27,7 @@ FORM = (
     *RunForm.trainer_fields,
 )
 KEYS = (*WHERE, *dict.fromkeys(FORM), "processes", *AFTER, *TRAINER)
-MOST_CHARACTERS = 100_000
 FIELDS = {"source": "hook_name", "more_hooks": "hook_name"}  # of the form, where the document has another name
-
-
-class DocumentError(ValueError):
-    """A document that says nothing that can be trained; the message is one sentence."""
 
 
 def of_run(run: Run) -> dict[str, Any]:
@@ -66,45 +60,9 @@ def _of(run: Run, hooks: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted(found.items(), key=lambda item: place.get(item[0], len(place))))
 
 
-def to_yaml(document: Mapping[str, Any]) -> str:
-    """A line `key: value` for each key, lists in brackets: a document to read and to edit."""
-    return "".join(
-        yaml.safe_dump(
-            {key: value},
-            allow_unicode=True,
-            width=10_000,
-            default_flow_style=None if isinstance(value, list) else False,
-        )
-        for key, value in document.items()
-    )
-
-
 def from_yaml(text: str) -> dict[str, Any]:
     """Raises DocumentError, naming the line or the key."""
-    if len(text) > MOST_CHARACTERS:
-        raise DocumentError("The document is too long for one of a training run.")
-    try:
-        # a few nested aliases can stand for more text than there is memory
-        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
-        found = None if aliases else yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise DocumentError(f"This is not YAML{f' (line {mark.line + 1})' if mark else ''}.") from error
-    if aliases:
-        raise DocumentError("A training document has no aliases (*name): write each value where it belongs.")
-    if not isinstance(found, dict):
-        raise DocumentError("A training document is a list of `key: value` lines, such as `k: 32`.")
-    if not storable(found):
-        raise DocumentError(REFUSED)
-    unknown = [str(key) for key in found if key not in KEYS]
-    if unknown:
-        raise DocumentError(f"There is no setting {unknown[0]}; the settings are {', '.join(KEYS)}.")
-    for key, value in found.items():
-        try:
-            json.dumps(value, allow_nan=False)  # a run keeps its settings as JSON
-        except (TypeError, ValueError):
-            raise DocumentError(f"{key} is neither a text, a number, true or false nor a list of them.") from None
-    return found
+    return yaml_document.from_yaml(text, KEYS)
 
 
 def form_of(document: Mapping[str, Any], user: Any) -> RunForm:
@@ -160,11 +118,7 @@ def _text(value: Any) -> str:
 
 def said(form: RunForm) -> list[str]:
     """A form's errors, a line each, by the document's names."""
-    return [
-        f"{FIELDS.get(name, name)}: {text}" if name != "__all__" else str(text)
-        for name, errors in form.errors.items()
-        for text in errors
-    ]
+    return yaml_document.errors_of(form, FIELDS)
 
 
 __all__ = ["AXES", "DocumentError", "form_of", "from_yaml", "of_run", "of_sweep", "said", "to_yaml"]

@@ -10,6 +10,7 @@ urlpatterns = [
     path("captures/", views.capture_list, name="capture_list"),
     path("captures/new/", views.capture_create, name="capture_create"),
     path("captures/<int:pk>/", views.capture_detail, name="capture_detail"),
+    path("captures/<int:pk>/capture.yaml", views.capture_yaml, name="capture_yaml"),
     path("captures/<int:pk>/<slug:kind>/", views.capture_action, name="capture_action"),
     path("training/", run_views.run_list, name="run_list"),
     path("training/new/", run_views.run_create, name="run_create"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib import messages
 from django.db.models import Count
 from django.http import Http404, HttpRequest, HttpResponse
@@ -12,13 +14,16 @@ from saehub.accounts.access import check, needs
 from saehub.fragments import part
 from saehub.jobs.kinds import KINDS
 from saehub.jobs.models import Job, enqueue
+from saehub.streaming import small_file
 from saes.listing import Column, listing
+from training.capture_document import DocumentError, form_of, from_yaml, of_capture, said
 from training.capture_form import CaptureForm
 from training.estimates import free_bytes
 from training.forms import CorpusForm
 from training.links import given
 from training.models import Capture, Corpus
 from training.preview import Policy, preview
+from training.yaml_document import to_yaml
 
 CAPTURE_ACTIONS = ("verify_capture", "export_capture")
 CORPUS_COLUMNS = (
@@ -94,17 +99,31 @@ def capture_create(request: HttpRequest) -> HttpResponse:
     """The form; for htmx the hook points of the chosen model, or what the form as it stands would cost."""
     if getattr(request, "htmx", False) and request.method == "GET":
         return _capture_part(request)
+    if request.method == "POST" and "document" in request.POST:
+        return _capture_from_document(request)
     asked = request.POST or (request.GET if "look" in request.GET else None)  # "look": before the start, without htmx
     form = CaptureForm(asked, user=request.user, initial=given(request, "model", "corpus"))
     if request.method == "POST" and form.is_valid():
         return redirect(form.make())
-    context = {"section": "captures", "form": form, "estimate": form.estimate()}
-    return render(
-        request,
-        "training/capture_create.html",
-        context,
-        status=422 if form.errors and request.method == "POST" else 200,
-    )
+    return _capture_form(request, form)
+
+
+def _capture_form(request: HttpRequest, form: CaptureForm, **more: Any) -> HttpResponse:
+    context = {"section": "captures", "form": form, "estimate": form.estimate()} | more
+    bad = request.method == "POST" and (form.errors or more.get("document_error"))
+    return render(request, "training/capture_create.html", context, status=422 if bad else 200)
+
+
+def _capture_from_document(request: HttpRequest) -> HttpResponse:
+    """Start what a pasted document says; what is wrong with it is said beside it, and the form stands as it says."""
+    text = request.POST["document"]
+    try:
+        form = form_of(from_yaml(text), request.user)
+    except DocumentError as error:
+        return _capture_form(request, CaptureForm(user=request.user), document=text, document_error=str(error))
+    if form.is_valid():
+        return redirect(form.make())
+    return _capture_form(request, form, document=text, document_error=" ".join(said(form)))
 
 
 def _capture_part(request: HttpRequest) -> HttpResponse:
@@ -131,6 +150,13 @@ def capture_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "free": free_bytes(),
     }
     return render(request, "training/capture_detail.html" + part(request, "live"), context)
+
+
+@needs("training.view_capture")
+def capture_yaml(request: HttpRequest, pk: int) -> HttpResponse:
+    """The document that makes this capture again, here, by `manage.py capture`, or through the API."""
+    row = get_object_or_404(Capture.objects.select_related("model", "corpus"), pk=pk)
+    return small_file(to_yaml(of_capture(row)), name=f"capture-{row.pk}.yaml", kind="application/yaml")
 
 
 def _jobs_of(capture: Capture) -> list[Job]:

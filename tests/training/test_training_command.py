@@ -29,9 +29,9 @@ def made(row: Any) -> None:
     row.refresh_from_db()
 
 
-def command(*words: str) -> subprocess.Popen[str]:
+def command(*words: str, name: str = "train") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "manage.py"), "train", *words],
+        [sys.executable, str(ROOT / "manage.py"), name, *words],
         env=child_environment(), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip
@@ -43,11 +43,23 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_finishes(tiny_model_dir: Path, t
     corpus.folder.mkdir(parents=True, exist_ok=True)
     corpus.file.write_text("\n\n".join(f"Number {i}. {TEXT}" for i in range(60)))
     hooks = ["blocks.1.hook_resid_post"]
-    capture = Capture(name="capture", model=model, corpus=corpus, hook_names=hooks, context_length=64)
     made(model)
     made(corpus)
-    capture.save()
-    made(capture)
+    flags = (
+        "--model-name",
+        "tiny",
+        "--corpus-name",
+        "sentences",
+        "--hook-names",
+        hooks[0],
+        "--context-length",
+        "64",
+        "--json",
+    )
+    out, error = command(*flags, "--parts", "2", name="capture").communicate(timeout=600)
+    capture = Capture.objects.get()
+    assert capture.ready and json.loads(out)["yaml"].startswith(f"name: {capture.name}\n"), error
+    assert not (capture.folder / "unfinished-0-of-2.json").exists() and len(capture.making()) == 2
     spec = tmp_path / "run.yaml"
     spec.write_text(
         f"capture: {capture.pk}\narchitecture: topk\nk: 8\nd_sae: 256\nn_tokens: 6000000\nbatch_size: 512\n"

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-from django.contrib.auth import get_user_model
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import connections
-from tqdm import tqdm
+from django.core.management.base import CommandError, CommandParser
 
 from saehub.figures import count_text
+from saehub.jobs.foreground import ForegroundCommand
 from saehub.jobs.models import Job, State
-from saehub.jobs.processes import kill_tree
-from saehub.jobs.runner import run as run_here
 from saehub.jobs.runner import summary
-from saehub.jobs.server import start_server
 from saehub.typed import row_number
 from training.models import Run, Sweep
 from training.run_document import KEYS, DocumentError, form_of, from_yaml, of_run, of_sweep, said, to_yaml
 
-POLL_SECONDS = 0.3
-STOP_SECONDS = 60
 LISTS = (
     "hook_name",
     "k",
@@ -39,11 +29,13 @@ LISTS = (
 )
 
 
-class Command(BaseCommand):
+class Command(ForegroundCommand):
     help = (
         "Train an SAE, or a sweep of them. Exit codes: 0 trained, 1 failed, 2 bad request, 130 interrupted (the "
         "checkpoint stays, --resume goes on from it)."
     )
+
+    stopping = "Stopping at the next step; the checkpoint stays."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("spec", nargs="?", help="A YAML document, as a run's page makes it. Flags go before it.")
@@ -71,14 +63,7 @@ class Command(BaseCommand):
                 self.preview(form)
                 return
             row = form.make()
-        self.finish(row, self.see_through(row))
-
-    def user(self, name: str) -> Any:
-        users = get_user_model().objects.filter(is_active=True)
-        found = users.filter(username=name).first() if name else users.filter(is_superuser=True).order_by("pk").first()
-        if name and found is None:
-            raise CommandError(f"There is no user {name}.", returncode=2)
-        return found
+        self.finish(row, self.see_through(row.job))
 
     def document(self, options: dict[str, Any]) -> dict[str, Any]:
         """The file's settings, with those of the flags over them."""
@@ -130,53 +115,6 @@ class Command(BaseCommand):
             f"of {count_text(estimate.room.free)}B free, "
             f"{count_text(estimate.disk)}B of disk of {count_text(estimate.free)}B to spare"
         )
-
-    # -- while it runs
-    def see_through(self, row: Run | Sweep) -> Job:
-        """Do the row's job in this process, or watch it where a worker was faster; Ctrl-C cancels it."""
-        assert row.job is not None
-        job = Job.objects.get(pk=row.job.pk)
-        server = start_server(job.queue)
-        worker = threading.Thread(target=self.work, args=(job.pk,), daemon=True, name="train")
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        worker.start()
-        try:
-            with tqdm(total=job.total, unit=" tokens", unit_scale=True, disable=True if self.quiet else None) as bar:
-                while self.look(job, bar):
-                    time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
-            self.stderr.write("\nStopping at the next step; the checkpoint stays.")
-            job.cancel()
-            self.wait(job)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        worker.join(STOP_SECONDS)
-        if server:
-            kill_tree(server.pid)
-        job.refresh_from_db()
-        return job
-
-    @staticmethod
-    def work(pk: int) -> None:
-        try:
-            run_here(pk)
-        finally:
-            connections.close_all()
-
-    def look(self, job: Job, bar: Any) -> bool:
-        job.refresh_from_db()
-        bar.total = job.total
-        bar.update(max(job.done - bar.n, 0))
-        bar.set_description(job.step[:60])
-        return job.is_live
-
-    def wait(self, job: Job) -> None:
-        until = time.monotonic() + STOP_SECONDS
-        while time.monotonic() < until:
-            job.refresh_from_db()
-            if not job.is_live:
-                return
-            time.sleep(POLL_SECONDS)
 
     # -- what came out
     def finish(self, row: Run | Sweep, job: Job) -> None:
