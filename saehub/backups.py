@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -33,6 +32,7 @@ from django.db.backends.postgresql.client import DatabaseClient
 from django.db.migrations.recorder import MigrationRecorder
 
 import saehub
+from saehub.disk import free_bytes
 from saehub.figures import bytes_text
 from saehub.postgres import program
 
@@ -260,11 +260,9 @@ def _unpack(archive: tarfile.TarFile, name: str, target: Path, tick: Tick) -> No
 
 
 def _require_space(found: Manifest) -> None:
-    free = shutil.disk_usage(settings.DATA_DIR).free - settings.DISK_RESERVE
+    free = free_bytes()
     if found.size > free:
-        raise BackupError(
-            f"This backup holds {bytes_text(found.size)} and the disk has {bytes_text(max(free, 0))} to spare."
-        )
+        raise BackupError(f"This backup holds {bytes_text(found.size)} and the disk has {bytes_text(free)} to spare.")
 
 
 def others_connected() -> int:

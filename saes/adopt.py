@@ -15,6 +15,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
+from saehub.disk import free_bytes
 from saehub.figures import bytes_text
 from saehub.jobs.progress import JobError, Progress
 from saehub.plain import plain
@@ -272,10 +273,10 @@ def compacted(sae: Weights) -> Weights:
 
 
 def _require_space(size: int) -> None:
-    free = shutil.disk_usage(settings.DATA_DIR).free - settings.DISK_RESERVE
+    free = free_bytes()
     if size > free:
         raise JobError(
-            f"The converted SAE needs {bytes_text(size)} and the disk has {bytes_text(max(free, 0))} to spare.",
+            f"The converted SAE needs {bytes_text(size)} and the disk has {bytes_text(free)} to spare.",
             "Free some space under the data folder, then press Retry.",
         )
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from django.conf import settings
 from django.db import IntegrityError, connections, transaction
-from huggingface_hub import constants
 
 from saehub.accounts.hub_tokens import hub_token
 from saehub.jobs.models import Job, State
@@ -115,13 +111,6 @@ def _measure(part: Part, listings: dict[tuple[str, str], Listing | HubError], to
         part.size, part.cached = sum(file.size for file in files), listing.cached(files)
     except JobError as error:
         part.error, part.hint = str(error), error.hint
-
-
-def free_disk() -> int:
-    """Bytes that downloads may still take of the disk of the Hub's cache."""
-    folder = Path(constants.HF_HUB_CACHE)
-    folder.mkdir(parents=True, exist_ok=True)
-    return max(shutil.disk_usage(folder).free - settings.DISK_RESERVE, 0)
 
 
 def missing(parts: list[Part]) -> int:

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from django.conf import settings
-
 from saehub.causes import disk_is_full
+from saehub.disk import free_bytes
 from saehub.figures import bytes_text
 from saehub.jobs.progress import JobError, Progress
 from saes.adopt import FACTS, outputs, probe_batch, proof_of, second_name
@@ -109,10 +108,10 @@ def _save(progress: Progress, row: SAE, form: str, folder: Path) -> dict[str, An
 
 
 def _require_space(size: int) -> None:
-    free = shutil.disk_usage(settings.DATA_DIR).free - settings.DISK_RESERVE
+    free = free_bytes()
     if 2 * size > free:  # the files, and the archive of them
         raise JobError(
-            f"This needs {bytes_text(2 * size)} for a moment, and the disk has {bytes_text(max(free, 0))} to spare.",
+            f"This needs {bytes_text(2 * size)} for a moment, and the disk has {bytes_text(free)} to spare.",
             "Free some space under the data folder, then press Retry.",
         )
 

@@ -5,15 +5,14 @@ Files go into the Hub's standard cache, where every other program finds them. No
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from django.conf import settings
 from huggingface_hub import constants, file_download, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from saehub.causes import disk_is_full
+from saehub.disk import free_bytes
 from saehub.figures import bytes_text
 from saehub.jobs.progress import JobError, Progress
 from saes.hub_client import HubError, ask, explain, headers, hub_errors
@@ -130,12 +129,17 @@ def download(progress: Progress, listing: Listing, files: list[HubFile], token: 
     return listing.snapshot
 
 
-def _require_space(need: int) -> None:
+def free_for_downloads() -> int:
+    """Bytes that downloads may still take of the disk of the Hub's cache."""
     folder = Path(constants.HF_HUB_CACHE)
     folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free - settings.DISK_RESERVE
+    return free_bytes(folder)
+
+
+def _require_space(need: int) -> None:
+    free = free_for_downloads()
     if need > free:
         raise JobError(
-            f"This needs {bytes_text(need)} and the disk of {folder} has {bytes_text(max(free, 0))} to spare.",
+            f"This needs {bytes_text(need)} and the disk of {constants.HF_HUB_CACHE} has {bytes_text(free)} to spare.",
             "Free some space there, or set HF_HOME to a larger disk, then press Retry.",
         )

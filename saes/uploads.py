@@ -14,6 +14,8 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.files.uploadedfile import TemporaryUploadedFile, UploadedFile
 
+from saehub.disk import free_bytes
+
 MAX_FILES = 10_000
 MAX_NAME = 400
 LONGEST_PART = 255  # bytes of a folder's or file's name, as file systems have it
@@ -38,7 +40,7 @@ def checked(files: Sequence[UploadedFile], paths: Sequence[str]) -> list[tuple[P
     total = sum(file.size or 0 for file in files)
     if total > settings.SAE_UPLOAD_LIMIT:
         raise ValidationError(too_large())
-    if total > shutil.disk_usage(settings.DATA_DIR).free - settings.DISK_RESERVE:
+    if total > free_bytes():
         raise ValidationError("The server's disk is too full for these files; free some space first.")
     if len(files) > MAX_FILES:
         raise ValidationError(f"These are {len(files):,} files; an SAE has at most {MAX_FILES:,}.")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from django.conf import settings
-
+from saehub.disk import free_bytes
 from saehub.machine import Room
 from training.memory import FLOAT, GPU_PROCESS, PROCESS, room, run_memory, streamed_memory
 from training.models import Capture
@@ -17,11 +15,6 @@ from training.speed import Speed, Speeds
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text, where the model's own tokenizer cannot be asked
 STORAGE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-def free_bytes() -> int:
-    """Disk that long work may fill."""
-    return max(shutil.disk_usage(settings.DATA_DIR).free - settings.DISK_RESERVE, 0)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from django.core.exceptions import ValidationError
 from django.core.files.uploadedfile import UploadedFile
 from django.utils.text import get_valid_filename
 
+from saehub.disk import free_bytes
 from saes.fields import NewRow, server_path, size_of
 from saes.forms import HUB_ID
 from saes.uploads import refuse_links
-from training.estimates import free_bytes
 from training.models import Corpus
 
 SNIFF_BYTES = 65536

@@ -11,6 +11,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_POST
 
 from saehub.accounts.access import check, needs
+from saehub.disk import free_bytes
 from saehub.fragments import part
 from saehub.jobs.kinds import KINDS
 from saehub.jobs.models import Job, enqueue
@@ -18,7 +19,6 @@ from saehub.streaming import small_file
 from saes.listing import Column, listing
 from training.capture_document import DocumentError, form_of, from_yaml, of_capture, said
 from training.capture_form import CaptureForm
-from training.estimates import free_bytes
 from training.forms import CorpusForm
 from training.links import given
 from training.models import Capture, Corpus

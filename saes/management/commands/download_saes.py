@@ -16,7 +16,8 @@ from tqdm import tqdm
 from saehub.accounts.hub_tokens import HubTokenError
 from saehub.jobs.models import Job
 from saes.batch import NAMES, BatchError, BatchSpec, plan
-from saes.batch_run import Batch, Part, free_disk, measure, missing, summary
+from saes.batch_run import Batch, Part, measure, missing, summary
+from saes.hub import free_for_downloads
 
 POLL_SECONDS = 0.2
 MOST_JOBS = 32
@@ -88,7 +89,7 @@ class Command(BaseCommand):
         return BatchSpec.from_flags(options)
 
     def require_space(self, parts: list[Part]) -> None:
-        need, free = missing(parts), free_disk()
+        need, free = missing(parts), free_for_downloads()
         if need > free:
             raise CommandError(
                 f"This needs {size(need)} and the disk has {size(free)} to spare. Free some, set HF_HOME to a larger disk, "
@@ -131,7 +132,7 @@ class Command(BaseCommand):
             for part in parts
         ]
         self.table(("SAE", "place", "size", "cached", ""), rows)
-        need, free = missing(parts), free_disk()
+        need, free = missing(parts), free_for_downloads()
         fits = "" if need <= free else ": not enough"
         self.stdout.write(
             f"\n{len(parts)} SAE{'s' if len(parts) != 1 else ''}, {size(need)} to download, {size(free)} of disk to spare{fits}"
@@ -140,7 +141,7 @@ class Command(BaseCommand):
     def report(self, parts: list[Part], seconds: float, dry: bool) -> None:
         found = summary(parts, seconds)
         if dry:
-            found |= {"dry_run": True, "bytes": missing(parts), "free": free_disk()}
+            found |= {"dry_run": True, "bytes": missing(parts), "free": free_for_downloads()}
             found["failed"] = sum(bool(part.error) for part in parts)
             found["done"] = sum(part.here for part in parts)
         if self.quiet:

@@ -82,6 +82,9 @@ def test_max_tokens_ends_with_the_context_that_reaches_it(lm, tmp_path):
     manifest = capture(lm, TEXTS, HOOKS, tmp_path / "c", **arguments, progress=lambda *args: seen.append(args))
     assert 100 <= manifest["n_tokens"] < 116 and manifest["n_contexts"] == 7
     assert [total for _, total, _ in seen] == [100, 100] and seen[-1][0] == manifest["n_tokens"]
+    arguments["max_tokens"] = manifest["n_tokens"]
+    again = capture(lm, TEXTS, HOOKS, tmp_path / "exact", **arguments)
+    assert again["n_contexts"] == 7, "the number itself is enough"
 
 
 def test_bfloat16_autocast_stays_close_to_float32(lm, tmp_path):

@@ -368,6 +368,11 @@ def test_texts_are_read_no_further_than_asked(lm):
     found = measure_texts(tiny_sae(), lm, texts(), TokenPolicy(context_length=16), max_tokens=100, max_contexts=2)
     assert 100 <= found.n < 100 + 16 and len(read) < 1000
     assert found.metrics["ce_original"]["n"] == 2 * 15
+    for batch in (1, 8):
+        again = measure_texts(
+            tiny_sae(), lm, texts(), TokenPolicy(context_length=16), max_tokens=found.n, batch_contexts=batch
+        )
+        assert again.n == found.n, "the number itself is enough"
 
 
 def test_a_context_counts_once_for_a_feature_however_its_rows_are_cut():
