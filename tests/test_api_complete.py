@@ -20,6 +20,7 @@ LOOKS = {  # pages that only show; their figures are those of GET operations
 }  # fmt: skip
 OWN = {"jobs:job_probe"}  # tries the workers
 DOES = {
+    "jobs:job_log": "get /jobs/{pk}/lines",
     "jobs:job_cancel": "post /jobs/{pk}/cancel", "jobs:job_retry": "post /jobs/{pk}/retry",
     "saes:model_create": "post /models", "saes:sae_download": "post /saes/download-hf",
     "saes:sae_basket": "post /saes/download-hf", "saes:catalogue_sync": "post /catalogue/sync",

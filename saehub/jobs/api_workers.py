@@ -6,13 +6,13 @@ from datetime import datetime
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
-from ninja import Field, Router, Schema
+from ninja import Field, Query, Router, Schema
 from pydantic import ConfigDict
 
 from saehub.accounts.api_access import Needs
 from saehub.accounts.api_pages import LIMIT, OFFSET, Page, page
 from saehub.jobs.models import Worker
-from saehub.jobs.workers import metrics
+from saehub.jobs.workers import DAYS, metrics, usage
 
 router = Router(tags=["Jobs"])
 EXAMPLE: Any = {
@@ -49,6 +49,26 @@ def worker_list(request: HttpRequest, limit: int = LIMIT, offset: int = OFFSET) 
 
 def _out(worker: Worker) -> dict[str, Any]:
     return {name: getattr(worker, name) for name in EXAMPLE}
+
+
+USED: Any = {"name": "ada", "seconds": {"gpu": 5400.0, "io": 12.5}, "jobs": 7}
+
+
+class UsedOut(Schema):
+    """What a person's jobs took of the workers' time: the last attempt of each, in seconds by queue."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [USED]})
+
+    name: str
+    seconds: dict[str, float]
+    jobs: int
+
+
+@router.get("/workers/usage", auth=Needs("jobs.view_job"), response=list[UsedOut], summary="Who used the workers")
+def worker_usage(
+    request: HttpRequest, days: int = Query(DAYS, ge=1, le=3650, description="Of how many days until now")
+) -> Any:
+    return usage(days)
 
 
 @router.get(

@@ -7,7 +7,7 @@ from typing import Any
 from django.contrib import messages
 from django.core.paginator import Paginator
 from django.db.models import Count
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.functional import SimpleLazyObject
 from django.views.decorators.http import require_POST
@@ -16,7 +16,8 @@ from saehub.accounts.access import check, needs
 from saehub.figures import fig
 from saehub.fragments import part
 from saehub.jobs.models import LOG_TAIL, Job, State, enqueue
-from saehub.jobs.workers import machines, queues, running
+from saehub.jobs.workers import DAYS, machines, queues, running, usage
+from saehub.streaming import attachment
 
 
 def running_jobs(request: HttpRequest) -> dict[str, Any]:
@@ -54,6 +55,14 @@ def job_detail(request: HttpRequest, pk: int) -> HttpResponse:
     return render(request, "jobs/job_detail.html", context)
 
 
+@needs("jobs.view_job")
+def job_log(request: HttpRequest, pk: int) -> StreamingHttpResponse:
+    """The whole log as a text file."""
+    job = get_object_or_404(Job, pk=pk)
+    lines = (f"{line.at:%Y-%m-%d %H:%M:%S}  {line.text}\n" for line in job.lines.iterator(chunk_size=2000))
+    return attachment(request, lines, name=f"job-{job.pk}.log", kind="text/plain")
+
+
 def _told(values: dict[str, Any]) -> list[tuple[str, Any]]:
     """Parameters and results as a person reads them; their names are those of the code."""
     return [
@@ -64,7 +73,8 @@ def _told(values: dict[str, Any]) -> list[tuple[str, Any]]:
 @needs("jobs.view_job")
 def worker_list(request: HttpRequest) -> HttpResponse:
     """Who serves the queues, how their machines stand, and what runs there now."""
-    context = {"section": "jobs", "queues": queues(), "machines": machines(), "jobs": running()}
+    context: dict[str, Any] = {"section": "jobs", "queues": queues(), "machines": machines(), "jobs": running()}
+    context |= {"used": usage(DAYS), "days": DAYS}
     return render(request, "jobs/worker_list.html" + part(request, "now"), context)
 
 

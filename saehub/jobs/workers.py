@@ -16,7 +16,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
-from django.db.models import Count, Min
+from django.db.models import Count, F, Min, Sum, Value
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -26,6 +26,7 @@ from saehub.machine import standing
 
 BEAT_SECONDS = 5.0
 REMEMBERED = timedelta(hours=1)  # a worker of another machine that is not heard of any more
+DAYS = 30  # of which the use is told
 DOES = {
     "io": "downloads, imports, exports, corpora",
     "gpu": "captures, training, evaluation, harvests",
@@ -136,6 +137,40 @@ def machines() -> list[Machine]:
 def running() -> list[Job]:
     """What runs now, the largest first."""
     return list(Job.objects.filter(state=State.RUNNING).select_related("owner").order_by("-memory")[:100])
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a person's jobs took of the workers' time, in seconds by queue, and how many they were."""
+
+    name: str
+    seconds: dict[str, float]
+    jobs: int
+
+    @property
+    def by_queue(self) -> list[float]:
+        return [self.seconds.get(queue, 0.0) for queue in settings.QUEUES]
+
+
+def usage(days: int) -> list[Used]:
+    """Of the last days, whoever used most of the gpu queue first. Of each job counts its last attempt, also while it runs."""
+    now = timezone.now()
+    took = Coalesce("finished_at", Value(now)) - F("started_at")
+    rows = (
+        Job.objects.filter(started_at__gte=now - timedelta(days=days))
+        .exclude(state=State.QUEUED)
+        .order_by()
+        .values_list("owner__username", "queue")
+        .annotate(took=Sum(took), n=Count("pk"))
+    )
+    seconds: dict[str, dict[str, float]] = {}
+    jobs: dict[str, int] = {}
+    for name, queue, took_then, n in rows:
+        name = name or "nobody"
+        seconds.setdefault(name, {})[queue] = took_then.total_seconds()
+        jobs[name] = jobs.get(name, 0) + n
+    found = [Used(name, by_queue, jobs[name]) for name, by_queue in seconds.items()]
+    return sorted(found, key=lambda used: (-used.seconds.get("gpu", 0.0), -sum(used.seconds.values()), used.name))
 
 
 # -- probes ------------------------------------------------------------------------------------------------------------

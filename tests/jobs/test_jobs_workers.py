@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from saehub.jobs import workers
 from saehub.jobs.models import Job, State, Worker, enqueue
-from saehub.jobs.workers import beat, leave, machines, queues, troubles
+from saehub.jobs.workers import beat, leave, machines, queues, troubles, usage
 from tests.api_calls import good
 from tests.conftest import manage, wait_for
 
@@ -86,7 +86,7 @@ def test_the_page_tells_queues_machines_and_what_runs(
     Job.objects.filter(pk=job.pk).update(memory=2_500_000_000)
     client.get(PAGE)
     for rows in (1, 3):
-        with django_assert_num_queries(9):
+        with django_assert_num_queries(10):
             answer = client.get(PAGE)
         assert len(answer.context["machines"]) == rows + 1
         if rows == 1:
@@ -159,3 +159,40 @@ def test_prometheus_reads_the_metrics(api: Any, user_of: Any) -> None:
     assert after["saehub_gpu_busy_ratio", "far", "0", GPU["name"]] == 0.5
     assert ("saehub_gpu_busy_ratio", "far", "1", GPU["name"]) not in after
     assert not [key for key in after if "dead" in key]
+
+
+@pytest.mark.django_db
+def test_who_used_the_workers(client_of: Any, user_of: Any, api: Any) -> None:
+    now, ada, bob = timezone.now(), user_of("annotator"), user_of("researcher")
+    for owner, queue, hours_ago, seconds, state in (
+        (ada, "gpu", 5, 3600, State.DONE), (ada, "gpu", 3, 1800, State.FAILED), (ada, "io", 2, 60, State.CANCELLED),
+        (bob, "gpu", 1, None, State.RUNNING), (bob, "gpu", 40 * 24, 9999, State.DONE), (None, "io", 1, 30, State.DONE),
+        (bob, "io", 1, None, State.QUEUED),  # given back by a worker that was stopped
+    ):  # fmt: skip
+        job = enqueue("probe", owner, title="count", steps=1)
+        began = now - timedelta(hours=hours_ago)
+        over = began + timedelta(seconds=seconds) if seconds else None
+        Job.objects.filter(pk=job.pk).update(queue=queue, state=state, started_at=began, finished_at=over)
+    first, second, nobody = usage(30)
+    assert (first.name, first.seconds, first.jobs) == (ada.username, {"gpu": 5400.0, "io": 60.0}, 3)
+    assert second.name == bob.username and 3600 <= second.seconds["gpu"] < 4000 and second.jobs == 1
+    assert (nobody.name, nobody.seconds) == ("nobody", {"io": 30.0})
+    said = text_of(client_of("viewer").get(PAGE))
+    assert f"{ada.username} 1 min 1 h 30 min – 3" in said, said
+    found = good(api("viewer", "get", "/workers/usage?days=100", scope="read"))
+    assert found[0]["name"] == bob.username and found[0]["jobs"] == 2, "with the job of 40 days ago"
+
+
+@pytest.mark.django_db
+def test_the_log_of_a_job_is_downloaded(client_of: Any, user_of: Any) -> None:
+    job = enqueue("probe", user_of("annotator"), title="count", steps=3)
+    assert "Download the log" not in client_of("viewer").get(job.get_absolute_url()).content.decode()
+    for text in ("one", "two <b>", "déjà vu"):
+        job.write(text)
+    assert "Download the log" in client_of("viewer").get(job.get_absolute_url()).content.decode()
+    answer = client_of("viewer").get(f"/jobs/{job.pk}/log.txt")
+    lines = b"".join(answer.streaming_content).decode().splitlines()
+    assert [line[21:] for line in lines] == ["one", "two <b>", "déjà vu"] and re.match(r"\d{4}-\d\d-\d\d ", lines[0])
+    assert answer["Content-Disposition"] == f'attachment; filename="job-{job.pk}.log"'
+    assert client_of("stranger").get(f"/jobs/{job.pk}/log.txt").status_code == 403
+    assert client_of("viewer").get("/jobs/999999/log.txt").status_code == 404
