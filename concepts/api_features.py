@@ -106,7 +106,8 @@ class FeatureDetail(Schema):
                     "top_texts": [CONTEXT], "intervals": [], "histogram": {"counts": [300, 72], "edges": [0, 7.05, 14.1]},
                     "top_tokens": [{"id": 9, "text": " Paris", "count": 80, "sum": 812.0}],
                     "logits_raised": [{"id": 4, "text": " France", "value": 0.91}], "logits_lowered": [],
-                    "logits_how": None, "neighbours": [{"feature": 310, "cosine": 0.44}], "labels": [LABEL],
+                    "logits_how": None, "neighbours": [{"feature": 310, "cosine": 0.44}],
+                    "together": [{"feature": 95, "correlation": 0.31, "count": 40, "share": 0.5}], "n_together": 65000, "labels": [LABEL],
                 }
             ]
         }
@@ -133,6 +134,8 @@ class FeatureDetail(Schema):
     logits_lowered: list[dict[str, Any]]
     logits_how: dict[str, Any] | None
     neighbours: list[dict[str, Any]]
+    together: list[dict[str, Any]]
+    n_together: int
     labels: list[dict[str, Any]]
 
 
@@ -294,6 +297,8 @@ def feature_detail(
         "logits_lowered": [vars(one) for one in record.lowered],
         "logits_how": columns.logit_lens,
         "neighbours": [vars(one) for one in record.neighbours],
+        "together": [vars(one) for one in columns.companions(index)],
+        "n_together": columns.n_together,
         "labels": labels,
     }
 

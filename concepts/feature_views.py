@@ -80,7 +80,8 @@ def _harvested(
     record: featurefile.FeatureRecord,
 ) -> dict[str, Any]:
     """What the page shows of a feature in a view."""
-    others = Label.objects.accepted_of(sae, (other.feature for other in record.neighbours))
+    companions = columns.companions(record.feature)
+    others = Label.objects.accepted_of(sae, (other.feature for other in (*record.neighbours, *companions)))
     around, scale = _choice(request, "around", CONTEXTS), _choice(request, "scale", SCALES)
     return {
         "lens": columns.logit_lens,
@@ -101,6 +102,8 @@ def _harvested(
         "neighbours": [
             (other, others.get(other.feature), name_of(columns, other.feature)) for other in record.neighbours
         ],
+        "companions": [(other, others.get(other.feature), name_of(columns, other.feature)) for other in companions],
+        "n_together": columns.n_together,
         "formats": exports.FORMATS,
         "python": as_python(sae, view, record),
     }
@@ -162,4 +165,6 @@ def _as_json(view: FeatureView, columns: featurefile.FeatureView, record: featur
         "raised": [{"id": t.id, "text": t.text, "value": t.value} for t in record.raised],
         "lowered": [{"id": t.id, "text": t.text, "value": t.value} for t in record.lowered],
         "neighbours": [{"feature": n.feature, "cosine": n.cosine} for n in record.neighbours],
+        "together": [vars(one) for one in columns.companions(record.feature)],
+        "n_together": columns.n_together,
     }

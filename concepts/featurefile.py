@@ -16,6 +16,9 @@ examples, A activations of those examples, C contexts they come from, L tokens a
   activation_start (E + 1,) int64, activation_position (A,) int32, activation_value (A,) float32
   context_number (C,) int32 ascending, context_document (C,) int32, context_tokens (C, L) int32
   vocabulary_start (V + 1,) int64, vocabulary_bytes uint8    token texts as UTF-8, end to end
+  together_ids (F, 10) int32, together_correlations (F, 10) float32, together_counts (F, 10) int32    features that fire on the
+                                  same tokens of a sample (`together` of view.json), -1 where there are fewer
+  together_fires (F,) int32       tokens of that sample on which the feature fires
 Written by the logit lens, together with `logit_lens.json`:
   logits_pos_ids, logits_neg_ids (F, 10) int32;  logits_pos_values, logits_neg_values (F, 10) float32
   neighbour_ids (F, 50) int32, neighbour_cosines (F, 50) float32;  decoder_norm (F,) float32
@@ -101,6 +104,17 @@ class Logit:
 class Neighbour:
     feature: int
     cosine: float
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A feature that fires on the same tokens: the correlation of firing, on how many tokens of the sample both fire, and
+    which share of the first one's that is."""
+
+    feature: int
+    correlation: float
+    count: int
+    share: float
 
 
 @dataclass(frozen=True)
@@ -298,6 +312,20 @@ class FeatureView:
             return []
         rows = zip(self.column("neighbour_ids")[i], self.column("neighbour_cosines")[i], strict=True)
         return [Neighbour(int(feature), float(cosine)) for feature, cosine in rows]
+
+    @property
+    def n_together(self) -> int:
+        """Tokens of the sample that companions rest on; 0 where a harvest of before kept none."""
+        return int(self.facts.get("together", {}).get("n_tokens", 0))
+
+    def companions(self, i: int) -> list[Companion]:
+        """The features that fire on the same tokens, the most correlated first."""
+        if not self.n_together:
+            return []
+        n_fires = int(self.column("together_fires")[i])
+        names = ("together_ids", "together_correlations", "together_counts")
+        rows = zip(*(self.column(name)[i].tolist() for name in names), strict=True)
+        return [Companion(other, found, count, count / n_fires) for other, found, count in rows if other >= 0]
 
     @property
     def directions(self) -> np.ndarray | None:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from concepts.numerics.sparse_encode import Fires, SparseEncoder
+from concepts.numerics.together import SAMPLE, sampled
 from saes.numerics.sae import SAE
 from training.numerics.compiled import kernels
 from training.numerics.shards import Capture, Split, write_json
@@ -55,7 +56,7 @@ class Encoding:
         self.folder, self.n_rows = folder, n_rows
         self.encode = SparseEncoder(sae)
         self.blocks: list[Block] = []
-        self.files: list[BinaryIO] = []
+        self.files: list[BinaryIO] = []  # of the blocks; the last one holds the sample of whole rows (together.py)
         self.done = 0
 
     @torch.inference_mode()
@@ -69,8 +70,9 @@ class Encoding:
                 fires = _fires(self.encode, x.to(self.sae.W_dec.device))
                 if not self.blocks:
                     self.blocks = _plan(fires[1], len(x), self.n_rows, self.sae.config.d_sae, self.folder)
-                    self.files = [block.file.open("wb") for block in self.blocks]
-                _write(fires, context, position, self.blocks, self.files)
+                    self.files = [file.open("wb") for file in self._places()]
+                _write(fires, context, position, self.blocks, self.files[:-1])
+                self.files[-1].write(sampled(self.done, len(x), self.n_rows, *fires[:2]).view(np.uint8).data)
                 self.done += len(x)
                 if time.monotonic() - last_note >= CHECKPOINT_SECONDS:
                     self._note()
@@ -84,6 +86,9 @@ class Encoding:
             for file in self.files:
                 file.close()
         return self.blocks
+
+    def _places(self) -> list[Path]:
+        return [*(block.file for block in self.blocks), self.folder / SAMPLE]
 
     def _note(self) -> None:
         """Write down how far it came; what is written to the files after this is cut off when it is taken up again."""
@@ -101,12 +106,13 @@ class Encoding:
         if not note.get("done") or "dense" not in note:
             return
         self.blocks = [Block(first, end, self.folder / f"codes-{first}") for first, end in note["edges"]]
-        if any(
-            not b.file.exists() or b.file.stat().st_size < n for b, n in zip(self.blocks, note["sizes"], strict=True)
+        places = self._places()
+        if len(places) != len(note["sizes"]) or any(
+            not place.exists() or place.stat().st_size < n for place, n in zip(places, note["sizes"], strict=True)
         ):
             self.blocks = []
             return
-        self.files = [block.file.open("r+b") for block in self.blocks]
+        self.files = [place.open("r+b") for place in places]
         for file, size in zip(self.files, note["sizes"], strict=True):
             file.truncate(size)
             file.seek(size)

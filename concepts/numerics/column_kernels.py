@@ -184,3 +184,45 @@ def pick(starts, lengths, position, value, positions, values):
         for c in range(starts[e], starts[e] + lengths[e]):
             positions[slot], values[slot] = position[c], value[c]
             slot += 1
+
+
+@kernel(
+    "void(int64, int64, int64[::1], int32[::1], int64[::1], int32[::1], int64, int32[:,::1], float32[:,::1], int32[:,::1])",
+    fastmath=False,
+)
+def together(first, last, starts, feature, bounds, row, least, ids, correlation, counts):
+    """Companions of features first to last: see together._plainly."""
+    n, most = float(len(starts) - 1), ids.shape[1]
+    met, seen = np.zeros(len(bounds) - 1, np.int32), np.empty(len(bounds) - 1, np.int32)
+    for i in range(first, last):
+        n_seen = 0
+        for c in range(bounds[i], bounds[i + 1]):
+            for s in range(starts[row[c]], starts[row[c] + 1]):
+                j = feature[s]
+                if met[j] == 0:
+                    seen[n_seen] = j
+                    n_seen += 1
+                met[j] += 1
+        mine, kept = float(bounds[i + 1] - bounds[i]), 0
+        for t in range(n_seen):
+            j = seen[t]
+            n_met = met[j]
+            met[j] = 0
+            theirs = float(bounds[j + 1] - bounds[j])
+            spread = mine * (n - mine) * theirs * (n - theirs)
+            if j == i or n_met < least or spread <= 0:
+                continue
+            found = np.float32((n * n_met - mine * theirs) / np.sqrt(spread))
+            if found <= 0:
+                continue
+            place = kept
+            while place > 0 and (
+                found > correlation[i, place - 1] or (found == correlation[i, place - 1] and j < ids[i, place - 1])
+            ):
+                place -= 1
+            if place == most:
+                continue
+            for p in range(min(kept, most - 1), place, -1):
+                ids[i, p], correlation[i, p], counts[i, p] = ids[i, p - 1], correlation[i, p - 1], counts[i, p - 1]
+            ids[i, place], correlation[i, place], counts[i, place] = j, found, n_met
+            kept = min(kept + 1, most)

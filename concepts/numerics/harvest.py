@@ -15,6 +15,7 @@ Definitions, for feature i over the n stored tokens of the chosen split:
   histogram          fires in 50 equal bins from 0 to the feature's maximum
   interval j of m    contexts with their peak in (j/m, (j+1)/m] of the maximum, bin edges as the histogram's; a seeded
                      random sample of them, independent of the top contexts, so one context may appear in both
+  fire together      features by the correlation of firing, over evenly spaced tokens (together.py)
   top tokens         token ids by the sum of z_i over all n tokens, with the number of fires on each
 """
 
@@ -30,8 +31,9 @@ from typing import Any
 import numpy as np
 
 from concepts.featurefile import FACTS, HISTOGRAM_BINS, VERSION
-from concepts.numerics.code_files import SCRATCH, Encoding, HarvestError, noted, parts
+from concepts.numerics.code_files import SCRATCH, Encoding, HarvestError, compiled, noted, parts
 from concepts.numerics.feature_columns import Columns, collect
+from concepts.numerics.together import SAMPLE, write_companions
 from concepts.numerics.token_text import vocabulary_texts
 from saehub.causes import disk_is_full
 from saes.numerics.sae import SAE
@@ -48,6 +50,7 @@ DEFINITIONS = {
     "mean": "mean activation over the tokens on which the feature fires",
     "top": "contexts with the largest activation, one example a context",
     "interval": "random sample of the contexts whose largest activation lies in the interval",
+    "together": "correlation of the indicators of firing, over evenly spaced tokens; pairs that met on fewer than 3 left out",
     "top_tokens": "tokens by summed activation over all tokens tested",
 }
 
@@ -96,6 +99,8 @@ def harvest(
                 share = block.end / sae.config.d_sae
                 progress(n_rows + int((total - n_rows) * share), total, "collecting examples")
             columns.finish()
+        companions = write_companions(folder, sae.config.d_sae, compiled())
+        (folder / SAMPLE).unlink()
         _write_contexts(folder, tokens, capture.documents())
         _write_vocabulary(folder, vocabulary_texts(tokenizer) if tokenizer is not None else [])
         seconds = time.perf_counter() - began
@@ -106,7 +111,11 @@ def harvest(
         speed = {"seconds": seconds, "encode_seconds": encode_seconds, "tokens_per_second": n_rows / seconds}
         summary = _summary(folder, n_rows) | speed | {"partial": n_rows < whole, "n_tokens_whole": whole}
         write_json(
-            folder / FACTS, _facts(sae, capture, hook, split, tokenizer) | settings | summary | {"source": source}
+            folder / FACTS,
+            _facts(sae, capture, hook, split, tokenizer)
+            | settings
+            | summary
+            | {"source": source, "together": companions},
         )
     return summary
 
