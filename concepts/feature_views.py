@@ -81,7 +81,8 @@ def _harvested(
 ) -> dict[str, Any]:
     """What the page shows of a feature in a view."""
     companions = columns.companions(record.feature)
-    others = Label.objects.accepted_of(sae, (other.feature for other in (*record.neighbours, *companions)))
+    shown = [other.feature for other in record.neighbours] + [other.feature for other in companions]
+    others = Label.objects.accepted_of(sae, shown)
     around, scale = _choice(request, "around", CONTEXTS), _choice(request, "scale", SCALES)
     return {
         "lens": columns.logit_lens,
