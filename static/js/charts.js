@@ -4,8 +4,10 @@ const save = (name, type, text) => {
   Object.assign(document.createElement("a"), { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 };
-const quote = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-const csv = (table) => [...table.rows].map((row) => [...row.cells].map((cell) => quote(cell.dataset.v ?? cell.textContent.trim())).join(",")).join("\n") + "\n";
+// What begins like a formula gets an apostrophe, as in saehub/spreadsheets.py; a number stays one.
+const plain = (text) => (/^'* *[=+\-@\t\r]/.test(text) && !Number.isFinite(Number(text)) ? `'${text}` : text);
+const quote = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+const csv = (table) => [...table.rows].map((row) => [...row.cells].map((cell) => quote(plain(cell.dataset.v ?? cell.textContent.trim()))).join(",")).join("\n") + "\n";
 
 document.addEventListener("click", (event) => {
   const kind = event.target.closest("[data-save]")?.dataset.save;

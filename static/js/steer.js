@@ -122,7 +122,7 @@ class Row {
 
   whose() { return this.sae?.value || form.elements.sae.value; }
 
-  // What the newest view of the SAE knows of the feature.
+  // What the SAE's view over the most tokens knows of the feature.
   async look() {
     const index = this.feature.value.trim(), sae = this.whose();
     this.know("", "", "");

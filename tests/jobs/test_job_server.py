@@ -55,9 +55,10 @@ def test_jobs_one_after_another_compute_with_threads_of_their_own(queue: str) ->
     )
     assert told.returncode == 0, told.stderr
     one, other, here = json.loads(told.stdout)
-    # where a matrix begins in memory decides in which order a product adds up, so the last digits may differ
-    assert one == pytest.approx(here, rel=1e-5) and other == pytest.approx(here, rel=1e-5)
-    assert one[2] == other[2] == here[2] == 2
+    # The first cosine that two threads compute at once now and then has one thread's half in fewer digits (1e-4; about once in
+    # a hundred processes, measured). NumPy's product has the same bits every time.
+    assert one[0] == pytest.approx(here[0], rel=1e-5) and other[0] == pytest.approx(here[0], rel=1e-5)
+    assert one[1] == other[1] == here[1] and one[2] == other[2] == here[2] == 2
 
 
 def test_every_queue_with_processes_for_its_jobs_has_a_server() -> None:

@@ -39,6 +39,7 @@ def test_a_sound_or_a_young_run_gets_none():
     assert said(history()) == []
     assert said(history(1.0)) == []
     assert said(history(dead=lambda t: 200)) == [], "a few that become no more"
+    assert said(history(dead=lambda t: int(200 + 20 * t))) == [], "nor a few that become hardly more"
     assert said(history(0.2, dead=lambda t: 900 * t, loss=lambda t: 1 + 50 * (t > 0.19))) == []
 
 

@@ -64,6 +64,13 @@ def test_auxk_against_numpy(m):
     assert float(auxk(error, z, W, k_aux)) == pytest.approx(expected, rel=1e-12)
 
 
+def test_auxk_by_norm_chooses_what_adds_most():
+    error, z = torch.tensor([[0.0, 6.0]]), torch.tensor([[3.0, 2.0]])
+    W = torch.tensor([[1.0, 0.0], [0.0, 3.0]])  # the second feature has the smaller code, and adds twice as much
+    assert float(auxk(error, z, W, 1)) == pytest.approx((3**2 + 6**2) / 6**2)
+    assert float(auxk(error, z, W, 1, by_norm=True)) == pytest.approx(0)
+
+
 def test_auxk_of_dead_features_that_explain_the_error_is_zero():
     W = torch.eye(D)
     error = torch.rand(9, D).sub(0.5)

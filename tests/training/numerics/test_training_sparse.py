@@ -1,5 +1,6 @@
 """The compiled sparse step against autograd, torch's topk and the plain optimiser; the same to the bit on any threads."""
 
+import copy
 import dataclasses
 import os
 import subprocess
@@ -11,7 +12,7 @@ import torch
 
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAE, SAEConfig
-from saes.numerics.topk import ByNorm
+from saes.numerics.topk import BatchTopKSAE, ByNorm
 from training.numerics import sparse
 from training.numerics.gradients import autograd_gradients, gradients, pair_gradients
 from training.numerics.losses import Terms
@@ -186,6 +187,22 @@ def test_folding_the_norms_changes_no_output(kind):
     fold_norms(sae)
     torch.testing.assert_close(sae(x), before, rtol=1e-4, atol=1e-3)
     assert (fired != (sae.encode(x) > 0)).sum() <= 2  # a code on its threshold may fall to either side
+
+
+def test_a_threshold_learned_by_norm_chooses_the_same_after_folding():
+    sae, x = free("batchtopk"), data()
+    assert isinstance(sae, BatchTopKSAE)
+    norms = sae.W_dec.detach().norm(dim=1)
+    with torch.no_grad():
+        sae.threshold.fill_(1.0)
+        before = copy.deepcopy(sae)
+        before.threshold.div_(norms)  # z |W_dec row| > T where z > T / |W_dec row|
+    expected = before.for_inference()
+    fold_norms(sae)
+    found = sae.for_inference()
+    fired = expected.encode(x) > 0
+    assert 0 < fired.sum() < fired.numel() / 2 and ((found.encode(x) > 0) != fired).sum() <= 2
+    torch.testing.assert_close(found(x), expected(x), rtol=1e-4, atol=1e-2)
 
 
 def test_a_row_that_is_not_finite_shows_in_the_loss():
