@@ -13,6 +13,7 @@ from saes.models import SAE, LanguageModel
 from tests.conftest import TEXT, wait_for
 from tests.e2e.conftest import PATIENCE
 from tests.e2e.looking import becomes, click, no_violations, not_reloaded, stamp
+from tests.training.rows import a_run, some_points
 from training.models import Capture, Corpus, Run
 
 pytestmark = pytest.mark.timeout(900)
@@ -253,3 +254,16 @@ def test_a_filtered_list_tells_how_many_rows_are_left(page: Any) -> None:
     page.keyboard.press("Enter")
     becomes(page, "#rows tbody tr", 2)
     wait_for(lambda: "2 rows" in page.locator("#status").inner_text(), 120, "the status to tell it")
+
+
+def test_a_charts_csv_computes_nothing_in_a_spreadsheet(page: Any) -> None:
+    run = a_run()
+    some_points(run)
+    page.goto(run.get_absolute_url())
+    chart = page.locator(".chart").first
+    chart.locator("summary").click()
+    chart.locator("thead th").first.evaluate("cell => { cell.textContent = '=1+1'; }")
+    with page.expect_download() as download:
+        chart.locator("[data-save=csv]").click()
+    head, first, *_ = Path(download.value.path()).read_text().splitlines()
+    assert head.startswith("'=1+1,") and [float(cell) for cell in first.split(",")]

@@ -1,5 +1,6 @@
 """The logit lens against the models' own final norm and head, run on the direction itself."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,9 @@ def test_gain_in_half_precision_and_odd_width(tiny_model_dir: Path) -> None:
 
 def test_columns(view_dir: Path, sae: Any, llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_NUMBERS", 2000)  # several chunks
+    sae = copy.deepcopy(sae)
+    with torch.no_grad():  # decoder rows of any length: what is told is of their directions
+        sae.W_dec.mul_(torch.linspace(0.5, 2, 96)[:, None])
     seen: list[tuple[int, int | None, str]] = []
     result = logit_lens(sae, llama, view_dir, progress=lambda *report: seen.append(report))
     view = open_view(view_dir)
