@@ -67,6 +67,8 @@ def _feature(columns: Columns, i: int, labels: list[Label]) -> dict[str, Any]:
         "name": name_of(columns, i),
         "fires": fires_chart(record),
         "prefix": f"f{i}-",
+        "companions": columns.companions(i),
+        "n_together": columns.n_together,
         "groups": groups(record, "snippet", "feature"),
         "around": "snippet",
         "line_css": "",

@@ -175,7 +175,7 @@ def test_a_page_that_needs_nothing_else(
     rows: Rows, view: FeatureView, client_of: Any, django_assert_max_num_queries: Any
 ) -> None:
     columns = view.opened()
-    alive, other = (int(i) for i in columns.sorted("n_fires")[:2])
+    alive, other = [int(i) for i in columns.sorted("n_fires") if columns.companions(int(i))][:2]
     Label.objects.name_feature(rows.sae, alive, "</style><script>alert(1)</script>", rows.owner)
     client, query = client_of("viewer"), f"?format=html&feature={alive}&feature={DEAD}"
     one = download(client, rows, f"?format=html&feature={other}").decode()
@@ -195,6 +195,7 @@ def test_a_page_that_needs_nothing_else(
     best = record.top[0]
     assert f'title="context {best.context}, document {best.document}"' in page
     assert f"{record.n_fires:,} tokens in {record.n_contexts:,} contexts" in page and 'role="img"' in page
+    assert f"correlation over {view.n_tokens:,} tokens" in page and "correlation over" not in dead
     assert "dead in" in dead and "It never fired." in dead and 'class="ex' not in dead
 
 
