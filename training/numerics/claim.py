@@ -14,12 +14,16 @@ class Claim:
 
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._file: int | None = os.open(file, os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.release()
-            raise Taken(str(file)) from error
+        self._file: int | None = None
+        while self._file is None:  # a file that its holder took away meanwhile locks nothing
+            self._file = os.open(file, os.O_CREAT | os.O_RDWR)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                self.release()
+                raise Taken(str(file)) from error
+            if not _is(self._file, file):
+                self.release()
 
     def release(self) -> None:
         if self._file is not None:
@@ -28,3 +32,10 @@ class Claim:
 
     def __del__(self) -> None:
         self.release()
+
+
+def _is(descriptor: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
