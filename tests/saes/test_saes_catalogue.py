@@ -1,8 +1,6 @@
 """catalogue_sync: the public directory becomes rows; twice is once; nothing local is lost; what is odd is a warning."""
 
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from saehub.jobs.models import Job, State, enqueue
 from saes import catalogue
 from saes.catalogue import CatalogueError, merge, open_directory, read_directory, sync
 from saes.models import SAE, Release
+from tests.peers import peer
 
 pytestmark = pytest.mark.django_db
 
@@ -298,12 +297,25 @@ def test_the_page_queues_it_for_who_may_curate(client_of: Any) -> None:
     assert job.kind == "sync" and response.url == job.get_absolute_url() and job.params == {}
 
 
-def test_the_whole_public_directory(tmp_path: Path) -> None:
-    """The real wheel, through pip."""
-    call = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(tmp_path), "sae-lens==6.54.12"]
-    done = subprocess.run(call, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"pip cannot reach an index with sae-lens: {done.stderr.strip().splitlines()[-1:]}")
+def wheel_of_the_peers(folder: Path) -> Path:
+    """The public directory as it came with the SAELens of `make peers`, packed again as a wheel that pip takes."""
+    python = peer()
+    if python is None:
+        pytest.skip("needs SAELens: make peers, or SAEHUB_PEERS")
+    [site] = python.parent.parent.glob("lib/python3*/site-packages")
+    wheel = folder / "sae_lens-6.54.12-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in (catalogue.MEMBER, *(f"sae_lens-6.54.12.dist-info/{part}" for part in ("METADATA", "WHEEL"))):
+            archive.write(site / name, name)
+        archive.writestr("sae_lens-6.54.12.dist-info/RECORD", "")
+    return wheel
+
+
+def test_the_whole_public_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through pip, of a folder instead of an index."""
+    wheel = wheel_of_the_peers(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     summary = catalogue.sync(version="6.54.12", say=lambda text: None)
     assert (summary["origin"], summary["releases"], summary["entries"]) == ("sae-lens 6.54.12", 170, 13_857)
     assert summary["rows"] == SAE.objects.count() == 13_428 and summary["aliases"] == 429
@@ -314,5 +326,5 @@ def test_the_whole_public_directory(tmp_path: Path) -> None:
     assert not SAE.objects.filter(layer=None).exclude(site="embed").exists()
     assert not SAE.objects.filter(hook_name="").exists() and not SAE.objects.filter(format="").exists()
     assert SAE.objects.filter(facts__has_key="norm_scaling_factor").count() == 304
-    again = catalogue.sync(str(next(tmp_path.glob("*.whl"))), say=lambda text: None)
+    again = catalogue.sync(str(wheel), say=lambda text: None)
     assert (again["new"], again["changed"], again["gone"]) == (0, 0, 0)
