@@ -20,7 +20,7 @@ import torch
 
 from saes.numerics.architectures import build_sae
 from saes.numerics.sae import SAE, SAEConfig
-from training.numerics import train as train_module
+from training.numerics import train_state
 from training.numerics.checkpoint import FILE, TrainingError, load_checkpoint, save_checkpoint
 from training.numerics.reconstruction import explained_variance
 from training.numerics.shard_writer import ShardWriter
@@ -482,6 +482,6 @@ def test_a_checkpoint_that_memory_had_no_room_for_is_written_once_the_step_gives
             raise MemoryError
         save_checkpoint(*given)
 
-    monkeypatch.setattr(train_module, "save_checkpoint", crowded)
+    monkeypatch.setattr(train_state, "save_checkpoint", crowded)
     result = train(sae_of(), stream(), config(steps=3), checkpoint_dir=tmp_path)
     assert result.steps == 3 and len(asked) == 2 and load_checkpoint(tmp_path)[1]["step"] == 3
