@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from http.client import HTTPConnection
+from itertools import chain, count
 from typing import Any
 
 from django.conf import settings
@@ -77,9 +78,11 @@ class Command(BaseCommand):
         if users.filter(is_superuser=True).exists():
             return
         password = secrets.token_urlsafe(12)
-        user = users.create_superuser("admin", password=password)
+        taken = set(users.filter(username__startswith="admin").values_list("username", flat=True))
+        name = next(name for name in chain(["admin"], map("admin{}".format, count(2))) if name not in taken)
+        user = users.create_superuser(name, password=password)
         user.groups.add(Group.objects.get(name="admin"))
-        self.stdout.write(f"First account: admin, password {password} (shown only now; change it under Account)")
+        self.stdout.write(f"First account: {name}, password {password} (shown only now; change it under Account)")
 
     def spawn(self, call: list[str]) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C reaches only us, and we end the children in order.
