@@ -36,8 +36,15 @@ def captures_of(sae: SAE) -> list[Capture]:
 
 @lru_cache(maxsize=8)
 def _opened(folder: Path, written: int) -> featurefile.FeatureView:
-    """A view stays open between pages: its columns are memory maps, and its summary a few bytes a feature."""
-    return featurefile.open_view(folder)
+    """A view stays open between pages: its columns are memory maps, and its summary a few bytes a feature.
+
+    Raises ViewError for a column that is damaged or lost, here and not in the middle of a page.
+    """
+    columns = featurefile.open_view(folder)
+    for file in folder.glob("*.npy"):
+        columns.column(file.stem)
+    columns.feature(0)  # needs every one that a page needs
+    return columns
 
 
 class FeatureViewQuerySet(MadeQuerySet):

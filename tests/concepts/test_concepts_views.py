@@ -163,6 +163,26 @@ def test_a_damaged_view_says_what_is_wrong(rows: Rows, view: FeatureView, client
     assert "This view cannot be shown" in page and "it was not finished" in page
 
 
+@pytest.mark.parametrize(
+    ("column", "harm", "sentence"),
+    [
+        ("maximum", "unlink", "lost its column maximum"),
+        ("activation_value", "truncate", "activation_value of the feature"),
+    ],
+)
+def test_a_column_that_is_lost_or_cut_is_a_sentence_on_the_page(
+    rows: Rows, view: FeatureView, client_of: Any, column: str, harm: str, sentence: str
+) -> None:
+    file = view.folder / f"{column}.npy"
+    if harm == "unlink":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-8])
+    for address in (features(rows), feature(rows, 3)):
+        response = client_of("researcher").get(address)
+        assert response.status_code == 200 and sentence in response.content.decode()
+
+
 # -- one feature
 def test_a_feature_shows_what_its_view_holds(rows: Rows, view: FeatureView, client_of: Any) -> None:
     columns = view.opened()
