@@ -193,15 +193,14 @@ def pick(starts, lengths, position, value, positions, values):
 def together(first, last, starts, feature, bounds, row, least, ids, correlation, counts):
     """Companions of features first to last: see together._plainly."""
     n, most = float(len(starts) - 1), ids.shape[1]
-    met, seen = np.zeros(len(bounds) - 1, np.int32), np.empty(len(bounds) - 1, np.int32)
+    met, seen = np.zeros(len(bounds) - 1, np.int32), np.empty(len(bounds), np.int32)
     for i in range(first, last):
         n_seen = 0
         for c in range(bounds[i], bounds[i + 1]):
             for s in range(starts[row[c]], starts[row[c] + 1]):
                 j = feature[s]
-                if met[j] == 0:
-                    seen[n_seen] = j
-                    n_seen += 1
+                seen[n_seen] = j  # stays where it is the first time; no branch, which could not be foretold
+                n_seen += met[j] == 0
                 met[j] += 1
         mine, kept = float(bounds[i + 1] - bounds[i]), 0
         for t in range(n_seen):

@@ -42,7 +42,8 @@ def write_companions(folder: Path, n_features: int, loops: Any) -> dict[str, int
     """
     starts, feature = _rows(np.fromfile(folder / SAMPLE, np.int32))
     n = len(starts) - 1
-    order = np.argsort(feature, kind="stable")
+    narrow = feature.astype(np.uint16) if n_features <= 2**16 else feature  # numpy sorts 16 bits by their value, 8 x faster
+    order = np.argsort(narrow, kind="stable")
     row = np.repeat(np.arange(n, dtype=np.int32), np.diff(starts))[order]
     bounds = np.concatenate([[0], np.cumsum(np.bincount(feature, minlength=n_features))]).astype(np.int64)
     ids = np.full((n_features, KEPT), -1, np.int32)
