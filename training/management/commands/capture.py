@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import CommandError
 
 from saehub.figures import count_text
-from saehub.jobs.foreground import ForegroundCommand
-from saehub.jobs.models import Job, State
+from saehub.jobs.models import State
 from saehub.jobs.runner import summary
 from saehub.typed import row_number
-from training.capture_document import KEYS, DocumentError, form_of, from_yaml, of_capture, said
+from training import capture_document
+from training.capture_document import of_capture
+from training.document_command import DocumentCommand
 from training.models import Capture
 from training.yaml_document import to_yaml
 
@@ -21,53 +21,17 @@ NAMES = ("name", "model_name", "corpus_name", "corpus_sha256", "location")
 LISTS = ("hook_names", "roles")
 
 
-class Command(ForegroundCommand):
+class Command(DocumentCommand):
     help = (
         "Capture activations. Exit codes: 0 captured, 1 failed, 2 bad request, 130 interrupted (whole shards stay, --resume "
         "goes on after them)."
     )
     stopping = "Stopping after this batch; whole shards stay."
-
-    def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "spec", nargs="?", help="A YAML document, as a capture's page makes it. Flags go before it."
-        )
-        for name in KEYS:
-            several = " (several with commas)" if name in LISTS else ""
-            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=f"As in the document{several}.")
-        parser.add_argument("--resume", metavar="CAPTURE", help="The number of a capture to go on with.")
-        parser.add_argument("--dry-run", action="store_true", help="Say what would be captured and at which cost.")
-        parser.add_argument("--json", action="store_true", help="Print the outcome as JSON.")
-        parser.add_argument("--user", default="", help="Whose it is; the first administrator if not given.")
-
-    def handle(self, *args: Any, **options: Any) -> None:
-        self.quiet = options["json"]
-        user = self.user(options["user"])
-        if options["resume"]:
-            row = self.resumed(options["resume"], user)
-        else:
-            try:
-                form = form_of(self.document(options), user)
-            except DocumentError as error:
-                raise CommandError(str(error), returncode=2) from None
-            if not form.is_valid():
-                raise CommandError("\n".join(said(form)), returncode=2)
-            if options["dry_run"]:
-                self.preview(form)
-                return
-            row = form.make()
-        self.finish(row, [self.see_through(job) for job in row.making()])
-
-    def document(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The file's settings, with those of the flags over them."""
-        document: dict[str, Any] = {}
-        if options["spec"]:
-            try:
-                document = from_yaml(Path(options["spec"]).read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError) as error:
-                raise CommandError(f"{options['spec']} cannot be read ({error}).", returncode=2) from None
-        flags = {name: options[name] for name in KEYS if options[name] is not None}
-        return document | from_yaml("\n".join(f"{name}: {_value(name, text)}" for name, text in flags.items()) or "{}")
+    of = capture_document
+    row = "capture"
+    resumable = "The number of a capture"
+    does = "captured"
+    several = dict.fromkeys(LISTS, " (several with commas)")
 
     def resumed(self, wanted: str, user: Any) -> Capture:
         """The capture, its jobs queued again where they rest."""
@@ -104,7 +68,8 @@ class Command(ForegroundCommand):
             f"{count_text(estimate.tokens or 0)} tokens: {spent}{size} of {count_text(estimate.free)}B to spare"
         )
 
-    def finish(self, row: Capture, jobs: list[Job]) -> None:
+    def finish(self, row: Capture) -> None:
+        jobs = [self.see_through(job) for job in row.making()]
         row.refresh_from_db()
         bad = next((job for job in jobs if job.state != State.DONE), None)
         last = bad or jobs[-1]
@@ -119,9 +84,8 @@ class Command(ForegroundCommand):
         self.stderr.write(f"Go on with: manage.py capture --resume {row.pk}")
         raise SystemExit(130)
 
-
-def _value(name: str, text: str) -> str:
-    """A flag's text as YAML: a list where the document takes one, and names as they are."""
-    if name in LISTS:
-        return json.dumps(text.replace(",", " ").split())
-    return json.dumps(text) if name in NAMES else text
+    def value(self, name: str, text: str) -> str:
+        """A list where the document takes one, and names as they are."""
+        if name in LISTS:
+            return json.dumps(text.replace(",", " ").split())
+        return json.dumps(text) if name in NAMES else text

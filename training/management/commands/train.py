@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import CommandError
 
 from saehub.figures import count_text
-from saehub.jobs.foreground import ForegroundCommand
-from saehub.jobs.models import Job, State
+from saehub.jobs.models import State
 from saehub.jobs.runner import summary
 from saehub.typed import row_number
+from training import run_document
+from training.document_command import DocumentCommand
 from training.models import Run, Sweep
-from training.run_document import KEYS, DocumentError, form_of, from_yaml, of_run, of_sweep, said, to_yaml
+from training.run_document import of_run, of_sweep
+from training.yaml_document import to_yaml
 
 LISTS = (
     "hook_name",
@@ -27,56 +28,20 @@ LISTS = (
     "betas",
     "matryoshka_widths",
 )
+NAMES = ("name", "capture_name", "hook_name", "hook_name_out", "corpus_sha256")
 
 
-class Command(ForegroundCommand):
+class Command(DocumentCommand):
     help = (
         "Train an SAE, or a sweep of them. Exit codes: 0 trained, 1 failed, 2 bad request, 130 interrupted (the "
         "checkpoint stays, --resume goes on from it)."
     )
-
     stopping = "Stopping at the next step; the checkpoint stays."
-
-    def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("spec", nargs="?", help="A YAML document, as a run's page makes it. Flags go before it.")
-        for name in KEYS:
-            several = " (several with commas: a sweep)" if name in LISTS[:7] else ""
-            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=f"As in the document{several}.")
-        parser.add_argument("--resume", metavar="RUN", help="The number of a run, or sweep-N, to go on with.")
-        parser.add_argument("--dry-run", action="store_true", help="Say what would be trained and at which cost.")
-        parser.add_argument("--json", action="store_true", help="Print the outcome as JSON.")
-        parser.add_argument("--user", default="", help="Whose it is; the first administrator if not given.")
-
-    def handle(self, *args: Any, **options: Any) -> None:
-        self.quiet = options["json"]
-        user = self.user(options["user"])
-        if options["resume"]:
-            row = self.resumed(options["resume"], user)
-        else:
-            try:
-                form = form_of(self.document(options), user)
-            except DocumentError as error:
-                raise CommandError(str(error), returncode=2) from None
-            if not form.is_valid():
-                raise CommandError("\n".join(said(form)), returncode=2)
-            if options["dry_run"]:
-                self.preview(form)
-                return
-            row = form.make()
-        self.finish(row, self.see_through(row.job))
-
-    def document(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The file's settings, with those of the flags over them."""
-        document: dict[str, Any] = {}
-        if options["spec"]:
-            try:
-                document = from_yaml(Path(options["spec"]).read_text(encoding="utf-8"))
-            except OSError as error:
-                raise CommandError(f"{options['spec']} cannot be read ({error.strerror}).", returncode=2) from None
-            except UnicodeDecodeError:
-                raise CommandError(f"{options['spec']} is not UTF-8 text.", returncode=2) from None
-        flags = {name: options[name] for name in KEYS if options[name] is not None}
-        return document | from_yaml("\n".join(f"{name}: {_value(name, text)}" for name, text in flags.items()) or "{}")
+    of = run_document
+    row = "run"
+    resumable = "The number of a run, or sweep-N,"
+    does = "trained"
+    several = dict.fromkeys(LISTS[:7], " (several with commas: a sweep)")
 
     def resumed(self, wanted: str, user: Any) -> Run | Sweep:
         """The run or sweep, its job queued again."""
@@ -117,7 +82,8 @@ class Command(ForegroundCommand):
         )
 
     # -- what came out
-    def finish(self, row: Run | Sweep, job: Job) -> None:
+    def finish(self, row: Run | Sweep) -> None:
+        job = self.see_through(row.job)
         row.refresh_from_db()
         if self.quiet:
             self.stdout.write(
@@ -139,9 +105,8 @@ class Command(ForegroundCommand):
         self.stderr.write(f"Go on with: manage.py train --resume {name}")
         raise SystemExit(130)
 
-
-def _value(name: str, text: str) -> str:
-    """A flag's text as YAML: with commas a list where the document takes one, and names as they are."""
-    if name in LISTS and "," in text:
-        return f"[{text}]"
-    return json.dumps(text) if name in ("name", "capture_name", "hook_name", "hook_name_out", "corpus_sha256") else text
+    def value(self, name: str, text: str) -> str:
+        """With commas a list where the document takes one, and names as they are."""
+        if name in LISTS and "," in text:
+            return f"[{text}]"
+        return json.dumps(text) if name in NAMES else text
