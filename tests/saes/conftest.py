@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from tests.saes.hub_files import get, progress, stocked, storage  # noqa: F401
+from tests.saes.importing import bring, bring_by_api  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
